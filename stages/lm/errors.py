@@ -1,0 +1,29 @@
+"""What a user can cause, told in one sentence. Knows nothing about models, data or settings."""
+
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+
+class UserError(Exception):
+    """A mistake or accident the user can mend.
+
+    The message names the key or file, its value, the likely cause and the remedy.
+    """
+
+
+def run_stage(main: Callable[[], int | None]) -> NoReturn:
+    """Run a stage's `main` and leave the process with its exit code.
+
+    A `UserError` becomes one line on standard error and exit code 1. Any other exception is a
+    defect of ours and keeps its traceback.
+    """
+    try:
+        code = main() or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 1
+    except KeyboardInterrupt:
+        print("stopped; run the same command again to start this stage over", file=sys.stderr)
+        code = 130
+    sys.exit(code)

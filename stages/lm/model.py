@@ -1,0 +1,254 @@
+"""The whole model: a decoder-only transformer, as Qwen3 or as GPT-2 wires it.
+
+Token ids in, next-token logits out, with an optional key/value cache. Knows nothing about text,
+training or files. Shapes: B sequences, T tokens, W width, H heads, K key/value heads, S head size.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Everything needed to build the model; stored with its weights."""
+
+    arch: str
+    """`qwen3` (Qwen3 technical report, arXiv 2505.09388) or `gpt2` (Radford et al. 2019)."""
+    vocab_size: int
+    context: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    width: int
+    ff_width: int
+    tie_embeddings: bool
+    dropout: float
+    rope_base: float = 10_000.0
+
+    @property
+    def padded_vocab(self) -> int:
+        """Rows of the embedding and the head: a multiple of 64, which matrix products like."""
+        return -(-self.vocab_size // 64) * 64
+
+
+class KVCache:
+    """Keys and values of the tokens one batch of sequences has seen so far."""
+
+    def __init__(self, config: ModelConfig, batch: int, like: Tensor) -> None:
+        shape = (config.layers, batch, config.kv_heads, config.context, config.head_size)
+        self.keys = torch.empty(shape, dtype=like.dtype, device=like.device)
+        self.values = torch.empty_like(self.keys)
+        self.length = 0
+
+    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Store (B, K, T, S) for a layer; returns all of its keys and values so far."""
+        end = self.length + key.size(2)
+        self.keys[layer, :, :, self.length : end] = key
+        self.values[layer, :, :, self.length : end] = value
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+
+class RMSNorm(nn.Module):
+    """Scale each vector to unit root mean square (Zhang & Sennrich 2019), in float32."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape as `x`; float32."""
+        return F.rms_norm(x.float(), self.weight.shape, self.weight, eps=1e-6)
+
+
+def rotary_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the rotary position embedding (Su et al. 2021), each (context, S)."""
+    half = torch.arange(0, config.head_size, 2, dtype=torch.float32) / config.head_size
+    angles = torch.outer(torch.arange(config.context).float(), config.rope_base**-half)
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (i, i + S/2) of `x` (B, H, T, S) by its position's angle, tables (T, S)."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Causal attention; the last query sees every key, each earlier one a key less.
+
+    query (B, H, T, S), key and value (B, K, L, S) with L >= T; returns (B, H, T, S).
+    """
+    if key.size(1) != query.size(1):
+        shared = query.size(1) // key.size(1)
+        key, value = (x.repeat_interleave(shared, dim=1) for x in (key, value))
+    length, seen = query.size(2), key.size(2)
+    if query.is_cuda and length == seen:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True)
+    # On a CPU at short context the two products are faster than the fused operator's backward.
+    scores = query @ key.transpose(-2, -1) * query.size(-1) ** -0.5
+    if length > 1:
+        future = torch.ones(length, seen, dtype=torch.bool, device=query.device)
+        scores = scores.masked_fill(future.triu(seen - length + 1), float("-inf"))
+    return scores.float().softmax(dim=-1).to(value.dtype) @ value
+
+
+class Attention(nn.Module):
+    """Multi-head causal self-attention. Qwen3: rotary positions, normed queries and keys."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        bias = config.arch == "gpt2"
+        self.head_size = config.head_size
+        self.split = [config.heads, config.kv_heads, config.kv_heads]
+        self.qkv = nn.Linear(config.width, sum(self.split) * config.head_size, bias=bias)
+        self.out = nn.Linear(config.heads * config.head_size, config.width, bias=bias)
+        if config.arch == "qwen3":
+            self.query_norm = RMSNorm(config.head_size)
+            self.key_norm = RMSNorm(config.head_size)
+
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor] | None, cache: KVCache | None, layer: int
+    ) -> Tensor:
+        """(B, T, W) -> (B, T, W)."""
+        batch, length, _ = x.shape
+        heads = self.qkv(x).view(batch, length, -1, self.head_size).transpose(1, 2)
+        query, key, value = heads.split(self.split, dim=1)  # (B, H|K|K, T, S)
+        if rope is not None:
+            query = rotate(self.query_norm(query), *rope).to(value.dtype)
+            key = rotate(self.key_norm(key), *rope).to(value.dtype)
+        if cache is not None:
+            key, value = cache.append(layer, key, value)
+        mixed = attend(query, key, value)
+        return self.out(mixed.transpose(1, 2).reshape(batch, length, -1))
+
+
+class SwiGLU(nn.Module):
+    """Qwen3's feed-forward layer: down(silu(gate(x)) * up(x)) (Shazeer 2020)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(config.width, 2 * config.ff_width, bias=False)
+        self.down = nn.Linear(config.ff_width, config.width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, W) -> (B, T, W)."""
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+class MLP(nn.Module):
+    """GPT-2's feed-forward layer: down(gelu(up(x))), GELU by its tanh approximation."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.width, config.ff_width)
+        self.down = nn.Linear(config.ff_width, config.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, W) -> (B, T, W)."""
+        return self.down(F.gelu(self.up(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each normed before and added after (pre-norm residual)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention_norm = make_norm(config)
+        self.attention = Attention(config)
+        self.feed_forward_norm = make_norm(config)
+        self.feed_forward = SwiGLU(config) if config.arch == "qwen3" else MLP(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor] | None, cache: KVCache | None, layer: int
+    ) -> Tensor:
+        """(B, T, W) -> (B, T, W)."""
+        x = x + self.dropout(self.attention(self.attention_norm(x), rope, cache, layer))
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+
+
+def make_norm(config: ModelConfig) -> nn.Module:
+    """The architecture's norm over a token's vector."""
+    return RMSNorm(config.width) if config.arch == "qwen3" else nn.LayerNorm(config.width)
+
+
+class Transformer(nn.Module):
+    """The language model."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.token_embedding = nn.Embedding(config.padded_vocab, config.width)
+        if config.arch == "qwen3":
+            cos, sin = rotary_tables(config)
+            self.register_buffer("cos", cos, persistent=False)
+            self.register_buffer("sin", sin, persistent=False)
+        else:
+            self.position_embedding = nn.Embedding(config.context, config.width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.final_norm = make_norm(config)
+        if not config.tie_embeddings:
+            self.head = nn.Linear(config.width, config.padded_vocab, bias=False)
+
+    def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Logits (B, T, vocab_size) for the token after each of `tokens` (B, T), int64.
+
+        With a `cache`, `tokens` continue the sequences in it; together they must fit `context`.
+        """
+        start = cache.length if cache is not None else 0
+        end = start + tokens.size(1)
+        assert end <= self.config.context, f"{end} tokens do not fit {self.config.context}"
+        x = self.token_embedding(tokens)
+        rope = None
+        if self.config.arch == "qwen3":
+            rope = (self.cos[start:end], self.sin[start:end])
+        else:
+            x = x + self.position_embedding.weight[start:end]
+        x = self.dropout(x)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, rope, cache, layer)
+        if cache is not None:
+            cache.length = end
+        head = self.token_embedding if self.config.tie_embeddings else self.head
+        # The padding of the vocabulary is not part of it: never trained, never sampled.
+        return F.linear(self.final_norm(x), head.weight)[..., : self.config.vocab_size]
+
+    def parameter_count(self) -> int:
+        """Trainable numbers, shared ones counted once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+
+@torch.no_grad()
+def initialise(model: Transformer, generator: torch.Generator) -> None:
+    """Fill the weights from `generator`.
+
+    Matrices are normal with a standard deviation of 0.02 in GPT-2 and of width^-1/2 in Qwen3.
+    What writes into the residual stream starts small: GPT-2 divides by sqrt(2 * layers); Qwen3
+    starts at zero, and an untied head too, so that the first prediction is uniform (the zero
+    initialisation of muP's readout and of speed-run GPTs).
+    """
+    config = model.config
+    gpt2 = config.arch == "gpt2"
+    std = 0.02 if gpt2 else config.width**-0.5
+    into_residual = 0.02 / math.sqrt(2 * config.layers) if gpt2 else 0.0
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            continue
+        if name.endswith("bias"):
+            parameter.zero_()
+        elif name.endswith(("out.weight", "down.weight")):
+            parameter.normal_(0, into_residual, generator=generator)
+        elif name == "head.weight":
+            parameter.normal_(0, 0.02 if gpt2 else 0.0, generator=generator)
+        elif "embedding" in name and not gpt2 and config.tie_embeddings:
+            parameter.normal_(0, 0.02, generator=generator)
+        else:
+            parameter.normal_(0, std, generator=generator)

@@ -1,0 +1,144 @@
+"""From `params.yaml` to typed settings, or one sentence that says what is wrong with it."""
+
+import dataclasses
+import difflib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar, get_type_hints
+
+import yaml
+
+from ..errors import UserError
+from ..paths import PARAMS
+
+
+@dataclass(frozen=True)
+class Range:
+    """The values a number may take, ends included."""
+
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"from {self.low:g} to {self.high:g}"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The words a text may be."""
+
+    words: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "one of " + ", ".join(self.words)
+
+
+class Section(Protocol):
+    """A frozen dataclass that mirrors one section of `params.yaml`."""
+
+    SECTION: ClassVar[str]
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+
+S = TypeVar("S", bound=Section)
+
+
+def load_section(cls: type[S], path: Path = PARAMS) -> S:
+    """The section of `params.yaml` that `cls` describes.
+
+    Raises:
+        UserError: a key is missing, unknown or has a value it cannot have.
+    """
+    return _build(cls, _read(path), path.name)
+
+
+def load_sections(classes: list[type[Any]], path: Path = PARAMS) -> dict[str, Any]:
+    """Every section, by name; a section that no class describes is an error too."""
+    document = _read(path)
+    known = [cls.SECTION for cls in classes]
+    for name in document:
+        if name not in known:
+            raise UserError(f"{path.name}: unknown section {name!r}{_nearest(name, known)}.")
+    return {cls.SECTION: _build(cls, document, path.name) for cls in classes}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{path.name} is missing; it holds every setting. Restore it, for example with "
+            f"`git checkout {path.name}`."
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = " ".join(str(error).split())
+        raise UserError(f"{path.name} is not readable as YAML: {where}.") from error
+    if not isinstance(document, dict):
+        raise UserError(f"{path.name} must hold sections such as `train:`, each with its keys.")
+    return document
+
+
+def _build(cls: type[S], document: dict[str, Any], file: str) -> S:
+    section = cls.SECTION
+    values = document.get(section)
+    if not isinstance(values, dict):
+        state = "is missing" if section not in document else f"is {values!r}, not a group of keys"
+        raise UserError(f"{file}: the section `{section}:` {state}.")
+    hints = get_type_hints(cls, include_extras=True)
+    names = [field.name for field in dataclasses.fields(cls)]
+    for key in values:
+        if key not in names:
+            raise UserError(f"{file}: unknown key {section}.{key}{_nearest(str(key), names)}.")
+    parsed = {}
+    for name in names:
+        if name not in values:
+            raise UserError(
+                f"{file}: {section}.{name} is missing; add it back ({_expected(hints[name])})."
+            )
+        try:
+            parsed[name] = _convert(values[name], hints[name])
+        except ValueError:
+            raise UserError(
+                f"{file}: {section}.{name} is {values[name]!r}, but must be "
+                f"{_expected(hints[name])}."
+            ) from None
+    try:
+        return cls(**parsed)
+    except ValueError as error:
+        raise UserError(f"{file}: {error}") from None
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    match = difflib.get_close_matches(str(name), known, n=1)
+    return f"; did you mean {match[0]!r}?" if match else f"; known are {', '.join(known)}"
+
+
+def _expected(hint: Any) -> str:
+    kind, limits = _parts(hint)
+    noun = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
+    return f"{noun} {limits}" if isinstance(limits, Range) else str(limits or noun)
+
+
+def _parts(hint: Any) -> tuple[type, Range | Choice | None]:
+    metadata = getattr(hint, "__metadata__", (None,))
+    return getattr(hint, "__origin__", hint), metadata[0]
+
+
+def _convert(value: Any, hint: Any) -> Any:
+    kind, limits = _parts(hint)
+    if kind is bool or kind is str:
+        if not isinstance(value, kind):
+            raise ValueError
+        if isinstance(limits, Choice) and value not in limits.words:
+            raise ValueError
+        return value
+    # DVC writes 0.00001 as `1e-05`, which YAML 1.1 (and so PyYAML) reads as text.
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError
+    number = float(value)
+    if not math.isfinite(number) or (kind is int and number != int(number)):
+        raise ValueError
+    if isinstance(limits, Range) and not limits.low <= number <= limits.high:
+        raise ValueError
+    return int(number) if kind is int else number

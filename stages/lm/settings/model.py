@@ -1,0 +1,64 @@
+"""The `model:` section of `params.yaml`."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from .loader import Choice, Range
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """The shape of the transformer. The vocabulary size comes from the tokenizer."""
+
+    SECTION: ClassVar[str] = "model"
+
+    arch: Annotated[str, Choice(("qwen3", "gpt2"))]
+    """`qwen3`: RMSNorm, rotary positions, QK-norm, SwiGLU, no biases. `gpt2`: LayerNorm, learned
+    positions, GELU, biases."""
+
+    layers: Annotated[int, Range(1, 200)]
+    """Transformer blocks."""
+
+    heads: Annotated[int, Range(1, 256)]
+    """Attention heads; each is `width / heads` wide."""
+
+    kv_heads: Annotated[int, Range(1, 256)]
+    """Key/value heads, a divisor of `heads` (grouped-query attention). `gpt2` needs
+    `kv_heads = heads`."""
+
+    width: Annotated[int, Range(8, 16_384)]
+    """Size of a token's vector; multiples of 64 are fast, of 256 quantize everywhere."""
+
+    ff_width: Annotated[int, Range(8, 131_072)]
+    """Inner size of the feed-forward layer: about 8/3 of `width` for `qwen3`, 4 for `gpt2`."""
+
+    context: Annotated[int, Range(8, 131_072)]
+    """Tokens the model sees at once."""
+
+    tie_embeddings: bool
+    """Use one matrix for the token embedding and the output head."""
+
+    dropout: Annotated[float, Range(0, 0.9)]
+    """Share of activations dropped after the embedding and after each sublayer in training."""
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(
+                f"model.width {self.width} is not a multiple of model.heads {self.heads}; "
+                "each head takes an equal part of the width."
+            )
+        if self.heads % self.kv_heads:
+            raise ValueError(
+                f"model.heads {self.heads} is not a multiple of model.kv_heads {self.kv_heads}; "
+                "each key/value head serves an equal number of heads."
+            )
+        if self.arch == "qwen3" and (self.width // self.heads) % 2:
+            raise ValueError(
+                f"model.width / model.heads is {self.width // self.heads}, but rotary positions "
+                "need an even head size; change model.width or model.heads."
+            )
+        if self.arch == "gpt2" and self.kv_heads != self.heads:
+            raise ValueError(
+                f"model.kv_heads is {self.kv_heads}, but GPT-2 has as many as model.heads; "
+                f"set model.kv_heads to {self.heads}."
+            )

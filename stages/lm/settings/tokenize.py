@@ -1,0 +1,40 @@
+"""The `tokenize:` section of `params.yaml`."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from .loader import Choice, Range
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizeSettings:
+    """How the text becomes tokens, and which part of it is held out."""
+
+    SECTION: ClassVar[str] = "tokenize"
+
+    tokenizer: str
+    """`bpe` trains a byte-level BPE on the training split. A tiktoken name (`gpt2`,
+    `cl100k_base`, `o200k_base`) uses that vocabulary, downloaded once by tiktoken. A file name
+    ending in `.tiktoken` is read from `data/base/`."""
+
+    vocab_size: Annotated[int, Range(256, 200_000)]
+    """Tokens in a `bpe` vocabulary, the 256 bytes included. No effect on the other tokenizers."""
+
+    pattern: Annotated[str, Choice(("gpt-2", "qwen2", "llama-bpe", "gpt-4o"))]
+    """How text is cut before byte pairs are merged, by llama.cpp's name for it. Used by `bpe`
+    and by `.tiktoken` files; a tiktoken name brings its own."""
+
+    val_fraction: Annotated[float, Range(0.001, 0.5)]
+    """Share of the text's bytes, after the training split, that chooses: best epoch, early stop,
+    quantization."""
+
+    test_fraction: Annotated[float, Range(0.001, 0.5)]
+    """Share of the text's bytes, at its end, that nothing looks at before `evaluate`."""
+
+    def __post_init__(self) -> None:
+        if self.val_fraction + self.test_fraction > 0.9:
+            raise ValueError(
+                f"tokenize.val_fraction {self.val_fraction:g} and tokenize.test_fraction "
+                f"{self.test_fraction:g} leave less than a tenth of the text to train on; "
+                "lower them."
+            )

@@ -1,0 +1,59 @@
+"""The `train:` section of `params.yaml`."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from .loader import Choice, Range
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """How the weights are found. Every key here is part of a run's identity."""
+
+    SECTION: ClassVar[str] = "train"
+
+    seed: Annotated[int, Range(0, 2**31 - 1)]
+    """Fixes the initial weights, the order of the text and dropout."""
+
+    epochs: Annotated[int, Range(1, 100_000)]
+    """Passes over the training split."""
+
+    batch_size: Annotated[int, Range(1, 65_536)]
+    """Windows of `model.context` tokens in one forward and backward pass."""
+
+    accumulate: Annotated[int, Range(1, 65_536)]
+    """Passes whose gradients are averaged into one optimizer step."""
+
+    lr: Annotated[float, Range(0, 10)]
+    """Peak learning rate."""
+
+    warmup_steps: Annotated[int, Range(0, 1_000_000)]
+    """Steps over which the learning rate rises from zero."""
+
+    decay_fraction: Annotated[float, Range(0, 1)]
+    """Share of all steps, at the end, over which the learning rate falls in a straight line."""
+
+    final_lr_fraction: Annotated[float, Range(0, 1)]
+    """Where the learning rate ends, as a share of `lr`."""
+
+    weight_decay: Annotated[float, Range(0, 100)]
+    """Decoupled decay of the matrices, times the learning rate (AdamW)."""
+
+    beta1: Annotated[float, Range(0, 0.9999)]
+    """AdamW: memory of the mean gradient."""
+
+    beta2: Annotated[float, Range(0, 0.99999)]
+    """AdamW: memory of the squared gradient."""
+
+    grad_clip: Annotated[float, Range(0, 1_000)]
+    """Largest norm of the gradient; larger ones are scaled down. 0 is off."""
+
+    patience: Annotated[int, Range(0, 100_000)]
+    """Stop after this many epochs without a better validation loss. 0 is never."""
+
+    val_tokens: Annotated[int, Range(1, 1_000_000_000)]
+    """Tokens of the validation split scored at each epoch's end; more are thinned evenly."""
+
+    precision: Annotated[str, Choice(("auto", "bf16", "float32"))]
+    """Number format of the matrix products; the weights stay float32. `auto` takes bf16 where
+    the hardware multiplies it faster."""

@@ -1,0 +1,203 @@
+"""Bytes to token ids and back, without loss. Encoding is always tiktoken's.
+
+Knows nothing about splits, files of tokens or models.
+"""
+
+import base64
+import binascii
+import re
+from collections.abc import Iterable, Iterator
+
+import tiktoken
+from tokenizers import Regex
+from tokenizers import Tokenizer as BPETrainable
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
+from tokenizers.trainers import BpeTrainer
+
+from .errors import UserError
+
+_SPACES = r"\s+(?!\S)|\s+"
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+
+PATTERNS = {
+    "gpt-2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|" + _SPACES,
+    "qwen2": _CONTRACTIONS
+    + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
+    + _SPACES,
+    "llama-bpe": _CONTRACTIONS
+    + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
+    + _SPACES,
+    "gpt-4o": rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_CONTRACTIONS}?"
+    + rf"|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_CONTRACTIONS}?"
+    + r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|"
+    + _SPACES,
+}
+"""Regular expressions that cut text before merging, by the name llama.cpp gives them. A tokenizer
+with one of these can be exported; any other pattern has no name there."""
+
+MAX_RUN = 25_000
+"""Longest run of characters without (or of nothing but) white space handed to tiktoken at once.
+It fails on a megabyte of spaces; Llama 3's tokenizer cuts at the same length."""
+
+_INVALID = re.compile("([\udc80-\udcff]+)")
+_LONG_SPACE = re.compile(rf"\s{{{MAX_RUN + 1}}}")
+_RUNS = re.compile(rf"\s{{1,{MAX_RUN}}}|\S{{1,{MAX_RUN}}}")
+
+
+class Tokenizer:
+    """A byte-pair vocabulary and the pattern that cuts text before its merges apply.
+
+    `ranks` maps each token's bytes to its id; ids run from 0 without gaps and hold all 256 bytes,
+    so that any bytes can be encoded. Special tokens do not exist: text that looks like one is
+    text.
+
+    Raises:
+        UserError: the vocabulary has gaps, or lacks a byte.
+    """
+
+    def __init__(self, ranks: dict[bytes, int], pattern: str, name: str) -> None:
+        missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
+        if missing:
+            raise UserError(
+                f"the vocabulary {name} lacks {len(missing)} of the 256 single bytes, the first "
+                f"is {missing[0]:#04x}, so it cannot encode every text; take another vocabulary."
+            )
+        if sorted(ranks.values()) != list(range(len(ranks))):
+            raise UserError(
+                f"the vocabulary {name} does not number its {len(ranks)} tokens from 0 to "
+                f"{len(ranks) - 1}; the file is damaged or of another kind."
+            )
+        self.name = name
+        self.pattern = pattern
+        self.ranks = ranks
+        self._encoding = tiktoken.Encoding(
+            name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={}
+        )
+        self._byte_ids = [ranks[bytes([byte])] for byte in range(256)]
+        self._tokens = sorted(ranks, key=ranks.__getitem__)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens."""
+        return len(self.ranks)
+
+    def encode(self, data: bytes) -> list[int]:
+        """The ids of any bytes. Bytes that are not UTF-8 become one token each."""
+        ids: list[int] = []
+        # With surrogateescape each invalid byte becomes one character that no valid text has.
+        for piece in _INVALID.split(data.decode("utf-8", "surrogateescape")):
+            if _INVALID.match(piece):
+                ids += [self._byte_ids[ord(char) - 0xDC00] for char in piece]
+            else:
+                for part in _bounded_runs(piece):
+                    ids += self._encoding.encode_ordinary(part)
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> bytes:
+        """The bytes of token ids. The exact inverse of `encode`; ids must be in the vocabulary."""
+        return b"".join(self._tokens[token] for token in ids)
+
+    def to_text(self) -> str:
+        """The vocabulary in tiktoken's file format: a line a token, its bytes in base64, its id."""
+        return "".join(
+            f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(self._tokens)
+        )
+
+    @classmethod
+    def from_text(cls, text: str, pattern: str, name: str) -> "Tokenizer":
+        """The tokenizer that `to_text` wrote, or any `.tiktoken` file.
+
+        Raises:
+            UserError: a line is not base64 and a number.
+        """
+        ranks = {}
+        for number, line in enumerate(text.splitlines(), 1):
+            if not line:
+                continue
+            try:
+                token, rank = line.split()
+                ranks[base64.b64decode(token, validate=True)] = int(rank)
+            except (ValueError, binascii.Error):
+                raise UserError(
+                    f"line {number} of the vocabulary {name} is {line[:40]!r}, not a token in "
+                    "base64 and its id; the file is damaged or not a .tiktoken file."
+                ) from None
+        return cls(ranks, pattern, name)
+
+
+def _bounded_runs(text: str) -> list[str]:
+    longest = max((len(word) for word in text.split()), default=0)
+    if longest <= MAX_RUN and not _LONG_SPACE.search(text):
+        return [text]
+    # Cut only inside the long runs: words around them must stay with their neighbours.
+    parts, start = [], 0
+    for run in _RUNS.finditer(text):
+        if run.end() - run.start() == MAX_RUN:
+            parts.append(text[start : run.end()])
+            start = run.end()
+    return [*parts, text[start:]] if start < len(text) else parts
+
+
+def train_bpe(texts: Iterator[str], vocab_size: int, pattern_name: str) -> Tokenizer:
+    """A byte-level BPE vocabulary of at most `vocab_size` tokens learned from `texts`.
+
+    Hugging Face `tokenizers` finds the merges (Sennrich et al. 2016, on bytes as in GPT-2); a
+    token's id is its place in the order of merging, after the 256 bytes, which is what tiktoken
+    encodes by. Short texts give fewer tokens.
+    """
+    alphabet = _byte_characters()
+    trainable = BPETrainable(BPE())
+    trainable.pre_tokenizer = Sequence(
+        [
+            Split(Regex(PATTERNS[pattern_name]), behavior="isolated"),
+            ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    trainer = BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        initial_alphabet=list(alphabet),
+        show_progress=False,
+    )
+    trainable.train_from_iterator(texts, trainer)
+    vocabulary = trainable.get_vocab()
+    merged = [token for token in sorted(vocabulary, key=vocabulary.__getitem__) if len(token) > 1]
+    tokens = [bytes([byte]) for byte in range(256)]
+    tokens += [bytes(alphabet[char] for char in token) for token in merged]
+    ranks = {token: rank for rank, token in enumerate(tokens)}
+    return Tokenizer(ranks, PATTERNS[pattern_name], "bpe")
+
+
+def _byte_characters() -> dict[str, int]:
+    # GPT-2's printable stand-ins for bytes: printable Latin-1 is itself, the rest follow U+0100.
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {
+        chr(0x100 + place): byte for place, byte in enumerate(others)
+    }
+
+
+def named_tokenizer(name: str) -> Tokenizer:
+    """A vocabulary tiktoken knows by name; it downloads the file once and keeps it.
+
+    Raises:
+        UserError: the name is unknown, or the download fails.
+    """
+    known = tiktoken.list_encoding_names()
+    if name not in known:
+        raise UserError(
+            f"params.yaml: tokenize.tokenizer is {name!r}, but must be bpe, the name of a "
+            f".tiktoken file in data/base/, or one of tiktoken's: {', '.join(known)}."
+        )
+    try:
+        encoding = tiktoken.get_encoding(name)
+    except (OSError, ValueError) as error:  # requests' exceptions are OSErrors
+        raise UserError(
+            f"tiktoken could not download the vocabulary {name!r} ({type(error).__name__}). "
+            "Without a network, set tokenize.tokenizer to bpe, or put the vocabulary's .tiktoken "
+            "file into data/base/ and name it there."
+        ) from error
+    # tiktoken documents these two as the way to build on an existing encoding.
+    return Tokenizer(encoding._mergeable_ranks, encoding._pat_str, name)

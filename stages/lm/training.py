@@ -1,0 +1,262 @@
+"""The training loop: windows in, weights out, saved so that it can stop at any moment.
+
+Knows nothing about `params.yaml`, DVC or where files lie; the stage hands it what it needs.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim import Optimizer
+from tqdm import tqdm
+
+from .data import TokenData, WindowOrder, gather
+from .errors import UserError
+from .metrics import duration, loss_units, timestamp
+from .model import Transformer
+from .optim import build_optimizer, learning_rate, set_learning_rate
+from .runtime import Machine, random_state, restore_random_state
+from .scoring import score
+from .settings.train import TrainSettings
+
+ROWS_PER_EPOCH = 10
+"""Points of the training curve in an epoch."""
+
+
+@dataclass
+class Progress:
+    """Everything the loop remembers besides weights and optimizer; plain values only."""
+
+    step: int = 0
+    elapsed: float = 0.0
+    """Seconds of training, over all resumes."""
+    row_losses: list[float] = field(default_factory=list)
+    """Training losses since the last point of the curve."""
+    epoch_losses: list[float] = field(default_factory=list)
+    """Sums and counts of the losses of this epoch, a pair a point of the curve."""
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    log: list[str] = field(default_factory=list)
+    """The lines of `training.log`, one an epoch."""
+    best_val_loss: float = math.inf
+    best_epoch: int = 0
+    finished: bool = False
+
+
+class TrainingRun:
+    """A model being trained: the loop and its state.
+
+    `save` is called with nothing when a checkpoint is due, after each epoch and every
+    `checkpoint_steps` steps; `stop_requested` is asked after each step.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        data: TokenData,
+        settings: TrainSettings,
+        machine: Machine,
+    ) -> None:
+        self.model = model.to(machine.device)
+        self.data = data
+        self.settings = settings
+        self.machine = machine
+        self.optimizer: Optimizer = build_optimizer(model, settings)
+        self.order = WindowOrder(
+            tokens=len(data.train),
+            context=model.config.context,
+            batch=settings.batch_size * settings.accumulate,
+            seed=settings.seed,
+        )
+        self.total_steps = self.order.steps(settings.epochs)
+        self.progress = Progress()
+        self.best: dict[str, Tensor] = {}
+
+    # State -----------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """All that is needed to continue as if nothing had happened: tensors and plain values."""
+        return {
+            "progress": dict(vars(self.progress)),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "best": self.best,
+            "random": random_state(self.machine.device),
+            "machine": self.machine.describe(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> str:
+        """Continue from `state`; returns a warning where the result may differ in its last bits."""
+        self.progress = Progress(**state["progress"])
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.best = state["best"]
+        restore_random_state(state["random"], self.machine.device)
+        here, there = self.machine.describe(), state["machine"]
+        changes = [f"{key} was {there[key]}, is {here[key]}" for key in here if here[key] != there[key]]
+        if not changes:
+            return ""
+        return f"the last bits may differ from an uninterrupted run: {'; '.join(changes)}"
+
+    # Loop ------------------------------------------------------------------------------------
+
+    def epochs_done(self) -> int:
+        """Epochs that are over after the steps taken so far."""
+        done = self.progress.step * self.order.batch // self.order.per_epoch
+        return min(done, self.settings.epochs)
+
+    def run(
+        self,
+        save: Callable[[], None],
+        stop_requested: Callable[[], bool],
+        checkpoint_steps: int = 0,
+    ) -> None:
+        """Train until the last step, until patience ends, or until a stop is requested.
+
+        Raises:
+            UserError: a loss or a gradient is not finite; the step is not taken.
+        """
+        progress, settings = self.progress, self.settings
+        self.model.train()
+        began, elapsed_before = time.monotonic(), progress.elapsed
+        epoch_began, epoch_began_step = began, progress.step
+        tokens_per_step = self.order.batch * self.order.length
+        bar = tqdm(
+            total=self.total_steps, initial=progress.step, desc="train", unit="step", smoothing=0.1
+        )
+        while progress.step < self.total_steps and not progress.finished:
+            epochs_before = self.epochs_done()
+            progress.row_losses.append(self._step())
+            progress.step += 1
+            progress.elapsed = elapsed_before + time.monotonic() - began
+            rate = tokens_per_step * bar.format_dict["rate"] if bar.format_dict["rate"] else 0
+            bar.set_postfix_str(f"loss {progress.row_losses[-1]:.3f}, {rate:,.0f} tokens/s", False)
+            bar.update()
+            if self.epochs_done() > epochs_before:
+                taken = progress.step - epoch_began_step
+                rate = taken * tokens_per_step / (time.monotonic() - epoch_began)
+                self._end_epoch(rate)
+                progress.elapsed = elapsed_before + time.monotonic() - began
+                save()
+                bar.write(progress.log[-1])
+                epoch_began, epoch_began_step = time.monotonic(), progress.step
+            elif len(progress.row_losses) >= max(1, self.order.steps(1) // ROWS_PER_EPOCH):
+                self._end_row()
+            if stop_requested():
+                break
+            if checkpoint_steps and progress.step % checkpoint_steps == 0:
+                save()
+        bar.close()
+        if progress.step >= self.total_steps:
+            progress.finished = True
+
+    def _step(self) -> float:
+        """One optimizer step over a batch; returns its mean loss in nats per token."""
+        progress, settings = self.progress, self.settings
+        starts = self.order.batch_starts(progress.step)
+        lr = learning_rate(progress.step, self.total_steps, settings)
+        set_learning_rate(self.optimizer, lr)
+        loss_sum = 0.0
+        for part in np.split(starts, settings.accumulate):
+            rows = torch.from_numpy(gather(self.data.train, part, self.order.length))
+            rows = rows.to(self.machine.device, non_blocking=True)
+            with self.machine.autocast():
+                logits = self.model(rows[:, :-1])
+            loss = F.cross_entropy(logits.float().flatten(0, 1), rows[:, 1:].flatten())
+            loss_sum += self._finite(loss.item(), "loss")
+            (loss / settings.accumulate).backward()
+        limit = settings.grad_clip or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        self._finite(norm.item(), "norm of the gradient")
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss_sum / settings.accumulate
+
+    def _finite(self, value: float, what: str) -> float:
+        if math.isfinite(value):
+            return value
+        raise UserError(
+            f"training stopped at step {self.progress.step + 1}: the {what} is {value}, so the step "
+            "was not taken. The usual causes are a learning rate that is too high (train.lr is "
+            f"{self.settings.lr:g}), too short a warm-up (train.warmup_steps is "
+            f"{self.settings.warmup_steps}) or too little precision (train.precision is "
+            f"{self.settings.precision}); change one and run the same command again."
+        )
+
+    def _end_row(self) -> None:
+        """Add a point to the training curve."""
+        progress = self.progress
+        total, count = math.fsum(progress.row_losses), len(progress.row_losses)
+        progress.epoch_losses += [total, count]
+        progress.row_losses.clear()
+        progress.curve.append(
+            {
+                "step": progress.step,
+                "epoch": round(progress.step * self.order.batch / self.order.per_epoch, 4),
+                "train_loss": total / count,
+                "lr": learning_rate(progress.step - 1, self.total_steps, self.settings),
+            }
+        )
+
+    def _end_epoch(self, rate: float) -> None:
+        """Validate, keep the best weights, write the epoch's line, decide whether to go on."""
+        progress = self.progress
+        self._end_row()
+        train_loss = math.fsum(progress.epoch_losses[0::2]) / sum(progress.epoch_losses[1::2])
+        progress.epoch_losses.clear()
+        val_loss = self._finite(self.validate(), "validation loss")
+        epoch = self.epochs_done()
+        progress.curve[-1] |= {"epoch_loss": train_loss, "val_loss": val_loss}
+        if val_loss < progress.best_val_loss:
+            progress.best_val_loss, progress.best_epoch = val_loss, epoch
+            self.best = {
+                name: tensor.detach().cpu().clone()
+                for name, tensor in self.model.state_dict().items()
+            }
+        patience = self.settings.patience
+        progress.finished = bool(patience) and epoch - progress.best_epoch >= patience
+        progress.log.append(
+            f"{timestamp()}  epoch {epoch}/{self.settings.epochs}  train {train_loss:.4f}  "
+            f"val {val_loss:.4f}  {self.bits_per_byte(val_loss):.4f} bits/byte  "
+            f"lr {progress.curve[-1]['lr']:.2e}  {rate:,.0f} tokens/s  "
+            f"{duration(progress.elapsed)} elapsed  checkpoint written"
+            + (f"  stopped: no better epoch since {progress.best_epoch}" if progress.finished else "")
+        )
+
+    def validate(self) -> float:
+        """Nats per token on the validation split, at most `train.val_tokens` of it."""
+        nats, tokens = score(
+            self.model,
+            self.data.val,
+            self.data.preceding("val", self.model.config.context),
+            self.machine,
+            max_tokens=self.settings.val_tokens,
+        )
+        return nats / tokens
+
+    def bits_per_byte(self, val_loss: float) -> float:
+        """A validation loss in the unit that compares across tokenizers."""
+        split = self.data.meta["splits"]["val"]
+        tokens = split["tokens"]
+        return loss_units(val_loss * tokens, tokens, split["bytes"])["bits_per_byte"]
+
+    def summary(self) -> dict[str, Any]:
+        """What `metrics/train.json` holds: numbers that depend on nothing but the run."""
+        progress = self.progress
+        epochs = [row for row in progress.curve if "val_loss" in row]
+        return {
+            "epochs": self.epochs_done(),
+            "steps": progress.step,
+            "tokens_seen": progress.step * self.order.batch * self.order.length,
+            "train_loss": round(epochs[-1]["epoch_loss"], 6),
+            "val_loss": round(epochs[-1]["val_loss"], 6),
+            "best_val_loss": round(progress.best_val_loss, 6),
+            "best_val_bits_per_byte": self.bits_per_byte(progress.best_val_loss),
+            "best_epoch": progress.best_epoch,
+            "parameters": self.model.parameter_count(),
+        }

@@ -1,0 +1,102 @@
+"""Stage `tokenize`: `data/input.txt` -> `data/tokens/`, in bounded memory.
+
+The module is not called `tokenize`: that name belongs to the standard library.
+"""
+
+import hashlib
+from collections.abc import Iterator
+
+from tqdm import tqdm
+
+from stages.lm import paths
+from stages.lm.data import SPLITS, read_chunks, split_bounds, token_dtype, write_tokens
+from stages.lm.errors import UserError, run_stage
+from stages.lm.files import sha256_file, write_json, write_text
+from stages.lm.settings.loader import load_section
+from stages.lm.settings.tokenize import TokenizeSettings
+from stages.lm.tokenizer import PATTERNS, Tokenizer, named_tokenizer, train_bpe
+
+BPE_SAMPLE_BYTES = 32 << 20
+"""A vocabulary is learned from this much of the training split, spread evenly over it."""
+
+
+def main() -> None:
+    """Split, learn or load the vocabulary, encode."""
+    settings = load_section(TokenizeSettings)
+    size = paths.INPUT.stat().st_size
+    bounds = split_bounds(size, settings.val_fraction, settings.test_fraction)
+    tokenizer = make_tokenizer(settings, bounds["train"])
+    dtype = token_dtype(tokenizer.vocab_size)
+    splits = {}
+    with tqdm(total=size, desc="tokenize", unit="B", unit_scale=True) as bar:
+        for split in SPLITS:
+
+            def encoded(part: range = bounds[split]) -> Iterator[list[int]]:
+                for chunk in read_chunks(paths.INPUT, part):
+                    yield tokenizer.encode(chunk)
+                    bar.update(len(chunk))
+
+            path = paths.TOKENS / f"{split}.npy"
+            count = write_tokens(path, encoded(), dtype)
+            splits[split] = {
+                "tokens": count,
+                "bytes": len(bounds[split]),
+                "sha256": sha256_file(path),
+            }
+    if splits["train"]["tokens"] < 2:
+        raise UserError(
+            f"the training split of data/input.txt is {splits['train']['tokens']} token long, and "
+            "a next token can only be learned from two; add text, or lower tokenize.vocab_size."
+        )
+    vocabulary = tokenizer.to_text()
+    write_text(paths.TOKENS / "tokenizer.tiktoken", vocabulary)
+    digest = hashlib.sha256(
+        "".join([*(splits[split]["sha256"] for split in SPLITS), tokenizer.pattern, vocabulary])
+        .encode()
+    )
+    meta = {
+        "format": "tokens",
+        "version": 1,
+        "vocab_size": tokenizer.vocab_size,
+        "tokenizer": {"name": tokenizer.name, "pattern": tokenizer.pattern},
+        "splits": splits,
+        "digest": digest.hexdigest(),
+    }
+    write_json(paths.TOKENS / "meta.json", meta)
+    total = sum(split["tokens"] for split in splits.values())
+    counts = ", ".join(f"{split} {splits[split]['tokens']:,}" for split in SPLITS)
+    print(
+        f"{total:,} tokens ({counts}), {size / total:.2f} bytes a token, "
+        f"vocabulary {tokenizer.name} of {tokenizer.vocab_size:,}"
+    )
+
+
+def make_tokenizer(settings: TokenizeSettings, training: range) -> Tokenizer:
+    """The tokenizer that `tokenize.tokenizer` names."""
+    name = settings.tokenizer
+    if name == "bpe":
+        return train_bpe(training_sample(training), settings.vocab_size, settings.pattern)
+    if not name.endswith(".tiktoken"):
+        return named_tokenizer(name)
+    path = paths.BASE / name
+    try:
+        text = path.read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"params.yaml: tokenize.tokenizer is {name!r}, but {paths.shown(path)} cannot be read "
+            f"({error}); put the vocabulary file there, or set tokenize.tokenizer to bpe."
+        ) from error
+    return Tokenizer.from_text(text, PATTERNS[settings.pattern], name.removesuffix(".tiktoken"))
+
+
+def training_sample(training: range) -> Iterator[str]:
+    """Text to learn a vocabulary from; bytes that are not UTF-8 teach nothing and are left out."""
+    for place, chunk in enumerate(read_chunks(paths.INPUT, training)):
+        # Of every `wanted` chunks take the first, so that the sample is spread over the split.
+        wanted = -(-len(training) // BPE_SAMPLE_BYTES)
+        if place % wanted == 0:
+            yield chunk.decode("utf-8", "ignore")
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,175 @@
+"""Stage `train`: tokens -> `models/checkpoint.pt`, `metrics/train.json`, `metrics/loss.tsv`.
+
+Continues by itself where an earlier run with the same settings, text and code was stopped.
+"""
+
+import signal
+from dataclasses import asdict
+from types import FrameType
+
+import torch
+
+from stages.lm import paths
+from stages.lm.checkpoint import Checkpoint
+from stages.lm.data import TokenData
+from stages.lm.errors import UserError, run_stage
+from stages.lm.files import write_json
+from stages.lm.metrics import append_missing_lines, timestamp, write_tsv
+from stages.lm.model import ModelConfig, Transformer, initialise
+from stages.lm.runtime import Machine, pick_machine
+from stages.lm.settings.loader import load_section
+from stages.lm.settings.model import ModelSettings
+from stages.lm.settings.runtime import RuntimeSettings
+from stages.lm.settings.train import TrainSettings
+from stages.lm.state import RunIdentity, StateStore, code_digests, only_trainer
+from stages.lm.training import TrainingRun
+
+CURVE = ("step", "epoch", "train_loss", "val_loss", "lr")
+
+
+class StopSignal:
+    """Remembers that SIGINT or SIGTERM came, so that the step in progress can end first."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.number = number
+
+    def requested(self) -> bool:
+        """Whether a signal came."""
+        return self.number != 0
+
+
+def main() -> int:
+    """Train, or continue to; returns the exit code."""
+    settings = load_section(TrainSettings)
+    model_settings = load_section(ModelSettings)
+    runtime = load_section(RuntimeSettings)
+    stop = StopSignal()
+    with only_trainer(paths.ROOT / "models" / "resume" / "workspace.lock"):
+        data = TokenData.load(paths.TOKENS)
+        identity = identify(model_settings, settings, data)
+        store = StateStore(paths.resume_folder(), identity)
+        with only_trainer(store.path.parent / "lock"):
+            try:
+                machine = pick_machine(runtime, settings.precision)
+                run = prepare(model_settings, settings, data, machine)
+                resume(run, store)
+                return train(run, store, model_settings, stop, runtime.checkpoint_steps)
+            except RuntimeError as error:
+                raise out_of_memory(error, settings, model_settings) from error
+
+
+def identify(
+    model_settings: ModelSettings, settings: TrainSettings, data: TokenData
+) -> RunIdentity:
+    """Everything the trained weights are a function of."""
+    values = {f"model.{key}": value for key, value in asdict(model_settings).items()}
+    values |= {f"train.{key}": value for key, value in asdict(settings).items()}
+    return RunIdentity(values | {"the token data": data.digest()} | code_digests())
+
+
+def prepare(
+    model_settings: ModelSettings, settings: TrainSettings, data: TokenData, machine: Machine
+) -> TrainingRun:
+    """A run at its first step."""
+    vocab_size = data.meta["vocab_size"]
+    head_size = model_settings.width // model_settings.heads
+    config = ModelConfig(
+        **asdict(model_settings), vocab_size=vocab_size, head_size=head_size
+    )
+    model = Transformer(config)
+    initialise(model, torch.Generator().manual_seed(settings.seed))
+    torch.manual_seed(settings.seed)  # dropout
+    run = TrainingRun(model, data, settings, machine)
+    print(
+        f"model: {config.arch}, {config.layers} layers of width {config.width}, "
+        f"{model.parameter_count():,} parameters, vocabulary {vocab_size:,}\n"
+        f"text: {len(data.train):,} training tokens, {len(data.val):,} validation tokens\n"
+        f"plan: {settings.epochs} epochs = {run.total_steps:,} steps of "
+        f"{run.order.batch * run.order.length:,} tokens on {machine.device.type} "
+        f"({machine.precision}, {machine.threads} threads)"
+    )
+    return run
+
+
+def resume(run: TrainingRun, store: StateStore) -> None:
+    """Continue from the stored state, if there is one, and say so."""
+    state, message = store.load()
+    if state is not None:
+        warning = run.restore(state)
+        place = f"step {run.progress.step:,} of {run.total_steps:,}"
+        message = f"already finished at {place}" if run.progress.finished else f"continuing at {place}"
+        message += f"; {warning}" if warning else ""
+    print(f"run {store.identity.fingerprint}: {message}")
+    append_missing_lines(
+        paths.TRAINING_LOG,
+        [*run.progress.log, f"{timestamp()}  run {store.identity.fingerprint}: {message}"],
+    )
+
+
+def train(
+    run: TrainingRun,
+    store: StateStore,
+    model_settings: ModelSettings,
+    stop: StopSignal,
+    checkpoint_steps: int,
+) -> int:
+    """Run the loop, saving and publishing; returns the exit code."""
+
+    def save() -> None:
+        store.save(run.state())
+        publish(run, model_settings)
+
+    publish(run, model_settings)
+    try:
+        run.run(save, stop.requested, checkpoint_steps)
+    except UserError as error:
+        append_missing_lines(paths.TRAINING_LOG, [f"{timestamp()}  {error}"])
+        raise
+    save()
+    if run.progress.finished:
+        print(f"best epoch {run.progress.best_epoch}, written to {paths.shown(paths.CHECKPOINT)}")
+        return 0
+    print(
+        f"stopped after step {run.progress.step:,} of {run.total_steps:,}; everything is saved. "
+        "Run the same command again to continue."
+    )
+    return 128 + stop.number
+
+
+def publish(run: TrainingRun, model_settings: ModelSettings) -> None:
+    """Write the stage's outputs from the run's state; the same state gives the same bytes."""
+    append_missing_lines(paths.TRAINING_LOG, run.progress.log)
+    if not run.best:
+        return
+    provenance = {
+        "model": asdict(model_settings),
+        "train": asdict(run.settings),
+        "data": run.data.meta,
+        "metrics": run.summary(),
+    }
+    tokenizer = run.data.meta["tokenizer"] | {"vocabulary": run.data.vocabulary}
+    Checkpoint(run.model.config, run.best, tokenizer, provenance).save(paths.CHECKPOINT)
+    write_json(paths.TRAIN_METRICS, run.summary())
+    write_tsv(paths.LOSS_CURVE, CURVE, run.progress.curve)
+
+
+def out_of_memory(
+    error: RuntimeError, settings: TrainSettings, model_settings: ModelSettings
+) -> Exception:
+    """A sentence for an allocation that failed; any other error as it is."""
+    if "memory" not in str(error):
+        return error
+    return UserError(
+        f"there is not enough memory for batches of train.batch_size {settings.batch_size} windows "
+        f"of model.context {model_settings.context} tokens; lower train.batch_size and raise "
+        "train.accumulate by as much, or take a smaller model."
+    )
+
+
+if __name__ == "__main__":
+    run_stage(main)
