@@ -47,8 +47,9 @@ def score(
     windows are thinned evenly to about that many scored tokens. Without any lead the first token
     has nothing to be predicted from and is left out.
     """
-    lead = lead if len(lead) else tokens[:1]
-    sequence = np.concatenate([lead, tokens if lead is not tokens else tokens[1:]])
+    if not len(lead):
+        lead, tokens = tokens[:1], tokens[1:]
+    sequence = np.concatenate([lead, tokens])
     context = model.config.context
     windows = sliding_windows(len(lead), len(sequence), context, min(min_context, context - 1))
     stride = windows[0, 2] - windows[0, 1]
