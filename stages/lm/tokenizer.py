@@ -76,7 +76,8 @@ class Tokenizer:
             name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={}
         )
         self._byte_ids = [ranks[bytes([byte])] for byte in range(256)]
-        self._tokens = sorted(ranks, key=ranks.__getitem__)
+        self.tokens = sorted(ranks, key=ranks.__getitem__)
+        """The bytes of each token, by id."""
 
     @property
     def vocab_size(self) -> int:
@@ -97,12 +98,12 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> bytes:
         """The bytes of token ids. The exact inverse of `encode`; ids must be in the vocabulary."""
-        return b"".join(self._tokens[token] for token in ids)
+        return b"".join(self.tokens[token] for token in ids)
 
     def to_text(self) -> str:
         """The vocabulary in tiktoken's file format: a line a token, its bytes in base64, its id."""
         return "".join(
-            f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(self._tokens)
+            f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(self.tokens)
         )
 
     @classmethod

@@ -1,0 +1,144 @@
+"""Stage `evaluate`: both models on all held-out text -> `metrics/evaluate.json`, `samples.md`."""
+
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from stages.lm import paths
+from stages.lm.compressors import WINDOW_BYTES, baselines
+from stages.lm.data import TokenData
+from stages.lm.errors import run_stage
+from stages.lm.files import read_json, write_json, write_text
+from stages.lm.loading import LoadedModel, load_model
+from stages.lm.metrics import loss_units
+from stages.lm.runtime import Machine, pick_machine
+from stages.lm.sampling import SamplingSettings, generate_text
+from stages.lm.scoring import score
+from stages.lm.settings.evaluate import EvaluateSettings
+from stages.lm.settings.loader import load_section
+from stages.lm.settings.runtime import RuntimeSettings
+
+HELD_OUT = ("val", "test")
+
+
+def main() -> None:
+    """Score the float and the quantized model, compare with compressors, write samples."""
+    settings = load_section(EvaluateSettings)
+    machine = pick_machine(load_section(RuntimeSettings))
+    data = TokenData.load(paths.TOKENS)
+    models = {
+        "float": load_model(paths.CHECKPOINT, machine.device),
+        "quantized": load_model(paths.QUANTIZED, machine.device),
+    }
+    parts = {split: scored_part(data, split, models["float"], settings) for split in HELD_OUT}
+    results: dict[str, Any] = {
+        name: evaluate(loaded, data, parts, machine, settings, name)
+        for name, loaded in models.items()
+    }
+    results["quantization"] = quantization_figures(results)
+    results["baselines"] = compressor_figures(data, parts)
+    write_json(paths.EVALUATE_METRICS, results)
+    write_samples(models["quantized"], settings)
+    for name in models:
+        figures = results[name]["held_out"]
+        print(
+            f"{name:<10} held-out: {figures['loss']:.4f} nats/token, "
+            f"{figures['nats_per_byte']:.4f} nats/byte, {figures['bits_per_byte']:.4f} bits/byte"
+        )
+    print("compressors, bits/byte: " + ", ".join(f"{k} {v}" for k, v in results["baselines"].items()))
+
+
+def scored_part(
+    data: TokenData, split: str, loaded: LoadedModel, settings: EvaluateSettings
+) -> tuple[np.ndarray, int]:
+    """The tokens of a split that lie within `evaluate.max_bytes`, at least one, and their bytes."""
+    tokens = getattr(data, split)
+    size = data.meta["splits"][split]["bytes"]
+    if size <= settings.max_bytes:
+        return tokens, size
+    lengths = np.array([len(token) for token in loaded.tokenizer.tokens])
+    ends = np.cumsum(lengths[tokens[: settings.max_bytes]])
+    count = max(1, int(np.searchsorted(ends, settings.max_bytes, side="right")))
+    return tokens[:count], int(ends[count - 1])
+
+
+def evaluate(
+    loaded: LoadedModel,
+    data: TokenData,
+    parts: dict[str, tuple[np.ndarray, int]],
+    machine: Machine,
+    settings: EvaluateSettings,
+    name: str,
+) -> dict[str, dict[str, float]]:
+    """The four units of loss on val, test and both together (sums over sums)."""
+    figures, sums = {}, np.zeros(3)
+    total = sum(len(tokens) for tokens, _ in parts.values())
+    with tqdm(total=total, desc=f"evaluate {name}", unit="token", unit_scale=True) as bar:
+        for split, (tokens, size) in parts.items():
+            lead = data.preceding(split, loaded.model.config.context)
+            nats, count = score(
+                loaded.model,
+                tokens,
+                lead,
+                machine,
+                min_context=settings.min_context,
+                progress=bar.update,
+            )
+            figures[split] = loss_units(nats, count, size)
+            sums += (nats, count, size)
+    figures["held_out"] = loss_units(sums[0], int(sums[1]), int(sums[2]))
+    return figures
+
+
+def quantization_figures(results: dict[str, Any]) -> dict[str, float]:
+    """What quantization cost and saved."""
+    before, after = (results[name]["held_out"]["bits_per_byte"] for name in ("float", "quantized"))
+    return {
+        "delta_bits_per_byte": round(after - before, 6),
+        "file_bytes": paths.QUANTIZED.stat().st_size,
+        "checkpoint_bytes": paths.CHECKPOINT.stat().st_size,
+        "bits_per_weight": read_json(paths.QUANTIZE_METRICS)["bits_per_weight"],
+    }
+
+
+def compressor_figures(
+    data: TokenData, parts: dict[str, tuple[np.ndarray, int]]
+) -> dict[str, float]:
+    """Bits per byte of general compressors on the same held-out bytes."""
+    sizes = {split: data.meta["splits"][split]["bytes"] for split in data.meta["splits"]}
+    start = 0
+    texts = {}
+    with paths.INPUT.open("rb") as file:
+        for split, size in sizes.items():
+            wanted = size if split == "train" else parts[split][1]
+            skipped = max(0, wanted - WINDOW_BYTES) if split == "train" else 0
+            file.seek(start + skipped)
+            texts[split] = file.read(wanted - skipped)
+            start += size
+    return baselines(texts["train"], texts["val"] + texts["test"])
+
+
+def write_samples(loaded: LoadedModel, settings: EvaluateSettings) -> None:
+    """Texts of the quantized model at a fixed seed, as Markdown."""
+    sampling = SamplingSettings(
+        temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p
+    )
+    lines = [
+        "# Samples",
+        "",
+        f"From `{paths.shown(paths.QUANTIZED)}`: temperature {settings.temperature:g}, top-k "
+        f"{settings.top_k}, top-p {settings.top_p:g}, seed {settings.seed}.",
+    ]
+    for index in tqdm(range(settings.samples), desc="samples", unit="text"):
+        text = generate_text(
+            loaded, settings.prompt, settings.sample_tokens, sampling, settings.seed, index
+        )
+        # Indented, a sample is a code block whatever characters it holds.
+        shown = "".join(f"    {line}\n" for line in (settings.prompt + text).splitlines())
+        lines += ["", f"## Sample {index + 1}", "", shown.rstrip("\n")]
+    write_text(paths.SAMPLES, "\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    run_stage(main)
