@@ -46,7 +46,9 @@ def main() -> None:
             f"{name:<10} held-out: {figures['loss']:.4f} nats/token, "
             f"{figures['nats_per_byte']:.4f} nats/byte, {figures['bits_per_byte']:.4f} bits/byte"
         )
-    print("compressors, bits/byte: " + ", ".join(f"{k} {v}" for k, v in results["baselines"].items()))
+    print(
+        "compressors, bits/byte: " + ", ".join(f"{k} {v}" for k, v in results["baselines"].items())
+    )
 
 
 def scored_part(

@@ -51,8 +51,9 @@ def main() -> None:
     vocabulary = tokenizer.to_text()
     write_text(paths.TOKENS / "tokenizer.tiktoken", vocabulary)
     digest = hashlib.sha256(
-        "".join([*(splits[split]["sha256"] for split in SPLITS), tokenizer.pattern, vocabulary])
-        .encode()
+        "".join(
+            [*(splits[split]["sha256"] for split in SPLITS), tokenizer.pattern, vocabulary]
+        ).encode()
     )
     meta = {
         "format": "tokens",

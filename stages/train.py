@@ -78,9 +78,7 @@ def prepare(
     """A run at its first step."""
     vocab_size = data.meta["vocab_size"]
     head_size = model_settings.width // model_settings.heads
-    config = ModelConfig(
-        **asdict(model_settings), vocab_size=vocab_size, head_size=head_size
-    )
+    config = ModelConfig(**asdict(model_settings), vocab_size=vocab_size, head_size=head_size)
     model = Transformer(config)
     initialise(model, torch.Generator().manual_seed(settings.seed))
     torch.manual_seed(settings.seed)  # dropout
@@ -102,7 +100,9 @@ def resume(run: TrainingRun, store: StateStore) -> None:
     if state is not None:
         warning = run.restore(state)
         place = f"step {run.progress.step:,} of {run.total_steps:,}"
-        message = f"already finished at {place}" if run.progress.finished else f"continuing at {place}"
+        message = (
+            f"already finished at {place}" if run.progress.finished else f"continuing at {place}"
+        )
         message += f"; {warning}" if warning else ""
     print(f"run {store.identity.fingerprint}: {message}")
     append_missing_lines(

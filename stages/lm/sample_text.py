@@ -39,4 +39,6 @@ def sample_text() -> str:
         for node in ast.walk(ast.parse(file.read_bytes())):
             if isinstance(node, documented) and (text := ast.get_docstring(node)):
                 texts.add(text)
-    return "\n\n".join(sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest())) + "\n"
+    return (
+        "\n\n".join(sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest())) + "\n"
+    )

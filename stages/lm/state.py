@@ -39,6 +39,8 @@ def code_digests() -> dict[str, str]:
     main = getattr(sys.modules["__main__"], "__file__", None)
     if main and Path(main).resolve().is_relative_to(ROOT / "stages"):
         files.add(Path(main).resolve())
+    # The package files hold a docstring and nothing else.
+    files = {file for file in files if file.name != "__init__.py"}
     return {shown(file): sha256_file(file) for file in sorted(files)}
 
 

@@ -98,7 +98,9 @@ class TrainingRun:
         self.best = state["best"]
         restore_random_state(state["random"], self.machine.device)
         here, there = self.machine.describe(), state["machine"]
-        changes = [f"{key} was {there[key]}, is {here[key]}" for key in here if here[key] != there[key]]
+        changes = [
+            f"{key} was {there[key]}, is {here[key]}" for key in here if here[key] != there[key]
+        ]
         if not changes:
             return ""
         return f"the last bits may differ from an uninterrupted run: {'; '.join(changes)}"
@@ -225,7 +227,11 @@ class TrainingRun:
             f"val {val_loss:.4f}  {self.bits_per_byte(val_loss):.4f} bits/byte  "
             f"lr {progress.curve[-1]['lr']:.2e}  {rate:,.0f} tokens/s  "
             f"{duration(progress.elapsed)} elapsed  checkpoint written"
-            + (f"  stopped: no better epoch since {progress.best_epoch}" if progress.finished else "")
+            + (
+                f"  stopped: no better epoch since {progress.best_epoch}"
+                if progress.finished
+                else ""
+            )
         )
 
     def validate(self) -> float:
