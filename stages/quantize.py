@@ -1,4 +1,4 @@
-"""Stage `quantize`: `models/checkpoint.pt` -> `models/trained_model_quantized.pt` and its figures."""
+"""Stage `quantize`: `checkpoint.pt` -> `trained_model_quantized.pt`, and what it cost."""
 
 from stages.lm import paths
 from stages.lm.checkpoint import Checkpoint, build_model

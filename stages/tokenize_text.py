@@ -5,6 +5,7 @@ The module is not called `tokenize`: that name belongs to the standard library.
 
 import hashlib
 from collections.abc import Iterator
+from typing import Any
 
 from tqdm import tqdm
 
@@ -27,7 +28,7 @@ def main() -> None:
     bounds = split_bounds(size, settings.val_fraction, settings.test_fraction)
     tokenizer = make_tokenizer(settings, bounds["train"])
     dtype = token_dtype(tokenizer.vocab_size)
-    splits = {}
+    splits: dict[str, dict[str, Any]] = {}
     with tqdm(total=size, desc="tokenize", unit="B", unit_scale=True) as bar:
         for split in SPLITS:
 

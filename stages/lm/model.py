@@ -192,6 +192,8 @@ class Transformer(nn.Module):
             self.register_buffer("sin", sin, persistent=False)
         else:
             self.position_embedding = nn.Embedding(config.context, config.width)
+        self.cos: Tensor
+        self.sin: Tensor
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.final_norm = make_norm(config)

@@ -8,7 +8,8 @@ from .settings.train import TrainSettings
 
 def build_optimizer(model: nn.Module, settings: TrainSettings) -> Optimizer:
     """AdamW (Loshchilov & Hutter 2019); only matrices decay, not norms, biases or embeddings."""
-    decayed, others = [], []
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         matrix = parameter.ndim == 2 and "embedding" not in name
         (decayed if matrix else others).append(parameter)

@@ -32,9 +32,9 @@ KEPT = 3
 def code_digests() -> dict[str, str]:
     """SHA-256 of every file of the project that this process has imported, by its path."""
     files = {
-        Path(module.__file__).resolve()
+        Path(file).resolve()
         for name, module in list(sys.modules.items())
-        if name.split(".")[0] == "stages" and getattr(module, "__file__", None)
+        if name.split(".")[0] == "stages" and (file := getattr(module, "__file__", None))
     }
     main = getattr(sys.modules["__main__"], "__file__", None)
     if main and Path(main).resolve().is_relative_to(ROOT / "stages"):

@@ -123,7 +123,7 @@ class TrainingRun:
         Raises:
             UserError: a loss or a gradient is not finite; the step is not taken.
         """
-        progress, settings = self.progress, self.settings
+        progress = self.progress
         self.model.train()
         began, elapsed_before = time.monotonic(), progress.elapsed
         epoch_began, epoch_began_step = began, progress.step
@@ -183,8 +183,8 @@ class TrainingRun:
         if math.isfinite(value):
             return value
         raise UserError(
-            f"training stopped at step {self.progress.step + 1}: the {what} is {value}, so the step "
-            "was not taken. The usual causes are a learning rate that is too high (train.lr is "
+            f"training stopped at step {self.progress.step + 1}: the {what} is {value}, so the "
+            "step was not taken. The usual causes are a learning rate that is too high (train.lr is "
             f"{self.settings.lr:g}), too short a warm-up (train.warmup_steps is "
             f"{self.settings.warmup_steps}) or too little precision (train.precision is "
             f"{self.settings.precision}); change one and run the same command again."
