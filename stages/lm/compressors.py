@@ -22,7 +22,7 @@ COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
     "xz": lambda data: lzma.compress(data, preset=9 | lzma.PRESET_EXTREME),
     "ppmd": _ppmd,
 }
-"""PPMd is order 6 with 256 MiB of memory (Shkarin 2002), the strongest classical text model here."""
+"""PPMd is order 6 with 256 MiB of memory (Shkarin 2002), the strongest of these on text."""
 
 
 def baselines(training: bytes, held_out: bytes) -> dict[str, float]:

@@ -34,8 +34,8 @@ def experiment_origin() -> Path | None:
     if not origin:
         return None
     copies = Path(origin) / ".dvc" / "tmp" / "exps"
-    inside = any(parent.exists() and parent.samefile(copies) for parent in ROOT.parents)
-    return Path(origin) if copies.exists() and inside else None
+    inside = copies.exists() and any(parent.samefile(copies) for parent in ROOT.parents)
+    return Path(origin) if inside else None
 
 
 def resume_folder() -> Path:

@@ -65,7 +65,7 @@ def choose(logits: Tensor, settings: SamplingSettings, generator: torch.Generato
 
 
 def sequence_generator(seed: int, index: int) -> torch.Generator:
-    """The random generator of the `index`-th sequence: each is independent of how many there are."""
+    """The random generator of the `index`-th sequence, whatever their number."""
     # Two small numbers become one seed through SplitMix64's odd constant, so that (1, 0) and
     # (0, 1) differ.
     return torch.Generator().manual_seed((seed + index * 0x9E3779B97F4A7C15) % 2**63)
