@@ -1,0 +1,253 @@
+"""The pipeline as a user runs it: real DVC, real processes, a small text."""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+SMALL = {
+    "tokenize": {"vocab_size": 300},
+    "model": {"layers": 1, "heads": 2, "kv_heads": 2, "width": 32, "ff_width": 64, "context": 16},
+    "train": {"epochs": 3, "batch_size": 8, "accumulate": 2, "precision": "float32"},
+    "evaluate": {"min_context": 4, "samples": 1, "sample_tokens": 8},
+    "runtime": {"checkpoint_steps": 2, "threads": 1},
+}
+OUTPUTS = ("models/checkpoint.pt", "metrics/loss.tsv", "metrics/train.json")
+
+
+def run(folder: Path, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "GIT_AUTHOR_NAME": "a",
+        "GIT_AUTHOR_EMAIL": "a@example.org",
+        "GIT_COMMITTER_NAME": "a",
+        "GIT_COMMITTER_EMAIL": "a@example.org",
+    }
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def dvc(folder: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    return run(folder, sys.executable, "-m", "dvc", *arguments, check=check)
+
+
+def set_params(folder: Path, changes: dict) -> None:
+    path = folder / "params.yaml"
+    params = yaml.safe_load(path.read_text("utf-8"))
+    for section, values in changes.items():
+        params[section] |= values
+    path.write_text(yaml.safe_dump(params, sort_keys=False), "utf-8")
+
+
+def small_text(words: int = 4_000) -> str:
+    draw = random.Random(1)
+    vocabulary = ["".join(draw.choices("etaoin shrdlu"[:10], k=4)) for _ in range(60)]
+    return "\n".join(" ".join(draw.choices(vocabulary, k=8)) for _ in range(words // 8))
+
+
+def new_project(folder: Path) -> Path:
+    """A clone in a folder of its own, with small settings and a small text."""
+    folder.mkdir()
+    files = run(ROOT, "git", "ls-files", "--cached", "--others", "--exclude-standard").stdout
+    for name in files.splitlines():
+        top = name.split("/")[0]
+        if top in {"tests", "metrics"} or name in {"dvc.lock"} or not (ROOT / name).exists():
+            continue
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    set_params(folder, SMALL)
+    (folder / "data" / "input.txt").write_text(small_text(), "utf-8")
+    run(folder, "git", "init", "-q")
+    run(folder, "git", "add", "-A")
+    run(folder, "git", "commit", "-qm", "start")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A project after its first `dvc repro`. Tests leave it as they found it."""
+    folder = new_project(tmp_path_factory.mktemp("e2e") / "project")
+    dvc(folder, "repro")
+    run(folder, "git", "add", "-A")
+    run(folder, "git", "commit", "-qm", "built")
+    return folder
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in OUTPUTS}
+
+
+def changed_stages(folder: Path) -> set[str]:
+    return set(json.loads(dvc(folder, "status", "--json").stdout))
+
+
+def test_repro_builds_every_artifact_and_a_second_one_does_nothing(built):
+    for name in (*OUTPUTS, "models/trained_model_quantized.pt", "metrics/samples.md"):
+        assert (built / name).stat().st_size > 0
+    assert "Data and pipelines are up to date" in dvc(built, "repro").stdout
+
+
+def test_metrics_show_lists_the_held_out_loss_of_both_models(built):
+    shown = json.loads(dvc(built, "metrics", "show", "--json").stdout)
+    figures = shown[""]["data"][str(Path("metrics/evaluate.json"))]["data"]
+    quantized, original = (
+        figures[name]["held_out"]["bits_per_byte"] for name in ("quantized", "float")
+    )
+    assert 0 < original < 8
+    assert abs(quantized - original) < 0.02
+
+
+def test_git_sees_no_artifact(built):
+    tracked = run(built, "git", "ls-files").stdout
+    assert "input.txt" not in tracked
+    assert ".pt" not in tracked
+    assert ".npy" not in tracked
+    assert run(built, "git", "status", "--porcelain").stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "stages"),
+    [
+        ({"train": {"lr": 0.001}}, {"corpus", "train"}),
+        ({"evaluate": {"samples": 0}}, {"corpus", "evaluate"}),
+        ({"runtime": {"threads": 2}}, set()),
+    ],
+)
+def test_a_setting_reruns_only_what_depends_on_it(built, changes, stages):
+    before = (built / "params.yaml").read_bytes()
+    try:
+        set_params(built, changes)
+        assert changed_stages(built) == stages
+    finally:
+        (built / "params.yaml").write_bytes(before)
+
+
+def test_an_edit_of_the_app_reruns_nothing(built):
+    page = built / "app" / "app.py"
+    before = page.read_bytes()
+    try:
+        page.write_bytes(before + b"\n# edited\n")
+        assert changed_stages(built) == set()
+    finally:
+        page.write_bytes(before)
+
+
+def test_a_bad_setting_stops_before_any_output_is_gone(built):
+    before, outputs = (built / "params.yaml").read_bytes(), digests(built)
+    try:
+        set_params(built, {"train": {"lr": "fast"}})
+        done = dvc(built, "repro", check=False)
+        assert done.returncode != 0
+        assert "train.lr is 'fast'" in done.stdout + done.stderr
+        assert "Traceback" not in done.stdout + done.stderr
+        assert digests(built) == outputs
+    finally:
+        (built / "params.yaml").write_bytes(before)
+
+
+def test_a_clone_without_its_own_text_refuses_instead_of_training_on_the_sample(built, tmp_path):
+    run(tmp_path, "git", "clone", "-q", str(built), "clone")
+    done = dvc(tmp_path / "clone", "repro", check=False)
+    assert done.returncode != 0
+    assert "data/input.txt is missing" in done.stdout + done.stderr
+    assert not (tmp_path / "clone" / "data" / "input.txt").exists()
+
+
+def test_an_experiment_in_a_copy_trains_on_the_text_of_the_workspace(built):
+    text = built / "data" / "input.txt"
+    before = text.read_bytes()
+    try:
+        text.write_bytes(before + b"a line that no run has seen yet\n")
+        dvc(built, "exp", "run", "--temp", "-n", "fewer", "-S", "train.epochs=1")
+        assert text.read_bytes().endswith(b"seen yet\n")
+        recorded = run(built, "git", "show", "refs/exps/exec/EXEC_BRANCH:x", check=False)
+        assert recorded.returncode != 0
+        names = dvc(built, "exp", "list", "--name-only").stdout.split()
+        assert "fewer" in names
+        shown = json.loads(dvc(built, "exp", "show", "--json").stdout)
+        assert str(len(before) + 32) in json.dumps(shown)
+    finally:
+        text.write_bytes(before)
+
+
+def wait_for_state(folder: Path, process: subprocess.Popen[bytes], seconds: float) -> None:
+    """Let a trainer run until it has saved something, and a little longer."""
+    limit = time.monotonic() + 60
+    while not list((folder / "models" / "resume").glob("*/state.pt")):
+        assert process.poll() is None, "the trainer ended before it saved"
+        assert time.monotonic() < limit, "the trainer saved nothing"
+        time.sleep(0.01)
+    time.sleep(seconds)
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_run_continues_to_the_same_bytes(built, tmp_path, end):
+    folder = tmp_path / "project"
+    shutil.copytree(built, folder, ignore=shutil.ignore_patterns(".git", ".dvc", "resume"))
+    for name in OUTPUTS:
+        (folder / name).unlink()
+    command = [sys.executable, "-m", "stages.train"]
+    process = subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    wait_for_state(folder, process, 0.05)
+    process.send_signal(end)
+    output = process.communicate()[0].decode()
+    if end == signal.SIGKILL:
+        assert process.returncode == -end
+    else:
+        assert process.returncode == 128 + end
+        assert "Run the same command again to continue" in output
+    again = run(folder, *command)
+    assert "continuing at step" in again.stdout
+    assert digests(folder) == digests(built)
+    assert "already finished" in run(folder, *command).stdout
+
+
+TEXTS = {
+    "empty": (b"", "is empty"),
+    "ten bytes": (b"0123456789", "use a longer text"),
+    "blank": (b" \n" * 500, "nothing but white space"),
+    "one line": (b"word " * 400, None),
+    "not UTF-8": (bytes(range(128, 256)) * 20, None),
+    "NULs": (b"a\0b\0" * 300, None),
+    "BOM and CRLF": (b"\xef\xbb\xbf" + b"some words\r\n" * 100, None),
+    "emoji and Chinese": ("你好世界 🙂 ".encode() * 100, None),
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_any_text_works_or_is_refused_in_a_sentence(name, tmp_path, monkeypatch, capsys):
+    from stages import corpus, tokenize_text
+    from stages.lm import paths
+    from stages.lm.data import TokenData
+    from stages.lm.errors import UserError
+
+    text, refusal = TEXTS[name]
+    monkeypatch.setattr(paths, "INPUT", tmp_path / "input.txt")
+    monkeypatch.setattr(paths, "BASE", tmp_path / "base")
+    monkeypatch.setattr(paths, "TOKENS", tmp_path / "tokens")
+    monkeypatch.setattr(paths, "CORPUS_METRICS", tmp_path / "corpus.json")
+    paths.INPUT.write_bytes(text)
+    if refusal:
+        with pytest.raises(UserError, match=refusal):
+            corpus.main()
+    else:
+        corpus.main()
+        tokenize_text.main()
+        data = TokenData.load(paths.TOKENS)
+        assert sum(split["bytes"] for split in data.meta["splits"].values()) == len(text)
+    assert paths.INPUT.read_bytes() == text

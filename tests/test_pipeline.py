@@ -1,0 +1,107 @@
+"""What is kept in two places agrees: dvc.yaml and the imports, the stages and their settings."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from stages import corpus
+
+ROOT = Path(__file__).parents[1]
+PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text("utf-8"))
+STAGES = PIPELINE["stages"]
+LIBRARY = sorted((ROOT / "stages" / "lm").rglob("*.py"))
+ENTRIES = sorted(set((ROOT / "stages").glob("*.py")) - {ROOT / "stages" / "__init__.py"})
+
+
+def imported_files(path: Path) -> set[Path]:
+    """The project's modules that a file imports directly."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            folder = path.parents[node.level - 1] if node.level else ROOT
+            base = folder.joinpath(*(node.module or "").split(".")) if node.module else folder
+            names = [base, *(base / alias.name for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [ROOT.joinpath(*alias.name.split(".")) for alias in node.names]
+        else:
+            continue
+        found |= {name.with_suffix(".py") for name in names if name.with_suffix(".py").exists()}
+    return {file for file in found if file.is_relative_to(ROOT)}
+
+
+def closure(path: Path) -> set[Path]:
+    seen, todo = set(), {path}
+    while todo:
+        seen |= todo
+        todo = set().union(*(imported_files(file) for file in todo)) - seen
+    return seen
+
+
+def stage_file(stage: dict) -> Path:
+    return ROOT / (stage["cmd"].removeprefix("python -m ").replace(".", "/") + ".py")
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_code_dependencies_are_the_import_closure(name):
+    listed = {dep for dep in STAGES[name]["deps"] if dep.endswith(".py")}
+    assert listed == {str(file.relative_to(ROOT)) for file in closure(stage_file(STAGES[name]))}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_lists_the_sections_it_reads(name):
+    files = {file.stem for file in closure(stage_file(STAGES[name])) if "settings" in file.parts}
+    assert set(STAGES[name]["params"]) == files - {"loader", "runtime"}
+
+
+def test_runtime_settings_rerun_nothing():
+    assert all("runtime" not in stage["params"] for stage in STAGES.values())
+
+
+def test_corpus_checks_every_section_of_params():
+    sections = {cls.SECTION for cls in corpus.SECTIONS}
+    assert sections == set(yaml.safe_load((ROOT / "params.yaml").read_text("utf-8")))
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda path: path.stem)
+def test_the_library_imports_no_stage_and_no_app(path):
+    assert all("lm" in file.parts for file in imported_files(path))
+
+
+@pytest.mark.parametrize("path", ENTRIES, ids=lambda path: path.stem)
+def test_stages_do_not_import_each_other(path):
+    assert all("lm" in file.parts for file in imported_files(path))
+
+
+def test_training_does_not_depend_on_decoding_tokenizing_or_quantizing():
+    names = {file.stem for file in closure(ROOT / "stages" / "train.py")}
+    assert not names & {"sampling", "tokenizer", "quantization", "loading"}
+
+
+def test_commands_are_constant_text():
+    assert all(re.fullmatch(r"python -m stages\.\w+", stage["cmd"]) for stage in STAGES.values())
+
+
+def test_every_direct_requirement_is_pinned():
+    lines = (ROOT / "requirements.txt").read_text("utf-8").splitlines()
+    wanted = [line.split("#")[0].strip() for line in lines]
+    assert wanted[-1] == "-e ."
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in wanted[:-1] if line)
+
+
+def test_every_third_party_import_is_a_requirement():
+    names = {"pyyaml": "yaml", "tiktoken": "tiktoken"}
+    lines = (ROOT / "requirements.txt").read_text("utf-8").splitlines()
+    required = {line.split("==")[0] for line in lines if "==" in line}
+    modules = {names.get(name, name) for name in required} | {"stages", "app"}
+    used = set()
+    for file in [*LIBRARY, *ENTRIES, *(ROOT / "app").glob("*.py")]:
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                used |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                used.add((node.module or "").split(".")[0])
+    assert used - set(sys.stdlib_module_names) <= modules | {"pandas"}
