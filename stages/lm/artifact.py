@@ -15,6 +15,7 @@ from .files import atomic_writer
 from .paths import shown
 
 KEYS = {"format", "version", "digest", "content"}
+PLAIN = {str, int, float, bool, type(None)}
 
 
 def write_artifact(path: Path, kind: str, version: int, content: dict[str, Any]) -> None:
@@ -66,6 +67,8 @@ def _canonical(value: Any, texts: dict[str, str]) -> Any:
         return [_canonical(item, texts) for item in value]
     if isinstance(value, torch.Tensor):
         return value.detach().cpu().clone(memory_format=torch.contiguous_format)
+    # A subclass (numpy's numbers, torch's version) would be written as a class and never load.
+    assert type(value) in PLAIN, f"{value!r} is no plain value"
     return texts.setdefault(value, value) if isinstance(value, str) else value
 
 

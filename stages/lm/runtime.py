@@ -28,7 +28,7 @@ class Machine:
     def describe(self) -> dict[str, Any]:
         """What can change the last bits of a result, as plain values."""
         return {
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
             "device": self.device.type,
             "precision": self.precision,
             "threads": self.threads,
