@@ -1,0 +1,130 @@
+"""The page's text in a terminal: `python -m app.generate "Once upon a time"`.
+
+The same prompt, settings and seed give the same text as the page, to the last character.
+"""
+
+import argparse
+import io
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from stages.lm import paths
+from stages.lm.errors import UserError, run_stage
+from stages.lm.loading import load_model
+from stages.lm.sampling import SamplingSettings, stream_text
+
+LENGTH, SEED = 200, 1337
+
+
+class Parser(argparse.ArgumentParser):
+    """Tells a wrong argument in one sentence, as the stages do, instead of a usage listing."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise it."""
+        message = " ".join(message.split())
+        raise UserError(f"{message}. `python -m app.generate --help` explains every argument.")
+
+
+def number(kind: type[int] | type[float], low: int, high: int) -> Callable[[str], float]:
+    """A reader of numbers from `low` to `high`."""
+
+    def read(text: str) -> float:
+        try:
+            if low <= (value := kind(text)) <= high:
+                return value
+        except ValueError:
+            pass
+        noun = "a whole number" if kind is int else "a number"
+        raise argparse.ArgumentTypeError(f"{text!r} must be {noun} from {low:,} to {high:,}")
+
+    return read
+
+
+def parser() -> Parser:
+    """The arguments; defaults are the page's."""
+    defaults = SamplingSettings()
+    made = Parser(
+        prog="python -m app.generate",
+        description="Continue a prompt with the trained model, in text that appears as it comes.",
+    )
+    made.add_argument(
+        "prompt", nargs="?", default="", help="beginning of the text; empty starts on a new line"
+    )
+    made.add_argument(
+        "--length",
+        type=number(int, 1, 100_000),
+        default=LENGTH,
+        help="tokens added to the prompt (%(default)s)",
+    )
+    made.add_argument(
+        "--sequences",
+        type=number(int, 1, 1000),
+        default=1,
+        help="independent texts from the same prompt (%(default)s)",
+    )
+    made.add_argument(
+        "--temperature",
+        type=number(float, 0, 100),
+        default=defaults.temperature,
+        help="low is cautious, high is daring; 0 always takes the likeliest token (%(default)s)",
+    )
+    made.add_argument(
+        "--top-k",
+        type=number(int, 0, 1_000_000),
+        default=defaults.top_k,
+        help="choose among this many most likely tokens; 0 is off (%(default)s)",
+    )
+    made.add_argument(
+        "--top-p",
+        type=number(float, 0, 1),
+        default=defaults.top_p,
+        help="choose among the fewest tokens that reach this probability; 1 is off (%(default)s)",
+    )
+    made.add_argument(
+        "--seed",
+        type=number(int, 0, 2**31 - 1),
+        default=SEED,
+        help="the same seed gives the same text (%(default)s)",
+    )
+    made.add_argument(
+        "--model",
+        type=Path,
+        default=paths.QUANTIZED,
+        help=f"a model file ({paths.shown(paths.QUANTIZED)}), or {paths.shown(paths.CHECKPOINT)}",
+    )
+    return made
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write the texts to standard output; returns the exit code."""
+    asked = parser().parse_args(arguments)
+    sampling = SamplingSettings(temperature=asked.temperature, top_k=asked.top_k, top_p=asked.top_p)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # The model may write any character, whatever the terminal's encoding is.
+        sys.stdout.reconfigure(encoding="utf-8", errors="replace")
+    loaded = load_model(asked.model)
+    try:
+        for index in range(asked.sequences):
+            if asked.sequences > 1:
+                print(f"--- {index + 1} of {asked.sequences} ---")
+            print(asked.prompt, end="", flush=True)
+            for piece in stream_text(
+                loaded, asked.prompt, asked.length, sampling, asked.seed, index
+            ):
+                print(piece, end="", flush=True)
+            print(flush=True)
+    except BrokenPipeError:
+        # The reader (`head`, a closed pager) has all it wants. What Python still holds goes
+        # nowhere, or it would complain when it leaves.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        print(flush=True)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    run_stage(main)

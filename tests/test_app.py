@@ -1,0 +1,192 @@
+"""What the page promises."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from streamlit.testing.v1 import AppTest
+
+from app import generate
+from stages.lm import paths, sampling
+from stages.lm.checkpoint import Checkpoint
+from stages.lm.loading import load_model
+from stages.lm.model import ModelConfig, Transformer
+from stages.lm.quantization import quantize_checkpoint
+from stages.lm.sampling import SamplingSettings, generate_text
+from stages.lm.tokenizer import train_bpe
+
+PAGE = str(Path(__file__).resolve().parents[1] / "app" / "app.py")
+PROVENANCE = {
+    "data": {"splits": {"train": {"tokens": 411158, "bytes": 1003854}}},
+    "metrics": {"epochs": 4, "best_epoch": 3},
+}
+
+
+@pytest.fixture(autouse=True)
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CHECKPOINT", "QUANTIZED", "EVALUATE_METRICS", "LOSS_CURVE"):
+        monkeypatch.setattr(paths, name, tmp_path / getattr(paths, name).name)
+
+
+def save_models(seed: int = 0) -> None:
+    tokenizer = train_bpe(
+        iter(["the cat sat on the mat, the rat ran to the hat. " * 5]), 280, "gpt-2"
+    )
+    config = ModelConfig(
+        arch="qwen3", vocab_size=tokenizer.vocab_size, context=32, layers=1, heads=2, kv_heads=2,
+        head_size=8, width=16, ff_width=32, tie_embeddings=False, dropout=0.0,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    tensors = {name: torch.randn_like(t) for name, t in Transformer(config).state_dict().items()}
+    parts = {
+        "name": tokenizer.name,
+        "pattern": tokenizer.pattern,
+        "vocabulary": tokenizer.to_text(),
+    }
+    checkpoint = Checkpoint(config, tensors, parts, PROVENANCE)
+    checkpoint.save(paths.CHECKPOINT)
+    quantize_checkpoint(checkpoint, "int8").save(paths.QUANTIZED)
+
+
+def page() -> AppTest:
+    at = AppTest.from_file(PAGE, default_timeout=30).run()
+    assert not at.exception
+    return at
+
+
+def write(at: AppTest, prompt: str) -> list[str]:
+    at.text_area(key="prompt").set_value(prompt)
+    at.button(key="write").click().run()
+    assert not at.exception
+    return shown(at)
+
+
+def shown(at: AppTest) -> list[str]:
+    return [block.value for block in at.code]
+
+
+def test_a_missing_model_names_the_command() -> None:
+    at = page()
+    assert "`dvc repro`" in at.info[0].value
+    assert not at.button
+
+
+def test_only_the_title_and_one_sentence_stand_above_the_tabs() -> None:
+    save_models()
+    assert len(page().title) == len(page().markdown) == 1
+
+
+def test_a_damaged_model_is_a_sentence() -> None:
+    paths.QUANTIZED.write_bytes(b"not a model")
+    at = page()
+    assert len(at.error) == 1
+    assert "is damaged" in at.text[0].value and "`dvc repro`" in at.text[0].value
+
+
+def test_the_text_is_the_librarys_after_the_prompt() -> None:
+    save_models()
+    text = generate_text(load_model(paths.QUANTIZED), "the cat", 200, SamplingSettings(), 1337)
+    assert write(page(), "the cat") == ["the cat" + text]
+
+
+def test_white_space_at_both_ends_survives() -> None:
+    save_models()
+    at = page()
+    at.number_input(key="length").set_value(1)
+    assert write(at, "\n\n  the")[0].startswith("\n\n  the")
+
+
+def test_page_and_terminal_write_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    save_models()
+    generate.main(["the rat", "--model", str(paths.QUANTIZED)])
+    assert [capsys.readouterr().out] == [text + "\n" for text in write(page(), "the rat")]
+
+
+def test_every_setting_reaches_the_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
+    save_models()
+    calls: list[tuple[Any, ...]] = []
+
+    def record(*arguments: Any) -> Any:
+        calls.append(arguments)
+        return iter(["ok"])
+
+    monkeypatch.setattr(sampling, "stream_text", record)
+    at = page()
+    at.radio(key="model").set_value("Checkpoint (float32)")
+    at.number_input(key="length").set_value(7)
+    at.slider(key="sequences").set_value(3)
+    at.slider(key="heat").set_value(1.5)
+    at.number_input(key="top_k").set_value(11)
+    at.slider(key="top_p").set_value(0.5)
+    at.number_input(key="seed").set_value(99)
+    assert write(at, "hello") == ["hellook"] * 3
+    settings = SamplingSettings(temperature=1.5, top_k=11, top_p=0.5)
+    assert [call[1:] for call in calls] == [("hello", 7, settings, 99, i) for i in range(3)]
+    assert {call[0].scheme for call in calls} == {"float32"}
+
+
+def test_sequences_are_those_of_their_index() -> None:
+    save_models()
+    at = page()
+    at.slider(key="sequences").set_value(4)
+    at.number_input(key="length").set_value(40)
+    loaded = load_model(paths.QUANTIZED)
+    texts = [generate_text(loaded, "the", 40, SamplingSettings(), 1337, i) for i in range(4)]
+    assert write(at, "the") == ["the" + text for text in texts]
+    assert len(set(texts)) == 4
+
+
+def test_markup_is_never_rendered() -> None:
+    save_models()
+    at = page()
+    prompt = "<script>alert(1)</script> **bold** $x$ :red[no] ![i](http://a/b.png)"
+    assert write(at, prompt)[0].startswith(prompt)
+    assert all(block.language in (None, "", "plaintext") for block in at.code)
+    rendered = [element.value for element in [*at.markdown, *at.caption, *at.title]]
+    assert not any("script" in value or "bold" in value for value in rendered)
+
+
+def test_the_text_survives_a_change_of_settings() -> None:
+    save_models()
+    at = page()
+    before = write(at, "the mat")
+    at.slider(key="heat").set_value(1.0).run()
+    assert shown(at) == before
+
+
+def test_a_changed_file_is_read_again() -> None:
+    save_models(0)
+    at = page()
+    before = write(at, "the cat")
+    save_models(1)
+    after = write(at, "the cat")
+    text = generate_text(load_model(paths.QUANTIZED), "the cat", 200, SamplingSettings(), 1337)
+    assert after == ["the cat" + text] and after != before
+
+
+def test_the_card_tells_training_and_evaluation() -> None:
+    save_models()
+    figures = {"held_out": {"bits_per_byte": 2.345678}}
+    results = {"float": figures, "quantized": figures, "baselines": {"gzip": 3.21}}
+    paths.EVALUATE_METRICS.write_text(json.dumps(results), "utf-8")
+    paths.LOSS_CURVE.write_text(
+        "step\tepoch\ttrain_loss\tval_loss\tlr\n1\t0.1\t6.5\tnan\t0.1\n2\t1\t6.1\t6.2\t0.1\n",
+        "utf-8",
+    )
+    at = page()
+    card = {metric.label: metric.value for metric in at.metric}
+    assert card["Weights"] == "int8" and card["Training text"] == "1.004 MB"
+    assert card["Training tokens"] == "411.2 k" and card["Best epoch, kept"] == "3"
+    assert card["This model"] == "2.346" and card["gzip"] == "3.210"
+    assert not at.warning
+
+
+def test_damaged_figures_leave_the_page_working() -> None:
+    save_models()
+    paths.EVALUATE_METRICS.write_text("{", "utf-8")
+    paths.LOSS_CURVE.write_text("step\ttrain_loss\nx\ty\n", "utf-8")
+    at = page()
+    assert len(at.warning) == 2 and all("`dvc repro`" in each.value for each in at.warning)
+    assert write(at, "the")[0].startswith("the")

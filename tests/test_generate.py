@@ -1,0 +1,124 @@
+"""What `python -m app.generate` promises."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from app import generate
+from stages.lm import paths
+from stages.lm.checkpoint import Checkpoint
+from stages.lm.errors import UserError
+from stages.lm.loading import load_model
+from stages.lm.model import ModelConfig, Transformer
+from stages.lm.quantization import quantize_checkpoint
+from stages.lm.sampling import SamplingSettings, generate_text
+from stages.lm.tokenizer import train_bpe
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    tokenizer = train_bpe(
+        iter(["the cat sat on the mat, the rat ran to the hat. " * 5]), 280, "gpt-2"
+    )
+    config = ModelConfig(
+        arch="qwen3", vocab_size=tokenizer.vocab_size, context=32, layers=1, heads=2, kv_heads=2,
+        head_size=8, width=16, ff_width=32, tie_embeddings=False, dropout=0.0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    tensors = {name: torch.randn_like(t) for name, t in Transformer(config).state_dict().items()}
+    parts = {
+        "name": tokenizer.name,
+        "pattern": tokenizer.pattern,
+        "vocabulary": tokenizer.to_text(),
+    }
+    path = tmp_path / "model.pt"
+    quantize_checkpoint(Checkpoint(config, tensors, parts, {}), "int8").save(path)
+    return path
+
+
+def terminal(*arguments: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-m", "app.generate", *arguments],
+        cwd=paths.ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        timeout=60,
+    )
+
+
+def test_output_is_the_prompt_and_the_librarys_text(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = SamplingSettings(temperature=1.2, top_k=30, top_p=0.9)
+    flags = f"--length 70 --temperature 1.2 --top-k 30 --top-p 0.9 --seed 5 --model {model}"
+    code = generate.main(["the cat", *flags.split()])
+    text = generate_text(load_model(model), "the cat", 70, settings, 5)
+    assert (code, capsys.readouterr().out) == (0, f"the cat{text}\n")
+
+
+def test_defaults_are_the_samplers(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    generate.main(["--model", str(model)])
+    text = generate_text(load_model(model), "", 200, SamplingSettings(), 1337)
+    assert capsys.readouterr().out == f"{text}\n"
+
+
+def test_sequences_are_numbered_and_each_its_own(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    generate.main(["the", "--sequences", "2", "--length", "9", "--model", str(model)])
+    loaded = load_model(model)
+    texts = [generate_text(loaded, "the", 9, SamplingSettings(), 1337, i) for i in range(2)]
+    expected = f"--- 1 of 2 ---\nthe{texts[0]}\n--- 2 of 2 ---\nthe{texts[1]}\n"
+    assert capsys.readouterr().out == expected
+    assert texts[0] != texts[1]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--length", "-1"],
+        ["--length", "many"],
+        ["--sequences", "0"],
+        ["--temperature", "-0.1"],
+        ["--temperature", "nan"],
+        ["--top-k", "-1"],
+        ["--top-p", "1.5"],
+        ["--seed", "-3"],
+        ["--colour=red"],
+        ["--model", "models/none.pt"],
+    ],
+)
+def test_wrong_arguments_are_refused_in_one_sentence(arguments: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        generate.main(arguments)
+    assert "\n" not in str(caught.value)
+    assert arguments[-1] in str(caught.value)
+
+
+def test_an_error_is_one_line_and_exit_code_1() -> None:
+    done = terminal("--length", "-1")
+    assert done.returncode == 1
+    assert done.stdout == b""
+    assert done.stderr.startswith(b"error: ") and done.stderr.count(b"\n") == 1
+
+
+def test_a_terminal_that_is_not_utf8_gets_utf8(model: Path) -> None:
+    done = terminal("ä€", "--length", "3", "--model", str(model), PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.decode("utf-8").startswith("ä€")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes break differently there")
+def test_a_reader_that_leaves_early_hears_nothing(model: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "app.generate", "--length", "2", "--model", str(model)]
+    done = subprocess.run(
+        command, cwd=paths.ROOT, stdout=writing, stderr=subprocess.PIPE, timeout=60
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, b"")
