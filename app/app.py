@@ -20,9 +20,8 @@ from stages.lm import paths
 from stages.lm.errors import UserError
 from stages.lm.files import read_json
 from stages.lm.loading import LoadedModel, load_model
-from stages.lm.sampling import SamplingSettings, stream_text
+from stages.lm.sampling import DEFAULT_LENGTH, DEFAULT_SEED, SamplingSettings, stream_text
 
-LENGTH, SEED = 200, 1337
 # How often the browser gets the text so far: every token of a long text would choke it. (A string
 # here would land on the page: Streamlit shows expressions that stand alone.)
 REDRAW_SECONDS = 0.05
@@ -77,13 +76,13 @@ def sidebar() -> tuple[Path, Request]:
     with st.sidebar:
         file = st.radio("Model", list(files), key="model")
         st.divider()
-        length = st.number_input("Length in tokens", 1, 10_000, LENGTH, key="length")
+        length = st.number_input("Length in tokens", 1, 10_000, DEFAULT_LENGTH, key="length")
         sequences = st.slider("Sequences", 1, 4, 1, key="sequences")
         st.divider()
         heat = st.slider("Temperature", 0.0, 2.0, ours.temperature, 0.05, key="heat", help=HEAT)
         top_k = st.number_input("Top-k", 0, 1_000_000, ours.top_k, key="top_k", help=TOP_K)
         top_p = st.slider("Top-p", 0.0, 1.0, ours.top_p, 0.01, key="top_p", help=TOP_P)
-        seed = st.number_input("Seed", 0, 2**31 - 1, SEED, key="seed", help=SAME)
+        seed = st.number_input("Seed", 0, 2**31 - 1, DEFAULT_SEED, key="seed", help=SAME)
     sampling = SamplingSettings(temperature=heat, top_k=top_k, top_p=top_p)
     return files[file], Request("", length, sequences, sampling, seed)
 

@@ -14,9 +14,7 @@ from typing import NoReturn
 from stages.lm import paths
 from stages.lm.errors import UserError, run_stage
 from stages.lm.loading import load_model
-from stages.lm.sampling import SamplingSettings, stream_text
-
-LENGTH, SEED = 200, 1337
+from stages.lm.sampling import DEFAULT_LENGTH, DEFAULT_SEED, SamplingSettings, stream_text
 
 
 class Parser(argparse.ArgumentParser):
@@ -56,7 +54,7 @@ def parser() -> Parser:
     made.add_argument(
         "--length",
         type=number(int, 1, 100_000),
-        default=LENGTH,
+        default=DEFAULT_LENGTH,
         help="tokens added to the prompt (%(default)s)",
     )
     made.add_argument(
@@ -86,7 +84,7 @@ def parser() -> Parser:
     made.add_argument(
         "--seed",
         type=number(int, 0, 2**31 - 1),
-        default=SEED,
+        default=DEFAULT_SEED,
         help="the same seed gives the same text (%(default)s)",
     )
     made.add_argument(

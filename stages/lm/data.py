@@ -27,7 +27,7 @@ MAX_CHUNK_BYTES = 16 << 20
 # "/": no pattern in `tokenizer.PATTERNS` makes a token across the point after it. The classes are
 # of bytes, and leave out every byte that can end or begin a white-space character in UTF-8.
 _SAFE_CUT = re.compile(
-    rb"(?<=[!-~\xab-\xae\xb0-\xbf]\n)(?=[!-.0-~\xc3-\xdf\xe4-\xf4]|\xe3[\x81-\xbf])"
+    rb"(?<=[!-~\xab-\xae\xb0-\xbf]\n)(?=[ -.0-~\xc3-\xdf\xe4-\xf4]|\xe3[\x81-\xbf])"
 )
 
 
@@ -60,8 +60,8 @@ def read_chunks(path: Path, part: range) -> Iterator[bytes]:
             for match in _SAFE_CUT.finditer(held, max(0, len(held) - len(fresh) - 4)):
                 cut = match.start()
             if not cut and len(held) >= MAX_CHUNK_BYTES:
-                cut = len(held)
-                while cut > len(held) - 4 and held[cut - 1] >= 0x80:
+                cut = len(held) - 1
+                while cut > len(held) - 4 and held[cut] & 0xC0 == 0x80:
                     cut -= 1
             if cut and left:
                 yield held[:cut]

@@ -24,6 +24,6 @@ def run_stage(main: Callable[[], int | None]) -> NoReturn:
         print(f"error: {error}", file=sys.stderr)
         code = 1
     except KeyboardInterrupt:
-        print("stopped; run the same command again to start this stage over", file=sys.stderr)
+        print("stopped; run the same command again to start over", file=sys.stderr)
         code = 130
     sys.exit(code)

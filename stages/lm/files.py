@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -32,7 +32,8 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
         temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # nor may it be removable: the folder is a file, or read-only
+            temporary.unlink()
         raise UserError(
             f"{shown(path)} could not be written ({error.strerror or error}); its previous "
             "contents, if any, are untouched. Free some disk space or check the folder's "

@@ -36,6 +36,7 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
         UserError: the file is missing, damaged, forged or of another kind.
     """
     kinds = {checkpoint.KIND: checkpoint.VERSION, quantization.KIND: quantization.VERSION}
+    size = path.stat().st_size if path.exists() else 0
     kind, content = read_artifact(path, kinds)
     try:
         if kind == checkpoint.KIND:
@@ -52,7 +53,7 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{shown(path)} lacks a part of a model ({error}).") from error
     model = build_model(stored.config, tensors).to(device)
-    return LoadedModel(model, tokenizer, scheme, stored.provenance, path.stat().st_size)
+    return LoadedModel(model, tokenizer, scheme, stored.provenance, size)
 
 
 def quantized_from_content(content: dict[str, Any]) -> QuantizedModel:

@@ -47,6 +47,9 @@ def duration(seconds: float) -> str:
 def append_missing_lines(path: Path, lines: Iterable[str]) -> None:
     """Append those `lines` that a log does not hold yet (a killed run may have lost its last)."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    held = set(path.read_text("utf-8").splitlines()) if path.exists() else set()
+    text = path.read_text("utf-8", "replace") if path.exists() else ""
+    held = set(text.splitlines())
     with path.open("a", encoding="utf-8") as log:
+        if text and not text.endswith("\n"):
+            log.write("\n")  # after the part of a line that a killed run left
         log.writelines(line + "\n" for line in lines if line not in held)

@@ -14,6 +14,10 @@ from torch import Tensor
 from .loading import LoadedModel
 from .model import KVCache, Transformer
 
+DEFAULT_LENGTH = 200
+"""Tokens that the page and the terminal write unless told otherwise."""
+DEFAULT_SEED = 1337
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingSettings:

@@ -129,7 +129,11 @@ class TrainingRun:
         epoch_began, epoch_began_step = began, progress.step
         tokens_per_step = self.order.batch * self.order.length
         bar = tqdm(
-            total=self.total_steps, initial=progress.step, desc="train", unit="step", smoothing=0.1
+            total=self.total_steps,
+            initial=progress.step,
+            desc="train",
+            unit="step",
+            mininterval=0.5,
         )
         while progress.step < self.total_steps and not progress.finished:
             epochs_before = self.epochs_done()
@@ -147,7 +151,7 @@ class TrainingRun:
                 save()
                 bar.write(progress.log[-1])
                 epoch_began, epoch_began_step = time.monotonic(), progress.step
-            elif len(progress.row_losses) >= max(1, self.order.steps(1) // ROWS_PER_EPOCH):
+            elif self._rows_done(progress.step) > self._rows_done(progress.step - 1):
                 self._end_row()
             if stop_requested():
                 break
@@ -156,6 +160,10 @@ class TrainingRun:
         bar.close()
         if progress.step >= self.total_steps:
             progress.finished = True
+
+    def _rows_done(self, step: int) -> int:
+        """Points of the curve that are complete after `step` steps."""
+        return step * self.order.batch * ROWS_PER_EPOCH // self.order.per_epoch
 
     def _step(self) -> float:
         """One optimizer step over a batch; returns its mean loss in nats per token."""
@@ -184,7 +192,7 @@ class TrainingRun:
             return value
         raise UserError(
             f"training stopped at step {self.progress.step + 1}: the {what} is {value}, so the "
-            "step was not taken. The usual causes are a learning rate that is too high (train.lr is "
+            "step was not taken. The usual causes are too high a learning rate (train.lr is "
             f"{self.settings.lr:g}), too short a warm-up (train.warmup_steps is "
             f"{self.settings.warmup_steps}) or too little precision (train.precision is "
             f"{self.settings.precision}); change one and run the same command again."

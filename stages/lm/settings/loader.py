@@ -21,7 +21,7 @@ class Range:
     high: float
 
     def __str__(self) -> str:
-        return f"from {self.low:g} to {self.high:g}"
+        return f"from {self.low:,} to {self.high:,}"
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def _build(cls: type[S], document: dict[str, Any], file: str) -> S:
             )
         try:
             parsed[name] = _convert(values[name], hints[name])
-        except ValueError:
+        except (ValueError, OverflowError):
             raise UserError(
                 f"{file}: {section}.{name} is {values[name]!r}, but must be "
                 f"{_expected(hints[name])}."
