@@ -1,0 +1,198 @@
+"""Every value of params.yaml arrives as it was meant, or is refused in one sentence."""
+
+import ast
+import dataclasses
+import inspect
+import re
+
+import pytest
+import yaml
+
+from stages.corpus import SECTIONS
+from stages.lm.errors import UserError
+from stages.lm.paths import PARAMS
+from stages.lm.settings.evaluate import EvaluateSettings
+from stages.lm.settings.loader import load_section, load_sections
+from stages.lm.settings.model import ModelSettings
+from stages.lm.settings.runtime import RuntimeSettings
+from stages.lm.settings.tokenize import TokenizeSettings
+from stages.lm.settings.train import TrainSettings
+
+DOCUMENT = yaml.safe_load(PARAMS.read_text("utf-8"))
+BY_NAME = pytest.mark.parametrize("section", SECTIONS, ids=lambda cls: cls.SECTION)
+
+
+def refusal(cls, path):
+    with pytest.raises(UserError) as caught:
+        load_section(cls, path)
+    message = str(caught.value)
+    assert "\n" not in message and message.endswith(".")
+    return message
+
+
+def test_params_yaml_has_a_section_for_every_class_and_no_other():
+    assert list(DOCUMENT) == [cls.SECTION for cls in SECTIONS]
+
+
+@BY_NAME
+def test_params_yaml_has_the_fields_of_the_class_in_their_order(section):
+    fields = [field.name for field in dataclasses.fields(section)]
+    assert list(DOCUMENT[section.SECTION]) == fields
+
+
+@BY_NAME
+def test_every_field_has_a_docstring(section):
+    body = ast.parse(inspect.getsource(section)).body[0].body
+    fields = {field.name for field in dataclasses.fields(section)}
+    documented = {
+        node.target.id
+        for node, after in zip(body, body[1:], strict=False)
+        if isinstance(node, ast.AnnAssign)
+        and isinstance(after, ast.Expr)
+        and isinstance(after.value, ast.Constant)
+        and isinstance(after.value.value, str)
+    }
+    assert documented == fields
+
+
+@BY_NAME
+def test_no_field_has_a_default_that_params_yaml_would_hide(section):
+    assert all(
+        field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        for field in dataclasses.fields(section)
+    )
+
+
+def test_the_shipped_settings_arrive_with_their_values():
+    loaded = load_sections(SECTIONS)
+    assert {name: dataclasses.asdict(section) for name, section in loaded.items()} == DOCUMENT
+
+
+@pytest.mark.parametrize(
+    ("cls", "key", "value"),
+    [
+        (TrainSettings, "epochs", "three"),
+        (TrainSettings, "epochs", 2.5),
+        (TrainSettings, "epochs", True),
+        (TrainSettings, "epochs", 0),
+        (TrainSettings, "epochs", 10**400),
+        (TrainSettings, "epochs", [3]),
+        (TrainSettings, "lr", "fast"),
+        (TrainSettings, "lr", False),
+        (TrainSettings, "lr", -0.1),
+        (TrainSettings, "lr", float("nan")),
+        (TrainSettings, "lr", float("inf")),
+        (TrainSettings, "lr", "nan"),
+        (TrainSettings, "lr", {"peak": 1}),
+        (TrainSettings, "precision", "fp8"),
+        (TrainSettings, "precision", 16),
+        (TrainSettings, "seed", -1),
+        (ModelSettings, "arch", "llama"),
+        (ModelSettings, "tie_embeddings", 1),
+        (ModelSettings, "tie_embeddings", "yes"),
+        (EvaluateSettings, "prompt", 5),
+        (EvaluateSettings, "top_p", 1.01),
+        (RuntimeSettings, "device", "gpu"),
+        (TokenizeSettings, "vocab_size", 255),
+    ],
+    ids=lambda part: repr(part)[:20] if not isinstance(part, type) else part.SECTION,
+)
+def test_a_value_that_cannot_be_names_file_key_and_value(params, cls, key, value):
+    _, change = params
+    message = refusal(cls, change(cls.SECTION, key, value))
+    assert message.startswith(f"params.yaml: {cls.SECTION}.{key} is {value!r}, but must be ")
+
+
+@pytest.mark.parametrize("text", ["1e-05", "1e-5", "0.00001"])
+def test_a_number_that_yaml_reads_as_text_is_a_number(params, text):
+    path, _ = params
+    path.write_text(re.sub(r"\n  lr: \S+", f"\n  lr: {text}", path.read_text("utf-8")), "utf-8")
+    assert load_section(TrainSettings, path).lr == 1e-5
+
+
+def test_a_whole_number_is_an_int_and_a_fractional_one_a_float(params):
+    _, change = params
+    change("train", "epochs", 2.0)
+    settings = load_section(TrainSettings, change("train", "lr", 1))
+    assert type(settings.epochs) is int and type(settings.lr) is float
+
+
+def test_an_unknown_key_suggests_the_nearest(params):
+    _, change = params
+    message = refusal(TrainSettings, change("train", "bath_size", 16))
+    assert "train.bath_size" in message and "did you mean 'batch_size'" in message
+
+
+def test_an_unknown_key_that_resembles_none_lists_all(params):
+    _, change = params
+    message = refusal(TrainSettings, change("train", "zzz", 16))
+    assert "train.zzz" in message and "known are seed, epochs" in message
+
+
+def test_a_missing_key_is_named_with_what_it_may_be(params):
+    _, change = params
+    message = refusal(TrainSettings, change("train", "epochs", None))
+    assert "train.epochs is missing" in message and "a whole number from 1 to 100,000" in message
+
+
+def test_a_missing_section_is_named(params):
+    path, _ = params
+    document = {name: section for name, section in DOCUMENT.items() if name != "train"}
+    path.write_text(yaml.safe_dump(document), "utf-8")
+    assert "the section `train:` is missing" in refusal(TrainSettings, path)
+
+
+@pytest.mark.parametrize("value", [None, 5, ["lr"]])
+def test_a_section_that_is_no_group_of_keys_is_refused(params, value):
+    path, _ = params
+    path.write_text(yaml.safe_dump(DOCUMENT | {"train": value}), "utf-8")
+    assert f"`train:` is {value!r}" in refusal(TrainSettings, path)
+
+
+def test_an_unknown_section_suggests_the_nearest(params):
+    _, change = params
+    path = change("trian", "lr", 1)
+    with pytest.raises(UserError, match=r"unknown section 'trian'; did you mean 'train'"):
+        load_sections(SECTIONS, path)
+
+
+@pytest.mark.parametrize(
+    ("cls", "changes", "named"),
+    [
+        (ModelSettings, {"width": 250}, ("model.width 250", "model.heads 4")),
+        (ModelSettings, {"kv_heads": 3}, ("model.heads 4", "model.kv_heads 3")),
+        (ModelSettings, {"width": 12}, ("model.width / model.heads is 3", "even")),
+        (ModelSettings, {"arch": "gpt2", "kv_heads": 2}, ("model.kv_heads is 2", "to 4")),
+        (
+            TokenizeSettings,
+            {"val_fraction": 0.5, "test_fraction": 0.45},
+            ("tokenize.val_fraction 0.5", "tokenize.test_fraction 0.45"),
+        ),
+    ],
+)
+def test_keys_that_contradict_each_other_are_both_named(params, cls, changes, named):
+    path, change = params
+    for key, value in changes.items():
+        change(cls.SECTION, key, value)
+    message = refusal(cls, path)
+    assert message.startswith("params.yaml: ") and all(part in message for part in named)
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (b"train: [", "not readable as YAML"),
+        (b"\xff\xfe", "not readable as YAML"),
+        (b"", "must hold sections"),
+        (b"- train", "must hold sections"),
+    ],
+)
+def test_a_file_that_is_no_yaml_of_sections_is_refused(tmp_path, content, part):
+    path = tmp_path / "params.yaml"
+    path.write_bytes(content)
+    assert part in refusal(TrainSettings, path)
+
+
+def test_a_missing_file_is_named_with_a_remedy(tmp_path):
+    message = refusal(TrainSettings, tmp_path / "params.yaml")
+    assert "params.yaml is missing" in message and "git checkout" in message
