@@ -27,7 +27,7 @@ MAX_CHUNK_BYTES = 16 << 20
 # "/": no pattern in `tokenizer.PATTERNS` makes a token across the point after it. The classes are
 # of bytes, and leave out every byte that can end or begin a white-space character in UTF-8.
 _SAFE_CUT = re.compile(
-    rb"(?<=[!-~\xab-\xae\xb0-\xbf]\n)(?=[ -.0-~\xc3-\xdf\xe4-\xf4]|\xe3[\x81-\xbf])"
+    rb"(?<=[!-~\xab-\xae\xb0-\xbf]\n)(?=[!-.0-~\xc3-\xdf\xe4-\xf4]|\xe3[\x81-\xbf])"
 )
 
 
