@@ -24,6 +24,8 @@ TEXT = (
 # Without a deadline a busy machine fails no test; derandomized, the suite is the same every time.
 hypothesis_settings.register_profile("suite", deadline=None, derandomize=True, database=None)
 hypothesis_settings.load_profile("suite")
+# Products this small only wait for each other on several threads, above all on a busy machine.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

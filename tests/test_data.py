@@ -4,6 +4,7 @@ import hashlib
 import json
 import random
 from collections import Counter
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -24,12 +25,12 @@ from stages.lm.data import (
 from stages.lm.errors import UserError
 from stages.lm.tokenizer import PATTERNS, train_bpe
 
-PIECES = (
-    [b"the", b" dog", b"'s", b"a", b"Z", b"7", b" ", b"  ", b"\t", b"\n", b"\n\n", b"\r\n", b"\r"]
-    + [b"/", b"!", b"...", b".\n", b"a\n", b"\n/", b"\n'", b"\xff", b"\xe3", b"\x80", b"\xb0\n"]
-    + ["我们".encode(), "。\n".encode(), "🙂".encode(), "ü\n".encode(), "\u3000".encode()]
-    + ["\u00a0".encode(), "\u2028".encode(), "\u0301".encode(), "\u0085".encode(), b"\x1c", b"\x0b"]
-)
+PIECES = [
+    *[b"the", b" dog", b"'s", b"a", b"Z", b"7", b" ", b"  ", b"\t", b"\n", b"\n\n", b"\r\n", b"\r"],
+    *[b"/", b"!", b"...", b".\n", b"a\n", b"\n/", b"\n'", b"\xff", b"\xe3", b"\x80", b"\xb0\n"],
+    *["我们".encode(), "。\n".encode(), "🙂".encode(), "ü\n".encode(), "\u3000".encode()],
+    *["\u00a0".encode(), "\u2028".encode(), "\u0301".encode(), "\u0085".encode(), b"\x1c", b"\x0b"],
+]
 A_PIECE = st.sampled_from(PIECES)
 TEXTS = st.lists(A_PIECE, min_size=1, max_size=60).map(b"".join)
 # Around every new line anything may stand: that is where chunks are cut.
@@ -78,7 +79,8 @@ def test_chunks_encode_as_the_whole_text_does(trained, file, small_chunks, patte
         file.write_bytes(text)
         chunks = list(read_chunks(file, range(len(text))))
         cuts += len(chunks) - 1
-        assert sum((tokenizer.encode(chunk) for chunk in chunks), []) == tokenizer.encode(text)
+        ids = chain.from_iterable(map(tokenizer.encode, chunks))
+        assert list(ids) == tokenizer.encode(text)
 
     check()
     assert cuts > 300
@@ -164,7 +166,8 @@ def test_written_tokens_are_what_numpy_reads(file, vocab_size, chunks):
     dtype = token_dtype(vocab_size)
     count = write_tokens(path, iter(chunks), dtype)
     read = np.load(path, mmap_mode="r" if count else None, allow_pickle=False)
-    assert read.tolist() == sum(chunks, []) and count == len(read) and read.dtype == dtype
+    assert read.tolist() == list(chain.from_iterable(chunks))
+    assert count == len(read) and read.dtype == dtype
 
 
 def folder_of_tokens(folder, **splits):

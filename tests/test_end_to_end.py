@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -251,3 +252,27 @@ def test_any_text_works_or_is_refused_in_a_sentence(name, tmp_path, monkeypatch,
         data = TokenData.load(paths.TOKENS)
         assert sum(split["bytes"] for split in data.meta["splits"].values()) == len(text)
     assert paths.INPUT.read_bytes() == text
+
+
+def test_the_readmes_commands_run(built, tmp_path):
+    from test_readme import COMMANDS
+
+    folder = tmp_path / "project"
+    shutil.copytree(built, folder)
+    commands = [line for line in COMMANDS if line.startswith(("dvc ", "python -m app."))]
+    assert len(commands) > 10
+    for line in commands:
+        words = shlex.split(line.replace("/path/or/s3-bucket", str(tmp_path / "store")))
+        run(folder, *words)
+        if words[:3] == ["dvc", "queue", "start"]:
+            wait_for_queue(folder)
+    shown = dvc(folder, "exp", "list", "--name-only").stdout.split()
+    assert len(shown) == 3, "one experiment in the workspace and two from the queue"
+    assert any((tmp_path / "store").rglob("*"))
+
+
+def wait_for_queue(folder: Path) -> None:
+    limit = time.monotonic() + 120
+    while any(word in dvc(folder, "queue", "status").stdout for word in ("Running", "Queued")):
+        assert time.monotonic() < limit, "the queued experiments did not end"
+        time.sleep(0.5)

@@ -151,7 +151,10 @@ def test_gradients_equal_those_of_transformers(make_model, tokens, shape):
         pairs = [
             ("token_embedding.weight", theirs["model.embed_tokens.weight"]),
             ("blocks.0.attention.qkv.weight", qkv),
-            ("blocks.0.attention.key_norm.weight", theirs["model.layers.0.self_attn.k_norm.weight"]),
+            (
+                "blocks.0.attention.key_norm.weight",
+                theirs["model.layers.0.self_attn.k_norm.weight"],
+            ),
             ("blocks.1.feed_forward.down.weight", theirs["model.layers.1.mlp.down_proj.weight"]),
             ("final_norm.weight", theirs["model.norm.weight"]),
         ]
@@ -210,7 +213,9 @@ def test_a_sequence_does_not_depend_on_its_batch(make_model, tokens, shape):
     model = make_model(**shape)
     together = model(tokens)
     for row in range(len(tokens)):
-        torch.testing.assert_close(model(tokens[row : row + 1])[0], together[row], atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            model(tokens[row : row + 1])[0], together[row], atol=1e-5, rtol=0
+        )
 
 
 @EACH_SHAPE

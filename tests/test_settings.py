@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import inspect
 import re
+from itertools import pairwise
 
 import pytest
 import yaml
@@ -46,7 +47,7 @@ def test_every_field_has_a_docstring(section):
     fields = {field.name for field in dataclasses.fields(section)}
     documented = {
         node.target.id
-        for node, after in zip(body, body[1:], strict=False)
+        for node, after in pairwise(body)
         if isinstance(node, ast.AnnAssign)
         and isinstance(after, ast.Expr)
         and isinstance(after.value, ast.Constant)

@@ -50,10 +50,15 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
             scheme, tensors = quantized.scheme, stored.tensors
         parts = stored.tokenizer
         tokenizer = Tokenizer.from_text(parts["vocabulary"], parts["pattern"], parts["name"])
-    except (KeyError, TypeError, AttributeError) as error:
+        model = build_model(stored.config, tensors)
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         raise UserError(f"{shown(path)} lacks a part of a model ({error}).") from error
-    model = build_model(stored.config, tensors).to(device)
-    return LoadedModel(model, tokenizer, scheme, stored.provenance, size)
+    if tokenizer.vocab_size != stored.config.vocab_size:
+        raise UserError(
+            f"{shown(path)} holds a model of {stored.config.vocab_size} tokens, but a vocabulary "
+            f"of {tokenizer.vocab_size}; the file was edited or forged. Run `dvc repro`."
+        )
+    return LoadedModel(model.to(device), tokenizer, scheme, stored.provenance, size)
 
 
 def quantized_from_content(content: dict[str, Any]) -> QuantizedModel:

@@ -1,0 +1,37 @@
+"""A mistake of the user is one line and exit code 1; a defect of ours keeps its traceback."""
+
+import pytest
+
+from stages.lm.errors import UserError, run_stage
+
+
+def outcome(main, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run_stage(main)
+    return caught.value.code, capsys.readouterr().err
+
+
+def raising(error):
+    def main():
+        raise error
+
+    return main
+
+
+def test_a_users_mistake_is_one_line_and_exit_code_1(capsys):
+    assert outcome(raising(UserError("no text")), capsys) == (1, "error: no text\n")
+
+
+def test_a_key_press_stops_with_130_and_no_traceback(capsys):
+    code, said = outcome(raising(KeyboardInterrupt()), capsys)
+    assert code == 130 and said.startswith("stopped; run the same command again")
+
+
+@pytest.mark.parametrize(("returned", "code"), [(None, 0), (0, 0), (143, 143)])
+def test_the_exit_code_is_what_the_stage_returns(capsys, returned, code):
+    assert outcome(lambda: returned, capsys) == (code, "")
+
+
+def test_a_defect_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        run_stage(lambda: 1 // 0)

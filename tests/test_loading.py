@@ -1,0 +1,132 @@
+"""What is in a file decides how it is read; a file that is no model is refused in a sentence."""
+
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from stages.lm.artifact import read_artifact, write_artifact
+from stages.lm.errors import UserError
+from stages.lm.loading import load_model
+from stages.lm.quantization import quantize_checkpoint
+
+
+@pytest.fixture
+def files(checkpoint, tmp_path):
+    checkpoint.save(tmp_path / "float.pt")
+    quantize_checkpoint(checkpoint, "int8").save(tmp_path / "int8.pt")
+    return tmp_path
+
+
+def test_a_checkpoint_is_read_as_it_is(files, checkpoint):
+    loaded = load_model(files / "float.pt")
+    assert loaded.scheme == "float32" and loaded.provenance == checkpoint.provenance
+    assert loaded.file_bytes == (files / "float.pt").stat().st_size
+    for name, tensor in loaded.model.state_dict().items():
+        assert torch.equal(tensor, checkpoint.tensors[name])
+
+
+def test_a_loaded_model_is_ready_for_inference_in_float32(files):
+    for name in ("float.pt", "int8.pt"):
+        model = load_model(files / name).model
+        assert not model.training
+        assert {(p.dtype, p.requires_grad) for p in model.parameters()} == {(torch.float32, False)}
+
+
+def test_the_tokenizer_in_the_file_encodes_as_the_one_trained_with(files, tokenizer):
+    text = "The lazy dog, 我们 🙂".encode()
+    for name in ("float.pt", "int8.pt"):
+        loaded = load_model(files / name).tokenizer
+        assert loaded.encode(text) == tokenizer.encode(text)
+        assert (loaded.name, loaded.pattern) == (tokenizer.name, tokenizer.pattern)
+
+
+def test_another_artifact_is_no_model(tmp_path):
+    write_artifact(tmp_path / "state.pt", "training state", 1, {})
+    with pytest.raises(UserError, match="but checkpoint 1 or quantized model 1 is needed"):
+        load_model(tmp_path / "state.pt")
+
+
+def test_a_missing_model_is_a_sentence(tmp_path):
+    with pytest.raises(UserError, match=r"none\.pt is missing; `dvc repro` makes it"):
+        load_model(tmp_path / "none.pt")
+
+
+def without(*path):
+    def change(content):
+        for key in path[:-1]:
+            content = content[key]
+        del content[path[-1]]
+
+    return change
+
+
+def replaced(value, *path):
+    def change(content):
+        for key in path[:-1]:
+            content = content[key]
+        content[path[-1]] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        without("config"),
+        without("config", "width"),
+        without("tensors"),
+        without("tensors", "head.weight"),
+        without("tokenizer"),
+        without("tokenizer", "vocabulary"),
+        without("tokenizer", "pattern"),
+        replaced(None, "config"),
+        replaced(5, "config", "experts"),
+        replaced(64, "config", "width"),
+        replaced(None, "tensors"),
+        replaced("weights", "tensors"),
+        replaced(5, "tokenizer"),
+        replaced("?? 0", "tokenizer", "vocabulary"),
+        replaced("QQ== 0", "tokenizer", "vocabulary"),
+        replaced(None, "tokenizer", "vocabulary"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("name", "kind"), [("float.pt", "checkpoint"), ("int8.pt", "quantized model")]
+)
+def test_a_forged_part_is_refused_in_a_sentence(files, name, kind, change):
+    _, content = read_artifact(files / name, {kind: 1})
+    change(content)
+    write_artifact(files / name, kind, 1, content)
+    with pytest.raises(UserError):
+        load_model(files / name)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        without("scheme"),
+        without("tensors", "head.weight", "scales"),
+        replaced({}, "tensors", "head.weight"),
+        replaced(torch.ones(7, 1), "tensors", "head.weight", "scales"),
+        replaced(torch.zeros(2, 2), "tensors", "head.weight", "codes"),
+        replaced(torch.zeros(2, 2), "tensors", "head.weight"),
+        replaced(1, "comment"),
+    ],
+)
+def test_a_forged_quantized_part_is_refused_in_a_sentence(files, change):
+    _, content = read_artifact(files / "int8.pt", {"quantized model": 1})
+    change(content)
+    write_artifact(files / "int8.pt", "quantized model", 1, content)
+    with pytest.raises(UserError):
+        load_model(files / "int8.pt")
+
+
+def test_a_vocabulary_of_another_size_than_the_models_is_refused(files, checkpoint):
+    _, content = read_artifact(files / "float.pt", {"checkpoint": 1})
+    assert content["config"] == asdict(checkpoint.config)
+    lines = content["tokenizer"]["vocabulary"].splitlines(keepends=True)
+    content["tokenizer"]["vocabulary"] = "".join(lines[:-1])
+    write_artifact(files / "float.pt", "checkpoint", 1, content)
+    with pytest.raises(UserError, match="model of 300 tokens, but a vocabulary of 299"):
+        load_model(files / "float.pt")

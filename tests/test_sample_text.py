@@ -1,0 +1,36 @@
+"""The sample is the same prose on every machine, made without a network."""
+
+import hashlib
+import sys
+
+import pytest
+
+from stages.lm import sample_text as module
+from stages.lm.errors import UserError
+from stages.lm.sample_text import sample_text
+
+SIZE = 2_005_993
+SHA256 = "cbf0929936123da6e7182ee4164725194566536bba6b0ca061f46ad3a50da66e"
+
+
+def test_the_sample_is_always_the_same_bytes():
+    data = sample_text().encode("utf-8")
+    assert len(data) == SIZE and hashlib.sha256(data).hexdigest() == SHA256
+
+
+def test_the_source_is_read_and_never_imported():
+    imported = "networkx" in sys.modules
+    sample_text()
+    assert ("networkx" in sys.modules) is imported
+
+
+def test_another_version_is_refused_with_the_remedy(monkeypatch):
+    monkeypatch.setattr(module, "version", lambda name: "2.0")
+    with pytest.raises(UserError, match=r"networkx .*version 2\.0 is installed.*pip install -r"):
+        sample_text()
+
+
+def test_a_missing_source_is_refused_with_the_remedy(monkeypatch):
+    monkeypatch.setattr(module, "SOURCE", "no_such_package_here")
+    with pytest.raises(UserError, match=r"none is installed.*data/input\.txt"):
+        sample_text()
