@@ -97,6 +97,13 @@ def test_another_process_writes_the_same_bytes(written, tmp_path):
     assert other.read_bytes() == written.read_bytes()
 
 
+def test_the_order_of_numbers_in_memory_is_not_stored(tmp_path):
+    weight = torch.arange(12.0).view(3, 4)
+    for name, tensor in (("rows", weight), ("columns", weight.T.contiguous().T)):
+        write_artifact(tmp_path / name, "thing", 1, {"weight": tensor})
+    assert (tmp_path / "rows").read_bytes() == (tmp_path / "columns").read_bytes()
+
+
 def test_a_view_is_stored_without_the_tensor_it_belongs_to(tmp_path):
     write_artifact(tmp_path / "view.pt", "thing", 1, {"row": torch.zeros(1000, 1000)[0]})
     assert (tmp_path / "view.pt").stat().st_size < 10_000

@@ -145,6 +145,12 @@ def test_splits_cover_the_text_in_order_without_gaps(size, val, test):
     assert abs(len(bounds["val"]) - size * val) < 2 and abs(len(bounds["test"]) - size * test) < 2
 
 
+@pytest.mark.parametrize("size", [100, 1000, 123_000])
+def test_a_share_that_is_a_whole_number_of_bytes_is_exact(size):
+    bounds = split_bounds(size, 0.05, 0.05)
+    assert [len(part) * 20 for part in bounds.values()] == [18 * size, size, size]
+
+
 def test_tiny_shakespeare_is_held_out_from_where_nanogpt_holds_it_out():
     bounds = split_bounds(1_115_394, 0.05, 0.05)
     assert bounds["train"] == range(0, 1_003_854) and bounds["test"].stop == 1_115_394

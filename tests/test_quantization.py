@@ -49,7 +49,9 @@ def test_codes_have_one_float16_scale_a_row():
 def test_a_row_of_zeros_stays_zero():
     weight = torch.zeros(3, 8)
     weight[1] = torch.randn(8)
-    restored = dequantize(quantize_int8(weight))
+    parts = quantize_int8(weight)
+    restored = dequantize(parts)
+    assert (parts["scales"] > 0).all() and not parts["codes"][[0, 2]].any()
     assert not restored[0].any() and not restored[2].any() and restored[1].any()
 
 
@@ -102,7 +104,7 @@ def test_f16_stores_sixteen_bits_a_weight(checkpoint):
     assert quantize_checkpoint(checkpoint, "f16").bits_per_weight() == 16
 
 
-def test_a_matrix_costs_eight_bits_and_its_share_of_the_scale(make_config, checkpoint):
+def test_a_matrix_costs_eight_bits_and_its_share_of_the_scale(checkpoint):
     only = {"matrix": torch.randn(10, 64)}
     quantized = quantize_checkpoint(
         type(checkpoint)(checkpoint.config, only, checkpoint.tokenizer, {}), "int8"
@@ -133,14 +135,6 @@ def test_the_same_checkpoint_is_the_same_file(checkpoint, tmp_path, scheme):
     for name in ("first.pt", "second.pt"):
         quantize_checkpoint(checkpoint, scheme).save(tmp_path / name)
     assert (tmp_path / "first.pt").read_bytes() == (tmp_path / "second.pt").read_bytes()
-
-
-def test_the_int8_file_is_less_than_half_of_the_float16_one_and_header(checkpoint, tmp_path):
-    sizes = {}
-    for scheme in ("int8", "f16"):
-        quantized = quantize_checkpoint(checkpoint, scheme)
-        sizes[scheme] = quantized.bits_per_weight()
-    assert sizes["int8"] < 0.55 * sizes["f16"]
 
 
 def test_int8_changes_the_predictions_little(checkpoint):

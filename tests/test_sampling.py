@@ -66,6 +66,10 @@ def test_top_p_keeps_the_fewest_that_reach_the_sum():
         assert keep_top_p(logits, p).isfinite().nonzero().flatten().tolist() == kept
 
 
+def test_top_p_stops_where_the_sum_is_reached_exactly():
+    assert keep_top_p(torch.zeros(4, dtype=torch.double), 0.5).isfinite().sum() == 2
+
+
 def test_top_p_keeps_at_least_one():
     assert keep_top_p(rows(1)[0], 0.0).isfinite().sum() == 1
 

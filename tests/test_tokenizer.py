@@ -58,6 +58,21 @@ def test_each_pattern_compiles_where_it_is_used(pattern):
     assert [piece for piece, _ in pieces][-1] == "."
 
 
+@pytest.mark.parametrize(
+    ("pattern", "pieces"),
+    [
+        ("gpt-2", "It|'s| DON|'|T| 12345| HELLOWorld|(|x|)!|\n|/|ab| ف|َ| | y|\r\n\n| z"),
+        ("qwen2", "It|'s| DON|'T| |1|2|3|4|5| HELLOWorld|(x|)!\n|/ab| ف|َ| | y|\r\n\n| z"),
+        ("llama-bpe", "It|'s| DON|'T| |123|45| HELLOWorld|(x|)!\n|/ab| ف|َ| | y|\r\n\n| z"),
+        ("gpt-4o", "It's| DON'T| |123|45| HELLOWorld|(x|)!\n/|ab| فَ| | y|\r\n\n| z"),
+    ],
+)
+def test_each_pattern_cuts_as_its_name_promises(pattern, pieces):
+    expected = pieces.split("|")
+    cut = Split(Regex(PATTERNS[pattern]), "isolated").pre_tokenize_str("".join(expected))
+    assert [piece for piece, _ in cut] == expected
+
+
 def hugging_face(tokenizer):
     """The same vocabulary in the other library, its merges found again from the ranks."""
     characters = {byte: char for char, byte in module._byte_characters().items()}
