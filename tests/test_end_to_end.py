@@ -174,8 +174,6 @@ def test_an_experiment_in_a_copy_trains_on_the_text_of_the_workspace(built):
         text.write_bytes(before + b"a line that no run has seen yet\n")
         dvc(built, "exp", "run", "--temp", "-n", "fewer", "-S", "train.epochs=1")
         assert text.read_bytes().endswith(b"seen yet\n")
-        recorded = run(built, "git", "show", "refs/exps/exec/EXEC_BRANCH:x", check=False)
-        assert recorded.returncode != 0
         names = dvc(built, "exp", "list", "--name-only").stdout.split()
         assert "fewer" in names
         shown = json.loads(dvc(built, "exp", "show", "--json").stdout)
@@ -261,13 +259,14 @@ def test_the_readmes_commands_run(built, tmp_path):
     shutil.copytree(built, folder)
     commands = [line for line in COMMANDS if line.startswith(("dvc ", "python -m app."))]
     assert len(commands) > 10
+    before = dvc(folder, "exp", "list", "--name-only").stdout.split()
     for line in commands:
         words = shlex.split(line.replace("/path/or/s3-bucket", str(tmp_path / "store")))
         run(folder, *words)
         if words[:3] == ["dvc", "queue", "start"]:
             wait_for_queue(folder)
     shown = dvc(folder, "exp", "list", "--name-only").stdout.split()
-    assert len(shown) == 3, "one experiment in the workspace and two from the queue"
+    assert len(shown) == len(before) + 3, "one in the workspace and two from the queue"
     assert any((tmp_path / "store").rglob("*"))
 
 
