@@ -18,6 +18,7 @@ from stages.lm.settings.evaluate import EvaluateSettings
 from stages.lm.settings.loader import load_sections
 from stages.lm.settings.model import ModelSettings
 from stages.lm.settings.quantize import QuantizeSettings
+from stages.lm.settings.recipes import automatic
 from stages.lm.settings.runtime import RuntimeSettings
 from stages.lm.settings.tokenize import TokenizeSettings
 from stages.lm.settings.train import TrainSettings
@@ -37,17 +38,20 @@ MIN_SPLIT_BYTES = 8
 
 def main() -> None:
     """Check the settings, then the text, and record which text it is."""
-    settings = load_sections(SECTIONS)
     bring_text_into_experiment()
     paths.BASE.mkdir(parents=True, exist_ok=True)
     if not paths.INPUT.exists():
         refuse_to_replace_own_text()
         write_bytes(paths.INPUT, sample_text().encode("utf-8"))
+    size = paths.INPUT.stat().st_size
+    auto = automatic(size)
+    settings = load_sections(SECTIONS, auto=auto.values)
     check_text(settings["tokenize"])
     digest = sha256_file(paths.INPUT)
     is_sample = digest == hashlib.sha256(sample_or_nothing()).hexdigest()
-    source, size = "sample" if is_sample else "own", paths.INPUT.stat().st_size
-    write_json(paths.CORPUS_METRICS, {"source": source, "bytes": size, "sha256": digest})
+    source = "sample" if is_sample else "own"
+    record = {"source": source, "bytes": size, "sha256": digest, "recipe": auto.recipe}
+    write_json(paths.CORPUS_METRICS, record | {"auto": auto.chosen()})
     print(f"text: data/input.txt, {size:,} bytes ({source})")
 
 

@@ -14,6 +14,7 @@ from stages.lm.data import SPLITS, read_chunks, split_bounds, token_dtype, write
 from stages.lm.errors import UserError, run_stage
 from stages.lm.files import sha256_file, write_json, write_text
 from stages.lm.settings.loader import load_section
+from stages.lm.settings.recipes import automatic
 from stages.lm.settings.tokenize import TokenizeSettings
 from stages.lm.tokenizer import PATTERNS, Tokenizer, named_tokenizer, train_bpe
 
@@ -23,8 +24,10 @@ BPE_SAMPLE_BYTES = 32 << 20
 
 def main() -> None:
     """Split, learn or load the vocabulary, encode."""
-    settings = load_section(TokenizeSettings)
     size = paths.INPUT.stat().st_size
+    auto = automatic(size)
+    settings = load_section(TokenizeSettings, auto=auto.values)
+    print(*auto.lines(TokenizeSettings.SECTION), sep="\n")
     bounds = split_bounds(size, settings.val_fraction, settings.test_fraction)
     tokenizer = make_tokenizer(settings, bounds["train"])
     dtype = token_dtype(tokenizer.vocab_size)

@@ -7,18 +7,17 @@ import signal
 from dataclasses import asdict
 from types import FrameType
 
-import torch
-
 from stages.lm import paths
 from stages.lm.checkpoint import Checkpoint
 from stages.lm.data import TokenData
 from stages.lm.errors import UserError, run_stage
 from stages.lm.files import write_json
 from stages.lm.metrics import append_missing_lines, timestamp, write_tsv
-from stages.lm.model import ModelConfig, Transformer, initialise
+from stages.lm.model import ModelConfig, Transformer
 from stages.lm.runtime import Machine, pick_machine
 from stages.lm.settings.loader import load_section
 from stages.lm.settings.model import ModelSettings
+from stages.lm.settings.recipes import automatic
 from stages.lm.settings.runtime import RuntimeSettings
 from stages.lm.settings.train import TrainSettings
 from stages.lm.state import RunIdentity, StateStore, code_digests, only_trainer
@@ -45,19 +44,23 @@ class StopSignal:
 
 def main() -> int:
     """Train, or continue to; returns the exit code."""
-    settings = load_section(TrainSettings)
-    model_settings = load_section(ModelSettings)
     runtime = load_section(RuntimeSettings)
     stop = StopSignal()
     with only_trainer(paths.ROOT / "models" / "resume" / "workspace.lock"):
         data = TokenData.load(paths.TOKENS)
+        auto = automatic(data.text_bytes())
+        settings = load_section(TrainSettings, auto=auto.values)
+        model_settings = load_section(ModelSettings, auto=auto.values)
+        for section in (ModelSettings.SECTION, TrainSettings.SECTION):
+            print(*auto.lines(section), sep="\n")
         identity = identify(model_settings, settings, data)
         store = StateStore(paths.resume_folder(), identity)
         with only_trainer(store.path.parent / "lock"):
             try:
                 machine = pick_machine(runtime, settings.precision)
                 run = prepare(model_settings, settings, data, machine)
-                resume(run, store)
+                if not resume(run, store):
+                    run.begin(from_bigrams=model_settings.init == "bigrams")
                 return train(run, store, model_settings, stop, runtime.checkpoint_steps)
             except RuntimeError as error:
                 raise out_of_memory(error, settings, model_settings) from error
@@ -75,13 +78,12 @@ def identify(
 def prepare(
     model_settings: ModelSettings, settings: TrainSettings, data: TokenData, machine: Machine
 ) -> TrainingRun:
-    """A run at its first step."""
+    """A run that has yet to begin or to be resumed."""
     vocab_size = data.meta["vocab_size"]
     head_size = model_settings.width // model_settings.heads
-    config = ModelConfig(**asdict(model_settings), vocab_size=vocab_size, head_size=head_size)
+    shape = {key: value for key, value in asdict(model_settings).items() if key != "init"}
+    config = ModelConfig(**shape, vocab_size=vocab_size, head_size=head_size)
     model = Transformer(config)
-    initialise(model, torch.Generator().manual_seed(settings.seed))
-    torch.manual_seed(settings.seed)  # dropout
     run = TrainingRun(model, data, settings, machine)
     print(
         f"model: {config.arch}, {config.layers} layers of width {config.width}, "
@@ -94,8 +96,8 @@ def prepare(
     return run
 
 
-def resume(run: TrainingRun, store: StateStore) -> None:
-    """Continue from the stored state, if there is one, and say so."""
+def resume(run: TrainingRun, store: StateStore) -> bool:
+    """Continue from the stored state, if there is one, and say so; returns whether there was."""
     state, message = store.load()
     if state is not None:
         warning = run.restore(state)
@@ -109,6 +111,7 @@ def resume(run: TrainingRun, store: StateStore) -> None:
         paths.TRAINING_LOG,
         [*run.progress.log, f"{timestamp()}  run {store.identity.fingerprint}: {message}"],
     )
+    return state is not None
 
 
 def train(

@@ -110,17 +110,22 @@ def make_train_settings():
             "epochs": 3,
             "batch_size": 4,
             "accumulate": 1,
+            "optimizer": "muon",
             "lr": 0.01,
+            "embedding_lr": 0.01,
+            "head_lr": 0.01,
             "warmup_steps": 2,
             "decay_fraction": 0.5,
             "final_lr_fraction": 0.1,
             "weight_decay": 0.1,
+            "momentum": 0.95,
             "beta1": 0.9,
             "beta2": 0.95,
             "grad_clip": 1.0,
             "patience": 0,
             "val_tokens": 1_000_000,
             "precision": "float32",
+            "compile": "off",
         }
         return TrainSettings(**defaults | fields)
 

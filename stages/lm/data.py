@@ -135,6 +135,10 @@ class TokenData:
         """One digest for all the tokens and the vocabulary."""
         return str(self.meta["digest"])
 
+    def text_bytes(self) -> int:
+        """Bytes of the whole text."""
+        return sum(int(split["bytes"]) for split in self.meta["splits"].values())
+
     def preceding(self, split: str, count: int) -> np.ndarray:
         """At most `count` tokens that stand right before a split, its first token's context."""
         earlier = [getattr(self, name) for name in SPLITS[: SPLITS.index(split)]]

@@ -5,7 +5,9 @@ training or files. Shapes: B sequences, T tokens, W width, H heads, K key/value 
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -46,11 +48,15 @@ class KVCache:
         self.length = 0
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (B, K, T, S) for a layer; returns all of its keys and values so far."""
+        """Store (B, K, T, S) of a layer; returns all of its keys and values so far."""
         end = self.length + key.size(2)
         self.keys[layer, :, :, self.length : end] = key
         self.values[layer, :, :, self.length : end] = value
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+
+Remember = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""`KVCache.append` of one layer."""
 
 
 class RMSNorm(nn.Module):
@@ -113,7 +119,7 @@ class Attention(nn.Module):
             self.key_norm = RMSNorm(config.head_size)
 
     def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor] | None, cache: KVCache | None, layer: int
+        self, x: Tensor, rope: tuple[Tensor, Tensor] | None, remember: Remember | None
     ) -> Tensor:
         """(B, T, W) -> (B, T, W)."""
         batch, length, _ = x.shape
@@ -122,8 +128,8 @@ class Attention(nn.Module):
         if rope is not None:
             query = rotate(self.query_norm(query), *rope).to(value.dtype)
             key = rotate(self.key_norm(key), *rope).to(value.dtype)
-        if cache is not None:
-            key, value = cache.append(layer, key, value)
+        if remember is not None:
+            key, value = remember(key, value)
         mixed = attend(query, key, value)
         return self.out(mixed.transpose(1, 2).reshape(batch, length, -1))
 
@@ -167,10 +173,10 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor] | None, cache: KVCache | None, layer: int
+        self, x: Tensor, rope: tuple[Tensor, Tensor] | None, remember: Remember | None
     ) -> Tensor:
         """(B, T, W) -> (B, T, W)."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), rope, cache, layer))
+        x = x + self.dropout(self.attention(self.attention_norm(x), rope, remember))
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 
 
@@ -216,12 +222,23 @@ class Transformer(nn.Module):
             x = x + self.position_embedding.weight[start:end]
         x = self.dropout(x)
         for layer, block in enumerate(self.blocks):
-            x = block(x, rope, cache, layer)
+            x = block(x, rope, None if cache is None else partial(cache.append, layer))
         if cache is not None:
             cache.length = end
         head = self.token_embedding if self.config.tie_embeddings else self.head
         # The padding of the vocabulary is not part of it: never trained, never sampled.
         return F.linear(self.final_norm(x), head.weight)[..., : self.config.vocab_size]
+
+    def block_matrices(self) -> list[tuple[nn.Parameter, list[int]]]:
+        """The matrices of the blocks; a parameter holds one or several, of these heights."""
+        size = self.config.head_size
+        stacked = {"qkv": [self.config.heads * size] + 2 * [self.config.kv_heads * size]}
+        stacked["gate_up"] = 2 * [self.config.ff_width]
+        return [
+            (parameter, stacked.get(name.split(".")[-2], [parameter.size(0)]))
+            for name, parameter in self.blocks.named_parameters()
+            if parameter.ndim == 2
+        ]
 
     def parameter_count(self) -> int:
         """Trainable numbers, shared ones counted once."""

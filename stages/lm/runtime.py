@@ -66,6 +66,21 @@ def _multiplies_bf16(device: str) -> bool:
     return False
 
 
+def can_compile(device: torch.device) -> bool:
+    """Whether `torch.compile` works here: on a CPU it needs a C++ compiler."""
+    try:
+        torch.compile(torch.neg)(torch.zeros(2, device=device))
+    except Exception as error:  # whatever a missing or broken tool chain raises
+        print(f"training without torch.compile, which does not work here: {first_line(error)}")
+        return False
+    return True
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says, without its stack."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def random_state(device: torch.device) -> dict[str, torch.Tensor]:
     """The state of every random generator that training on `device` draws from."""
     state = {"cpu": torch.get_rng_state()}

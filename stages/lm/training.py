@@ -13,17 +13,21 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.optim import Optimizer
 from tqdm import tqdm
 
+from .bigrams import fit_bigrams
 from .data import TokenData, WindowOrder, gather
 from .errors import UserError
 from .metrics import duration, loss_units, timestamp
-from .model import Transformer
-from .optim import build_optimizer, learning_rate, set_learning_rate
-from .runtime import Machine, random_state, restore_random_state
+from .model import Transformer, initialise
+from .optim import build_optimizers, learning_rate
+from .runtime import Machine, can_compile, random_state, restore_random_state
 from .scoring import score
 from .settings.train import TrainSettings
+
+COMPILE_FROM_FLOPS = 5e13
+"""Compiling takes half a minute and then saves a quarter of each step, so it pays from about two
+minutes on, which two cores need for about this many operations."""
 
 ROWS_PER_EPOCH = 10
 """Points of the training curve in an epoch."""
@@ -66,7 +70,7 @@ class TrainingRun:
         self.data = data
         self.settings = settings
         self.machine = machine
-        self.optimizer: Optimizer = build_optimizer(model, settings)
+        self.optimizers = build_optimizers(model, settings, machine.precision)
         self.order = WindowOrder(
             tokens=len(data.train),
             context=model.config.context,
@@ -76,6 +80,18 @@ class TrainingRun:
         self.total_steps = self.order.steps(settings.epochs)
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}
+        self.compiled = self._pays_to_compile() and can_compile(machine.device)
+        if self.compiled:
+            for block in self.model.blocks:
+                block.compile()
+
+    def _pays_to_compile(self) -> bool:
+        """Whether the run is long enough: a function of the run alone, so that a resumed run
+        decides as it did before."""
+        if self.settings.compile != "auto":
+            return self.settings.compile == "on"
+        tokens = self.total_steps * self.order.batch * self.order.length
+        return 6.0 * self.model.parameter_count() * tokens > COMPILE_FROM_FLOPS
 
     # State -----------------------------------------------------------------------------------
 
@@ -84,26 +100,49 @@ class TrainingRun:
         return {
             "progress": dict(vars(self.progress)),
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": self.optimizers.state_dict(),
             "best": self.best,
             "random": random_state(self.machine.device),
-            "machine": self.machine.describe(),
+            "machine": self.describe(),
         }
 
     def restore(self, state: dict[str, Any]) -> str:
         """Continue from `state`; returns a warning where the result may differ in its last bits."""
         self.progress = Progress(**state["progress"])
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizers.load_state_dict(state["optimizers"])
         self.best = state["best"]
         restore_random_state(state["random"], self.machine.device)
-        here, there = self.machine.describe(), state["machine"]
+        here, there = self.describe(), state["machine"]
         changes = [
             f"{key} was {there[key]}, is {here[key]}" for key in here if here[key] != there[key]
         ]
         if not changes:
             return ""
         return f"the last bits may differ from an uninterrupted run: {'; '.join(changes)}"
+
+    def begin(self, from_bigrams: bool) -> None:
+        """Set the weights as a run begins with them."""
+        began = time.monotonic()
+        seed = self.settings.seed
+        generator = torch.Generator().manual_seed(seed)
+        initialise(self.model, generator)
+        torch.manual_seed(seed)  # dropout
+        if not from_bigrams:
+            return
+        fit_bigrams(self.model, self.data.train, self.machine, generator)
+        self.progress.elapsed = time.monotonic() - began
+        val_loss = self.validate()
+        self.progress.curve.append({"step": 0, "epoch": 0, "val_loss": val_loss})
+        self.progress.log.append(
+            f"{timestamp()}  bigrams  val {val_loss:.4f}  "
+            f"{self.bits_per_byte(val_loss):.4f} bits/byte  "
+            f"{duration(self.progress.elapsed)} elapsed"
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """What can change the last bits of the result."""
+        return self.machine.describe() | {"compiled": self.compiled}
 
     # Loop ------------------------------------------------------------------------------------
 
@@ -169,8 +208,6 @@ class TrainingRun:
         """One optimizer step over a batch; returns its mean loss in nats per token."""
         progress, settings = self.progress, self.settings
         starts = self.order.batch_starts(progress.step)
-        lr = learning_rate(progress.step, self.total_steps, settings)
-        set_learning_rate(self.optimizer, lr)
         loss_sum = 0.0
         for part in np.split(starts, settings.accumulate):
             rows = torch.from_numpy(gather(self.data.train, part, self.order.length))
@@ -183,8 +220,7 @@ class TrainingRun:
         limit = settings.grad_clip or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
         self._finite(norm.item(), "norm of the gradient")
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizers.step(learning_rate(progress.step, self.total_steps, settings))
         return loss_sum / settings.accumulate
 
     def _finite(self, value: float, what: str) -> float:
@@ -209,7 +245,8 @@ class TrainingRun:
                 "step": progress.step,
                 "epoch": round(progress.step * self.order.batch / self.order.per_epoch, 4),
                 "train_loss": total / count,
-                "lr": learning_rate(progress.step - 1, self.total_steps, self.settings),
+                "lr": self.settings.lr
+                * learning_rate(progress.step - 1, self.total_steps, self.settings),
             }
         )
 
@@ -244,13 +281,15 @@ class TrainingRun:
 
     def validate(self) -> float:
         """Nats per token on the validation split, at most `train.val_tokens` of it."""
-        nats, tokens = score(
-            self.model,
-            self.data.val,
-            self.data.preceding("val", self.model.config.context),
-            self.machine,
-            max_tokens=self.settings.val_tokens,
-        )
+        # Scoring has windows of its own shapes; compiling for each would cost more than it saves.
+        with torch.compiler.set_stance("force_eager"):
+            nats, tokens = score(
+                self.model,
+                self.data.val,
+                self.data.preceding("val", self.model.config.context),
+                self.machine,
+                max_tokens=self.settings.val_tokens,
+            )
         return nats / tokens
 
     def bits_per_byte(self, val_loss: float) -> float:
@@ -262,7 +301,7 @@ class TrainingRun:
     def summary(self) -> dict[str, Any]:
         """What `metrics/train.json` holds: numbers that depend on nothing but the run."""
         progress = self.progress
-        epochs = [row for row in progress.curve if "val_loss" in row]
+        epochs = [row for row in progress.curve if "epoch_loss" in row]
         return {
             "epochs": self.epochs_done(),
             "steps": progress.step,

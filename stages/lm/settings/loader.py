@@ -3,8 +3,10 @@
 import dataclasses
 import difflib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Protocol, TypeVar, get_type_hints
 
 import yaml
@@ -42,28 +44,38 @@ class Section(Protocol):
 
 
 S = TypeVar("S", bound=Section)
+NO_AUTO: Mapping[str, Any] = MappingProxyType({})
 
 
-def load_section(cls: type[S], path: Path = PARAMS) -> S:
+def load_section(cls: type[S], path: Path = PARAMS, auto: Mapping[str, Any] = NO_AUTO) -> S:
     """The section of `params.yaml` that `cls` describes.
+
+    `auto` holds what the word stands for, by `section.key`, where a setting may be `auto`.
 
     Raises:
         UserError: a key is missing, unknown or has a value it cannot have.
     """
-    return _build(cls, _read(path), path.name)
+    return _build(cls, read_params(path), path.name, auto)
 
 
-def load_sections(classes: list[type[Any]], path: Path = PARAMS) -> dict[str, Any]:
+def load_sections(
+    classes: list[type[Any]], path: Path = PARAMS, auto: Mapping[str, Any] = NO_AUTO
+) -> dict[str, Any]:
     """Every section, by name; a section that no class describes is an error too."""
-    document = _read(path)
+    document = read_params(path)
     known = [cls.SECTION for cls in classes]
     for name in document:
-        if name not in known:
+        if name not in (*known, "recipe"):
             raise UserError(f"{path.name}: unknown section {name!r}{_nearest(name, known)}.")
-    return {cls.SECTION: _build(cls, document, path.name) for cls in classes}
+    return {cls.SECTION: _build(cls, document, path.name, auto) for cls in classes}
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_params(path: Path) -> dict[str, Any]:
+    """`params.yaml` as it stands.
+
+    Raises:
+        UserError: it is missing, or is not YAML, or holds no sections.
+    """
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -79,7 +91,7 @@ def _read(path: Path) -> dict[str, Any]:
     return document
 
 
-def _build(cls: type[S], document: dict[str, Any], file: str) -> S:
+def _build(cls: type[S], document: dict[str, Any], file: str, auto: Mapping[str, Any]) -> S:
     section = cls.SECTION
     values = document.get(section)
     if not isinstance(values, dict):
@@ -96,12 +108,15 @@ def _build(cls: type[S], document: dict[str, Any], file: str) -> S:
             raise UserError(
                 f"{file}: {section}.{name} is missing; add it back ({_expected(hints[name])})."
             )
+        value, automatic = values[name], auto.get(f"{section}.{name}")
+        if value == "auto" and automatic is not None:
+            value = automatic
         try:
-            parsed[name] = _convert(values[name], hints[name])
+            parsed[name] = _convert(value, hints[name])
         except (ValueError, OverflowError):
             raise UserError(
-                f"{file}: {section}.{name} is {values[name]!r}, but must be "
-                f"{_expected(hints[name])}."
+                f"{file}: {section}.{name} is {value!r}, but must be {_expected(hints[name])}"
+                f"{'' if automatic is None else ', or auto'}."
             ) from None
     try:
         return cls(**parsed)

@@ -41,6 +41,10 @@ class ModelSettings:
     dropout: Annotated[float, Range(0, 0.9)]
     """Share of activations dropped after the embedding and after each sublayer in training."""
 
+    init: Annotated[str, Choice(("bigrams", "random"))]
+    """How the weights begin. `bigrams` fits embedding and head to how often each token follows
+    each other one, before the first step; needs `qwen3` with untied embeddings."""
+
     def __post_init__(self) -> None:
         if self.width % self.heads:
             raise ValueError(
@@ -61,4 +65,10 @@ class ModelSettings:
             raise ValueError(
                 f"model.kv_heads is {self.kv_heads}, but GPT-2 has as many as model.heads; "
                 f"set model.kv_heads to {self.heads}."
+            )
+        if self.init == "bigrams" and (self.arch != "qwen3" or self.tie_embeddings):
+            raise ValueError(
+                "model.init is bigrams, which needs model.arch qwen3 and model.tie_embeddings "
+                f"false, but they are {self.arch} and {str(self.tie_embeddings).lower()}; set "
+                "model.init to random or auto."
             )

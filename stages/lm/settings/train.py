@@ -24,20 +24,33 @@ class TrainSettings:
     accumulate: Annotated[int, Range(1, 65_536)]
     """Passes whose gradients are averaged into one optimizer step."""
 
+    optimizer: Annotated[str, Choice(("muon", "adamw"))]
+    """`muon`: Muon for the matrices of the blocks, AdamW for embedding, head and norms. `adamw`:
+    AdamW for everything."""
+
     lr: Annotated[float, Range(0, 10)]
-    """Peak learning rate."""
+    """Peak learning rate of the blocks' matrices; with `adamw` of everything."""
+
+    embedding_lr: Annotated[float, Range(0, 10)]
+    """Peak learning rate of the token embedding. No effect with `adamw`."""
+
+    head_lr: Annotated[float, Range(0, 10)]
+    """Peak learning rate of the head and the norms. No effect with `adamw`."""
 
     warmup_steps: Annotated[int, Range(0, 1_000_000)]
-    """Steps over which the learning rate rises from zero."""
+    """Steps over which the learning rates rise from zero."""
 
     decay_fraction: Annotated[float, Range(0, 1)]
-    """Share of all steps, at the end, over which the learning rate falls in a straight line."""
+    """Share of all steps, at the end, over which the learning rates fall in a straight line."""
 
     final_lr_fraction: Annotated[float, Range(0, 1)]
-    """Where the learning rate ends, as a share of `lr`."""
+    """Where the learning rates end, as a share of their peaks."""
 
     weight_decay: Annotated[float, Range(0, 100)]
-    """Decoupled decay of the matrices, times the learning rate (AdamW)."""
+    """Decoupled decay of the matrices, times their learning rate."""
+
+    momentum: Annotated[float, Range(0, 0.9999)]
+    """Muon: memory of the gradient."""
 
     beta1: Annotated[float, Range(0, 0.9999)]
     """AdamW: memory of the mean gradient."""
@@ -57,3 +70,7 @@ class TrainSettings:
     precision: Annotated[str, Choice(("auto", "bf16", "float32"))]
     """Number format of the matrix products; the weights stay float32. `auto` takes bf16 where
     the hardware multiplies it faster."""
+
+    compile: Annotated[str, Choice(("auto", "on", "off"))]
+    """Translate the blocks with `torch.compile`. `auto` does where the run is long enough to repay
+    the half minute that takes."""

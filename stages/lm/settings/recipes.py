@@ -1,0 +1,112 @@
+"""What `auto` stands for: the values of each recipe, by the size of the training text.
+
+A recipe is nothing but values for settings, chosen by experiments on two CPU cores (README,
+"Recipes"). A value set in `params.yaml` always wins.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from ..paths import PARAMS
+from .loader import read_params
+
+"""`quick`: the best model within about a minute of training up to 2 MB of text, and one pass over
+it beyond. `best`: the best model within about a quarter of an hour."""
+
+COMMON = {
+    "model.layers": 4,
+    "model.width": 256,
+    "model.context": 128,
+    "train.batch_size": 32,
+    "train.weight_decay": 0.0,
+    "train.beta2": 0.95,
+    "model.init": "bigrams",
+    "train.lr": 0.02,
+    "train.embedding_lr": 0.03,
+    "train.head_lr": 0.003,
+    "train.warmup_steps": 10,
+    "train.decay_fraction": 0.6,
+    "train.beta1": 0.8,
+}
+ADAMW = {"train.lr": 0.003, "train.beta1": 0.9, "train.beta2": 0.95}
+"""Instead, where `train.optimizer` is `adamw`."""
+
+# By recipe: from this many bytes of training text on, these values.
+BY_SIZE: dict[str, list[tuple[int, dict[str, Any]]]] = {
+    "quick": [
+        (0, {"tokenize.vocab_size": 512, "train.epochs": 8, "model.dropout": 0.1}),
+        (300_000, {"tokenize.vocab_size": 2048, "train.epochs": 2, "model.dropout": 0.0}),
+        (2_000_000, {"tokenize.vocab_size": 4096, "train.epochs": 1, "model.dropout": 0.0}),
+    ],
+    "best": [
+        (0, {"tokenize.vocab_size": 512, "train.epochs": 30, "model.dropout": 0.3}),
+    ],
+}
+
+
+@dataclass(frozen=True)
+class Automatic:
+    """What `auto` stands for in `params.yaml`, for a text of a certain size."""
+
+    recipe: str
+    text_bytes: int
+    values: dict[str, Any]
+    """By `section.key`, for every setting that may be `auto`."""
+    used: list[str]
+    """The settings that are."""
+
+    def chosen(self) -> dict[str, Any]:
+        """The settings that are `auto` and their values."""
+        return {key: self.values[key] for key in self.used}
+
+    def lines(self, section: str) -> list[str]:
+        """What a section's automatic settings are, a line each."""
+        why = f"recipe {self.recipe} for {self.text_bytes:,} bytes of text"
+        return [
+            f"{key} = {self.values[key]} (auto: {why})"
+            for key in self.used
+            if key.startswith(section + ".")
+        ]
+
+
+def automatic(text_bytes: int, path: Path = PARAMS) -> Automatic:
+    """The values of the recipe that `params.yaml` names, for a text of `text_bytes`.
+
+    Raises:
+        UserError: there is no such recipe.
+    """
+    document = read_params(path)
+    recipe = document.get("recipe")
+    if recipe not in BY_SIZE:
+        state = "is missing" if "recipe" not in document else f"is {recipe!r}"
+        raise UserError(f"{path.name}: recipe {state}, but must be one of {', '.join(BY_SIZE)}.")
+    given = {
+        f"{section}.{key}": value
+        for section, keys in document.items()
+        if isinstance(keys, dict)
+        for key, value in keys.items()
+    }
+    values = derive(recipe, text_bytes, given)
+    return Automatic(
+        recipe, text_bytes, values, [key for key in values if given.get(key) == "auto"]
+    )
+
+
+def derive(recipe: str, text_bytes: int, given: dict[str, Any]) -> dict[str, Any]:
+    """The recipe's values; some follow the values `given` in `params.yaml`."""
+    values = COMMON | [row for start, row in BY_SIZE[recipe] if start <= text_bytes][-1]
+    width, heads = given.get("model.width"), given.get("model.heads")
+    if not isinstance(width, int) or width < 1:
+        width = values["model.width"]
+    if not isinstance(heads, int):
+        heads = next(count for count in range(max(1, width // 64), 0, -1) if width % count == 0)
+    gpt2, adamw = given.get("model.arch") == "gpt2", given.get("train.optimizer") == "adamw"
+    values |= {"model.heads": heads, "model.kv_heads": heads}
+    values["model.ff_width"] = (4 if gpt2 else 3) * width
+    if gpt2 or given.get("model.tie_embeddings") is True:
+        values["model.init"] = "random"
+    if adamw:
+        values |= ADAMW
+    return values
