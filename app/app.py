@@ -206,6 +206,13 @@ def held_out(loaded: LoadedModel) -> None:
     bits = {"This model": ours["bits_per_byte"]} | results.get("baselines", {})
     metric_row({name: f"{value:.3f}" for name, value in bits.items()})
     st.caption("Bits for each byte of text that was not trained on; lower is better.")
+    if copied := results.get("memorisation"):
+        st.caption(
+            f"In spans of {copied['span_bytes']} bytes or more, "
+            f"{100 * copied['copied_share']:.1f} % of the text sampled from the quantized model "
+            f"and {100 * copied['held_out_copied_share']:.1f} % of the held-out text stand word "
+            "for word in the training text."
+        )
 
 
 def loss_chart() -> None:

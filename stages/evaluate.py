@@ -7,23 +7,28 @@ from tqdm import tqdm
 
 from stages.lm import paths
 from stages.lm.compressors import WINDOW_BYTES, baselines
+from stages.lm.copying import SPAN_BYTES, copied_bytes, read_blocks
 from stages.lm.data import TokenData
 from stages.lm.errors import run_stage
 from stages.lm.files import read_json, write_json, write_text
 from stages.lm.loading import LoadedModel, load_model
 from stages.lm.metrics import loss_units
 from stages.lm.runtime import Machine, pick_machine
-from stages.lm.sampling import SamplingSettings, generate_text
+from stages.lm.sampling import SamplingSettings, stream_bytes
 from stages.lm.scoring import score
 from stages.lm.settings.evaluate import EvaluateSettings
 from stages.lm.settings.loader import load_section
 from stages.lm.settings.runtime import RuntimeSettings
 
 HELD_OUT = ("val", "test")
+COMPARED_BYTES = 1_000_000
+"""Held-out text that is searched for in the training text, at most."""
 
 
 def main() -> None:
-    """Score the float and the quantized model, compare with compressors, write samples."""
+    """Score the float and the quantized model, compare with compressors, write samples and look
+    for them in the training text.
+    """
     settings = load_section(EvaluateSettings)
     machine = pick_machine(load_section(RuntimeSettings))
     data = TokenData.load(paths.TOKENS)
@@ -38,8 +43,10 @@ def main() -> None:
     }
     results["quantization"] = quantization_figures(results)
     results["baselines"] = compressor_figures(data, parts)
+    samples = sampled(models["quantized"], settings)
+    results["memorisation"] = copied = memorisation(data, samples)
     write_json(paths.EVALUATE_METRICS, results)
-    write_samples(models["quantized"], settings)
+    write_samples(samples, settings)
     for name in models:
         figures = results[name]["held_out"]
         print(
@@ -48,6 +55,11 @@ def main() -> None:
         )
     print(
         "compressors, bits/byte: " + ", ".join(f"{k} {v}" for k, v in results["baselines"].items())
+    )
+    print(
+        f"copied from the training text in spans of {copied['span_bytes']} bytes or more: "
+        f"{100 * copied['copied_share']:.1f} % of the samples "
+        f"(held-out text itself: {100 * copied['held_out_copied_share']:.1f} %)"
     )
 
 
@@ -121,24 +133,51 @@ def compressor_figures(
     return baselines(texts["train"], texts["val"] + texts["test"])
 
 
-def write_samples(loaded: LoadedModel, settings: EvaluateSettings) -> None:
-    """Texts of the quantized model at a fixed seed, as Markdown."""
+def sampled(loaded: LoadedModel, settings: EvaluateSettings) -> list[bytes]:
+    """What a model writes after the prompt at a fixed seed, byte for byte."""
     sampling = SamplingSettings(
         temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p
     )
+    asked = (settings.prompt, settings.sample_tokens, sampling, settings.seed)
+    return [
+        b"".join(stream_bytes(loaded, *asked, index))
+        for index in tqdm(range(settings.samples), desc="samples", unit="text")
+    ]
+
+
+def memorisation(data: TokenData, samples: list[bytes]) -> dict[str, float]:
+    """Which share of the samples stands word for word in the training text.
+
+    Writers repeat themselves too: the share of the held-out text is what to compare with.
+    """
+    train = data.meta["splits"]["train"]["bytes"]
+    with paths.INPUT.open("rb") as file:
+        file.seek(train)
+        held_out = file.read(COMPARED_BYTES)
+    training = read_blocks(paths.INPUT, train)
+    *copied, copied_held_out = copied_bytes([*samples, held_out], training)
+    size = sum(len(sample) for sample in samples)
+    return {
+        "span_bytes": SPAN_BYTES,
+        "sampled_bytes": size,
+        "copied_share": round(sum(copied) / max(1, size), 4),
+        "held_out_copied_share": round(copied_held_out / len(held_out), 4),
+    }
+
+
+def write_samples(samples: list[bytes], settings: EvaluateSettings) -> None:
+    """The texts of the quantized model as Markdown."""
     lines = [
         "# Samples",
         "",
         f"From `{paths.shown(paths.QUANTIZED)}`: temperature {settings.temperature:g}, top-k "
         f"{settings.top_k}, top-p {settings.top_p:g}, seed {settings.seed}.",
     ]
-    for index in tqdm(range(settings.samples), desc="samples", unit="text"):
-        text = generate_text(
-            loaded, settings.prompt, settings.sample_tokens, sampling, settings.seed, index
-        )
+    for number, sample in enumerate(samples, 1):
+        text = settings.prompt + sample.decode("utf-8", "replace")
         # Indented, a sample is a code block whatever characters it holds.
-        shown = "".join(f"    {line}\n" for line in (settings.prompt + text).splitlines())
-        lines += ["", f"## Sample {index + 1}", "", shown.rstrip("\n")]
+        shown = "".join(f"    {line}\n" for line in text.splitlines())
+        lines += ["", f"## Sample {number}", "", shown.rstrip("\n")]
     write_text(paths.SAMPLES, "\n".join(lines) + "\n")
 
 

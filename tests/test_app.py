@@ -181,6 +181,19 @@ def test_the_card_tells_training_and_evaluation() -> None:
     assert card["Training tokens"] == "411.2 k" and card["Best epoch, kept"] == "3"
     assert card["This model"] == "2.346" and card["gzip"] == "3.210"
     assert not at.warning
+    assert not any("word for word" in caption.value for caption in at.caption)
+
+
+def test_the_card_tells_how_much_is_copied() -> None:
+    save_models()
+    figures = {"held_out": {"bits_per_byte": 2.345678}}
+    copied = {"span_bytes": 32, "copied_share": 0.0412, "held_out_copied_share": 0.0}
+    results = {"float": figures, "quantized": figures, "memorisation": copied}
+    paths.EVALUATE_METRICS.write_text(json.dumps(results), "utf-8")
+    at = page()
+    (told,) = (caption.value for caption in at.caption if "word for word" in caption.value)
+    assert "32 bytes" in told and "4.1 %" in told and "0.0 %" in told
+    assert not at.warning
 
 
 def test_damaged_figures_leave_the_page_working() -> None:

@@ -111,6 +111,15 @@ def test_metrics_show_lists_the_held_out_loss_of_both_models(built):
     assert abs(quantized - original) < 0.02
 
 
+def test_the_share_of_copied_text_is_a_figure_of_evaluate(built):
+    sample = (built / "metrics" / "samples.md").read_text("utf-8").split("## Sample 1\n\n")[1]
+    figures = json.loads((built / "metrics" / "evaluate.json").read_text("utf-8"))["memorisation"]
+    assert figures["span_bytes"] == 32
+    assert 0 < figures["sampled_bytes"] <= len(sample.encode())
+    assert 0 <= figures["copied_share"] <= 1
+    assert 0 <= figures["held_out_copied_share"] < 0.01, "the small text is drawn at random"
+
+
 def test_git_sees_no_artifact(built):
     tracked = run(built, "git", "ls-files").stdout
     assert "input.txt" not in tracked

@@ -109,6 +109,24 @@ def generate_tokens(
         recent.append(token)
 
 
+def stream_bytes(
+    loaded: LoadedModel,
+    prompt: str,
+    count: int,
+    settings: SamplingSettings,
+    seed: int,
+    index: int = 0,
+) -> Iterator[bytes]:
+    """The bytes of each of `count` tokens that continue `prompt`, as they come.
+
+    An empty prompt stands for a new line.
+    """
+    tokens = loaded.tokenizer.encode((prompt or "\n").encode("utf-8", "replace"))
+    generator = sequence_generator(seed, index)
+    for token in generate_tokens(loaded.model, tokens, count, settings, generator):
+        yield loaded.tokenizer.decode([token])
+
+
 def stream_text(
     loaded: LoadedModel,
     prompt: str,
@@ -117,16 +135,14 @@ def stream_text(
     seed: int,
     index: int = 0,
 ) -> Iterator[str]:
-    """The text of `count` tokens that continue `prompt`, in pieces as they come.
+    """What `stream_bytes` gives, as text in pieces.
 
-    An empty prompt stands for a new line. Joined, the pieces are valid text: a character whose
-    bytes come in several tokens is held back until it is whole, and broken ones become U+FFFD.
+    Joined, the pieces are valid text: a character whose bytes come in several tokens is held back
+    until it is whole, and broken ones become U+FFFD.
     """
-    tokens = loaded.tokenizer.encode((prompt or "\n").encode("utf-8", "replace"))
-    generator = sequence_generator(seed, index)
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    for token in generate_tokens(loaded.model, tokens, count, settings, generator):
-        if piece := decoder.decode(loaded.tokenizer.decode([token])):
+    for data in stream_bytes(loaded, prompt, count, settings, seed, index):
+        if piece := decoder.decode(data):
             yield piece
     if rest := decoder.decode(b"", final=True):
         yield rest

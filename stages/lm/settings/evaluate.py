@@ -20,7 +20,7 @@ class EvaluateSettings:
     scores better; at most `model.context - 1` is used."""
 
     samples: Annotated[int, Range(0, 1_000)]
-    """Texts written to `metrics/samples.md`."""
+    """Texts written to `metrics/samples.md` and searched for copies of the training text."""
 
     sample_tokens: Annotated[int, Range(1, 100_000)]
     """Tokens in each sample."""
