@@ -11,9 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .errors import UserError
 from .model import Transformer
 from .runtime import Machine
 
+MAX_VOCABULARY = 16_384
+"""A table of this many squared takes a gigabyte."""
 STEPS = 50
 LEARNING_RATE = 0.05
 """Of Adam; held for half of the steps, then falling to zero in a line."""
@@ -42,8 +45,17 @@ def discounted_counts(tokens: np.ndarray, vocab_size: int) -> Tensor:
 def fit_bigrams(
     model: Transformer, tokens: np.ndarray, machine: Machine, generator: torch.Generator
 ) -> None:
-    """Set the token embedding and the head of an untrained `model` to fit pairs of `tokens`."""
+    """Set the token embedding and the head of an untrained `model` to fit pairs of `tokens`.
+
+    Raises:
+        UserError: the vocabulary is too large for a square table.
+    """
     config = model.config
+    if config.vocab_size > MAX_VOCABULARY:
+        raise UserError(
+            f"model.init is bigrams, which takes at most {MAX_VOCABULARY:,} tokens, but the "
+            f"vocabulary has {config.vocab_size:,}; set model.init to random."
+        )
     counts = discounted_counts(tokens, config.vocab_size).to(machine.device)
     shape = (config.vocab_size, config.width)
     embedding = torch.randn(shape, generator=generator).to(machine.device).requires_grad_()

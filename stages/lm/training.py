@@ -269,8 +269,8 @@ class TrainingRun:
         progress.finished = bool(patience) and epoch - progress.best_epoch >= patience
         progress.log.append(
             f"{timestamp()}  epoch {epoch}/{self.settings.epochs}  train {train_loss:.4f}  "
-            f"val {val_loss:.4f}  {self.bits_per_byte(val_loss):.4f} bits/byte  "
-            f"lr {progress.curve[-1]['lr']:.2e}  {rate:,.0f} tokens/s  "
+            f"val {val_loss:.4f}  gap {val_loss - train_loss:+.4f}  "
+            f"{self.bits_per_byte(val_loss):.4f} bits/byte  lr {progress.curve[-1]['lr']:.2e}  {rate:,.0f} tokens/s  "
             f"{duration(progress.elapsed)} elapsed  checkpoint written"
             + (
                 f"  stopped: no better epoch since {progress.best_epoch}"
@@ -308,6 +308,7 @@ class TrainingRun:
             "tokens_seen": progress.step * self.order.batch * self.order.length,
             "train_loss": round(epochs[-1]["epoch_loss"], 6),
             "val_loss": round(epochs[-1]["val_loss"], 6),
+            "train_val_gap": round(epochs[-1]["val_loss"] - epochs[-1]["epoch_loss"], 6),
             "best_val_loss": round(progress.best_val_loss, 6),
             "best_val_bits_per_byte": self.bits_per_byte(progress.best_val_loss),
             "best_epoch": progress.best_epoch,
