@@ -270,7 +270,8 @@ class TrainingRun:
         progress.log.append(
             f"{timestamp()}  epoch {epoch}/{self.settings.epochs}  train {train_loss:.4f}  "
             f"val {val_loss:.4f}  gap {val_loss - train_loss:+.4f}  "
-            f"{self.bits_per_byte(val_loss):.4f} bits/byte  lr {progress.curve[-1]['lr']:.2e}  {rate:,.0f} tokens/s  "
+            f"{self.bits_per_byte(val_loss):.4f} bits/byte  "
+            f"lr {progress.curve[-1]['lr']:.2e}  {rate:,.0f} tokens/s  "
             f"{duration(progress.elapsed)} elapsed  checkpoint written"
             + (
                 f"  stopped: no better epoch since {progress.best_epoch}"
