@@ -33,6 +33,10 @@ COMMON = {
 ADAMW = {"train.lr": 0.003, "train.beta1": 0.9, "train.beta2": 0.95}
 """Instead, where `train.optimizer` is `adamw`."""
 
+BIGRAM_VOCABULARY = 8192
+"""`model.init` is `bigrams` up to this size: counting pairs takes memory that grows with its
+square. A vocabulary that is not learned from the text is taken to be larger."""
+
 # By recipe: from this many bytes of training text on, these values.
 BY_SIZE: dict[str, list[tuple[int, dict[str, Any]]]] = {
     "quick": [
@@ -106,7 +110,9 @@ def derive(recipe: str, text_bytes: int, given: dict[str, Any]) -> dict[str, Any
     gpt2, adamw = given.get("model.arch") == "gpt2", given.get("train.optimizer") == "adamw"
     values |= {"model.heads": heads, "model.kv_heads": heads}
     values["model.ff_width"] = (4 if gpt2 else 3) * width
-    if gpt2 or given.get("model.tie_embeddings") is True:
+    vocabulary = _whole(given.get("tokenize.vocab_size")) or values["tokenize.vocab_size"]
+    large = given.get("tokenize.tokenizer", "bpe") != "bpe" or vocabulary > BIGRAM_VOCABULARY
+    if gpt2 or large or given.get("model.tie_embeddings") is True:
         values["model.init"] = "random"
     if adamw:
         values |= ADAMW
