@@ -122,7 +122,8 @@ def build_optimizers(
     """
     matrices = model.block_matrices()
     inside = {parameter for parameter, _ in matrices}
-    embeddings, others = [], []
+    embeddings: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter not in inside:
             (embeddings if "embedding" in name else others).append(parameter)

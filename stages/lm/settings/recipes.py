@@ -15,7 +15,7 @@ from .loader import convert, read_params
 """`quick`: the best model within about a minute of training up to 2 MB of text, and one pass over
 it beyond. `best`: the best model within about a quarter of an hour."""
 
-COMMON = {
+COMMON: dict[str, Any] = {
     "model.layers": 4,
     "model.width": 256,
     "model.context": 128,
