@@ -70,7 +70,7 @@ def nothing():
 def outcome(run):
     """Everything that must not depend on interruptions."""
     progress = {k: v for k, v in vars(run.progress).items() if k not in WALL_CLOCK}
-    return progress, run.model.state_dict(), run.best, run.optimizer.state_dict()["state"]
+    return progress, run.model.state_dict(), run.best, run.optimizers.state_dict()
 
 
 def assert_equal(first, second):
@@ -191,14 +191,14 @@ def test_accumulated_batches_train_as_one_large_batch(make_run, accumulate):
 def test_the_gradient_is_clipped_to_its_largest_norm(make_run, monkeypatch):
     run = make_run(grad_clip=0.01, dropout=0.0)
     norms = []
-    real = run.optimizer.step
+    real = run.optimizers.step
 
-    def step():
+    def step(rate):
         gradients = [p.grad.flatten() for p in run.model.parameters()]
         norms.append(torch.cat(gradients).norm().item())
-        real()
+        real(rate)
 
-    monkeypatch.setattr(run.optimizer, "step", step)
+    monkeypatch.setattr(run.optimizers, "step", step)
     run.run(nothing, after(3))
     assert norms == pytest.approx([0.01] * 3, rel=1e-3)
 
@@ -206,8 +206,13 @@ def test_the_gradient_is_clipped_to_its_largest_norm(make_run, monkeypatch):
 def test_the_learning_rate_of_the_curve_is_that_of_the_schedule(make_run):
     run = make_run(lr=0.01, warmup_steps=2, decay_fraction=0.5, final_lr_fraction=0.1)
     used = []
-    real = run.optimizer.step
-    run.optimizer.step = lambda: used.append(run.optimizer.param_groups[0]["lr"]) or real()
+    real = run.optimizers.step
+
+    def step(rate):
+        real(rate)
+        used.append(run.optimizers.all[0].param_groups[0]["lr"])
+
+    run.optimizers.step = step
     run.run(nothing, never)
     for row in run.progress.curve:
         assert row["lr"] == used[row["step"] - 1]
