@@ -13,9 +13,9 @@ from stages.lm.settings.loader import load_section, load_sections
 from stages.lm.settings.model import ModelSettings
 from stages.lm.settings.recipes import (
     ADAMW,
-    BIGRAM_VOCABULARY,
     BY_SIZE,
     COMMON,
+    LARGEST_BIGRAMS,
     automatic,
     derive,
 )
@@ -181,8 +181,8 @@ def test_a_shape_that_cannot_be_is_refused_by_its_own_name(write, key, value):
     [
         ({"tokenize.tokenizer": "gpt2"}, "random"),
         ({"tokenize.tokenizer": "own.tiktoken"}, "random"),
-        ({"tokenize.vocab_size": BIGRAM_VOCABULARY + 1}, "random"),
-        ({"tokenize.vocab_size": BIGRAM_VOCABULARY}, "bigrams"),
+        ({"tokenize.vocab_size": LARGEST_BIGRAMS + 1}, "random"),
+        ({"tokenize.vocab_size": LARGEST_BIGRAMS}, "bigrams"),
     ],
 )
 def test_pairs_are_not_counted_where_the_vocabulary_is_large(write, given, init):
@@ -201,7 +201,8 @@ def test_values_that_are_set_win_together(write):
 @pytest.mark.parametrize("recipe", BY_SIZE)
 @pytest.mark.parametrize("key", AUTOMATIC)
 def test_a_value_that_is_set_wins_alone(write, recipe, key):
-    assert derive(recipe, 1_000_000, {})[key] != SET[key], "nothing to win against"
+    automatically = load(write(recipe), 1_000_000)[0][key]
+    assert automatically != SET[key], "nothing to win against"
     loaded, auto = load(write(recipe, **{key: SET[key]}), 1_000_000)
     assert loaded[key] == SET[key] and key not in auto.used
     assert auto.chosen().keys() == set(AUTOMATIC) - {key}

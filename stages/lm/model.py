@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .fused import HeadsFunction, RMSNormFunction, SwiGLUFunction, product_dtype
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -67,8 +69,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Same shape as `x`; float32."""
-        return F.rms_norm(x.float(), self.weight.shape, self.weight, eps=1e-6)
+        """Same shape as `x`, in the type of the product that follows."""
+        return RMSNormFunction.apply(x.to(self.weight.dtype), self.weight, product_dtype(x))
 
 
 def rotary_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
@@ -77,12 +79,6 @@ def rotary_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
     angles = torch.outer(torch.arange(config.context).float(), config.rope_base**-half)
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos(), angles.sin()
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (i, i + S/2) of `x` (B, H, T, S) by its position's angle, tables (T, S)."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -97,11 +93,16 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     if query.is_cuda and length == seen:
         return F.scaled_dot_product_attention(query, key, value, is_causal=True)
     # On a CPU at short context the two products are faster than the fused operator's backward.
-    scores = query @ key.transpose(-2, -1) * query.size(-1) ** -0.5
-    if length > 1:
-        future = torch.ones(length, seen, dtype=torch.bool, device=query.device)
-        scores = scores.masked_fill(future.triu(seen - length + 1), float("-inf"))
-    return scores.float().softmax(dim=-1).to(value.dtype) @ value
+    future = query.new_full((length, seen), float("-inf")).triu(seen - length + 1)
+    batch, heads, _, size = query.shape
+    scores = torch.baddbmm(
+        future,
+        query.reshape(batch * heads, length, size),
+        key.reshape(batch * heads, seen, size).mT,
+        alpha=size**-0.5,
+    )
+    mixed = torch.bmm(scores.softmax(dim=-1), value.reshape(batch * heads, seen, size))
+    return mixed.view(batch, heads, length, size)
 
 
 class Attention(nn.Module):
@@ -123,11 +124,13 @@ class Attention(nn.Module):
     ) -> Tensor:
         """(B, T, W) -> (B, T, W)."""
         batch, length, _ = x.shape
-        heads = self.qkv(x).view(batch, length, -1, self.head_size).transpose(1, 2)
-        query, key, value = heads.split(self.split, dim=1)  # (B, H|K|K, T, S)
         if rope is not None:
-            query = rotate(self.query_norm(query), *rope).to(value.dtype)
-            key = rotate(self.key_norm(key), *rope).to(value.dtype)
+            query, key, value = HeadsFunction.apply(
+                self.qkv(x), self.query_norm.weight, self.key_norm.weight, *rope, self.split[0]
+            )
+        else:
+            heads = self.qkv(x).view(batch, length, -1, self.head_size).transpose(1, 2)
+            query, key, value = heads.split(self.split, dim=1)
         if remember is not None:
             key, value = remember(key, value)
         mixed = attend(query, key, value)
@@ -144,8 +147,7 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, W) -> (B, T, W)."""
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
+        return self.down(SwiGLUFunction.apply(self.gate_up(x)))
 
 
 class MLP(nn.Module):

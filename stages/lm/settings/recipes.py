@@ -19,35 +19,36 @@ COMMON: dict[str, Any] = {
     "model.layers": 4,
     "model.width": 256,
     "model.context": 128,
-    "train.batch_size": 32,
-    "train.weight_decay": 0.0,
-    "train.beta2": 0.95,
+    "model.dropout": 0.0,
     "model.init": "bigrams",
+    "train.batch_size": 32,
     "train.lr": 0.02,
     "train.embedding_lr": 0.03,
-    "train.head_lr": 0.003,
+    "train.head_lr": 0.006,
     "train.warmup_steps": 10,
     "train.decay_fraction": 0.6,
+    "train.weight_decay": 0.0,
     "train.beta1": 0.8,
+    "train.beta2": 0.95,
 }
-ADAMW = {"train.lr": 0.003, "train.beta1": 0.9, "train.beta2": 0.95}
+ADAMW: dict[str, Any] = {"train.lr": 0.003, "train.beta1": 0.9, "train.beta2": 0.95}
 """Instead, where `train.optimizer` is `adamw`."""
 
-BIGRAM_VOCABULARY = 8192
-"""`model.init` is `bigrams` up to this size: counting pairs takes memory that grows with its
-square. A vocabulary that is not learned from the text is taken to be larger."""
-
-# By recipe: from this many bytes of training text on, these values.
+# By recipe: from this many bytes of text on, these values.
 BY_SIZE: dict[str, list[tuple[int, dict[str, Any]]]] = {
     "quick": [
         (0, {"tokenize.vocab_size": 512, "train.epochs": 8, "model.dropout": 0.1}),
-        (300_000, {"tokenize.vocab_size": 2048, "train.epochs": 2, "model.dropout": 0.0}),
-        (2_000_000, {"tokenize.vocab_size": 4096, "train.epochs": 1, "model.dropout": 0.0}),
+        (200_000, {"tokenize.vocab_size": 1024, "train.epochs": 4}),
+        (700_000, {"tokenize.vocab_size": 1024, "train.epochs": 2}),
+        (1_500_000, {"tokenize.vocab_size": 1024, "train.epochs": 1}),
+        (4_000_000, {"tokenize.vocab_size": 4096, "train.epochs": 1}),
     ],
     "best": [
         (0, {"tokenize.vocab_size": 512, "train.epochs": 30, "model.dropout": 0.3}),
     ],
 }
+LARGEST_BIGRAMS = 8192
+"""Larger vocabularies start from random weights: bigrams are counted in a square table."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def derive(recipe: str, text_bytes: int, given: dict[str, Any]) -> dict[str, Any
     values |= {"model.heads": heads, "model.kv_heads": heads}
     values["model.ff_width"] = (4 if gpt2 else 3) * width
     vocabulary = _whole(given.get("tokenize.vocab_size")) or values["tokenize.vocab_size"]
-    large = given.get("tokenize.tokenizer", "bpe") != "bpe" or vocabulary > BIGRAM_VOCABULARY
+    large = given.get("tokenize.tokenizer") != "bpe" or vocabulary > LARGEST_BIGRAMS
     if gpt2 or large or given.get("model.tie_embeddings") is True:
         values["model.init"] = "random"
     if adamw:

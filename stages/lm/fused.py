@@ -1,0 +1,154 @@
+"""Parts of a block with their derivatives, in as few passes over memory as eager torch allows.
+
+On a CPU the matrix products of a small model take less time than what stands between them, when
+autograd composes that from single operations. Each function here computes one part forward and
+backward in the type of its result, reuses its buffers, and writes gradients where the product
+before it needs them. Shapes: B sequences, T tokens, W width, H heads, K key/value heads, S head
+size, F feed-forward width.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+EPSILON = 1e-6
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """The type in which matrix products of `x` are computed: autocast's, or its own."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def inverse_rms(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """One over the root mean square of each vector, (..., 1), computed in `dtype`."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype)
+    return norm.square_().mul_(1 / x.size(-1)).add_(EPSILON).rsqrt_()
+
+
+class RMSNormFunction(Function):
+    """x / rms(x) * weight over the last dimension (Zhang & Sennrich 2019)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        """x (..., W) and weight (W,), both float32; the result has type `dtype`."""
+        scale = inverse_rms(x, x.dtype)
+        ctx.save_for_backward(x, weight, scale)
+        return (x * scale).mul_(weight).to(dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        """Gradients of x and weight."""
+        x, weight, scale = ctx.saved_tensors
+        normed = x * scale
+        product = normed * grad
+        grad_weight = product.flatten(0, -2).sum(0)
+        inner = (product @ weight).mul_(-1 / x.size(-1)).unsqueeze(-1)
+        grad_x = (grad * weight).addcmul_(normed, inner).mul_(scale)
+        return grad_x, grad_weight, None
+
+
+class HeadsFunction(Function):
+    """Split a joint projection into heads, norm queries and keys, rotate them (Qwen3).
+
+    The rotation is RoPE on halves (Su et al. 2021). Every head comes out contiguous, which the
+    products of attention need.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        qkv: Tensor,
+        query_weight: Tensor,
+        key_weight: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        heads: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """qkv (B, T, (H + 2K) S), weights (S,), tables (T, S) -> (B, H, T, S), 2 x (B, K, T, S)."""
+        batch, length, _ = qkv.shape
+        size = cos.size(1)
+        every = qkv.view(batch, length, -1, size).transpose(1, 2)
+        kv_heads = (every.size(1) - heads) // 2
+        both = every[:, : heads + kv_heads]
+        scale = inverse_rms(both, cos.dtype)
+        normed = torch.mul(
+            both, scale, out=torch.empty(both.shape, dtype=cos.dtype, device=both.device)
+        )
+        weight = _head_weights(query_weight, key_weight, heads, kv_heads)
+        turned = rotated(normed * weight, cos, sin).to(qkv.dtype)
+        ctx.save_for_backward(normed, scale, weight, cos, sin)
+        ctx.heads = heads
+        value = every[:, heads + kv_heads :].contiguous()
+        return turned[:, :heads], turned[:, heads:], value
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, grad_query: Tensor, grad_key: Tensor, grad_value: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
+        """Gradients of qkv and of both weights."""
+        normed, scale, weight, cos, sin = ctx.saved_tensors
+        batch, _, length, size = normed.shape
+        heads, kv_heads = ctx.heads, grad_value.size(1)
+        grad = torch.cat((grad_query, grad_key), dim=1).to(cos.dtype)
+        grad = rotated(grad, cos, -sin)
+        product = normed * grad
+        grad_weight = product.sum(dim=(0, 2))
+        inner = (product * weight).sum(dim=-1, keepdim=True).mul_(-1 / size)
+        grad = grad.mul_(weight).addcmul_(normed, inner).mul_(scale)
+        grad_qkv = grad_value.new_empty(batch, length, heads + 2 * kv_heads, size)
+        places = grad_qkv.transpose(1, 2)
+        places[:, : heads + kv_heads] = grad
+        places[:, heads + kv_heads :] = grad_value
+        return (
+            grad_qkv.view(batch, length, -1),
+            grad_weight[:heads].sum(0),
+            grad_weight[heads:].sum(0),
+            None,
+            None,
+            None,
+        )
+
+
+def _head_weights(query: Tensor, key: Tensor, heads: int, kv_heads: int) -> Tensor:
+    """The norm's weight of each head, (H + K, 1, S)."""
+    size = query.size(0)
+    return torch.cat((query.expand(heads, size), key.expand(kv_heads, size))).unsqueeze(1)
+
+
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (i, i + S/2) of `x` (..., T, S) by its position's angle, tables (T, S)."""
+    half = x.size(-1) // 2
+    turned = x * cos
+    turned[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
+    turned[..., half:].addcmul_(x[..., :half], sin[..., half:])
+    return turned
+
+
+class SwiGLUFunction(Function):
+    """silu(gate) * up of a joint projection (Shazeer 2020)."""
+
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
+        """(..., 2F) -> (..., F)."""
+        ctx.save_for_backward(gate_up)
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        """The gradient of gate_up."""
+        (gate_up,) = ctx.saved_tensors
+        gate, up = gate_up.chunk(2, dim=-1)
+        grad_gate_up = torch.empty_like(gate_up)
+        grad_gate, grad_up = grad_gate_up.chunk(2, dim=-1)
+        torch.mul(F.silu(gate), grad, out=grad_up)
+        grad_gate.copy_(torch.ops.aten.silu_backward(grad * up, gate))
+        return grad_gate_up
