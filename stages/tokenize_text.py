@@ -27,7 +27,8 @@ def main() -> None:
     size = paths.INPUT.stat().st_size
     auto = automatic(size)
     settings = load_section(TokenizeSettings, auto=auto.values)
-    print(*auto.lines(TokenizeSettings.SECTION), sep="\n")
+    for line in auto.lines(TokenizeSettings.SECTION):
+        print(line)
     bounds = split_bounds(size, settings.val_fraction, settings.test_fraction)
     tokenizer = make_tokenizer(settings, bounds["train"])
     dtype = token_dtype(tokenizer.vocab_size)

@@ -52,7 +52,8 @@ def main() -> int:
         settings = load_section(TrainSettings, auto=auto.values)
         model_settings = load_section(ModelSettings, auto=auto.values)
         for section in (ModelSettings.SECTION, TrainSettings.SECTION):
-            print(*auto.lines(section), sep="\n")
+            for line in auto.lines(section):
+                print(line)
         identity = identify(model_settings, settings, data)
         store = StateStore(paths.resume_folder(), identity)
         with only_trainer(store.path.parent / "lock"):

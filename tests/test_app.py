@@ -172,7 +172,8 @@ def test_the_card_tells_training_and_evaluation() -> None:
     results = {"float": figures, "quantized": figures, "baselines": {"gzip": 3.21}}
     paths.EVALUATE_METRICS.write_text(json.dumps(results), "utf-8")
     paths.LOSS_CURVE.write_text(
-        "step\tepoch\ttrain_loss\tval_loss\tlr\n1\t0.1\t6.5\tnan\t0.1\n2\t1\t6.1\t6.2\t0.1\n",
+        "step\tepoch\ttrain_loss\tval_loss\tlr\n0\t0\tnan\t6.9\tnan\n"
+        "1\t0.1\t6.5\tnan\t0.1\n2\t1\t6.1\t6.2\t0.1\n",
         "utf-8",
     )
     at = page()

@@ -181,7 +181,7 @@ def folder_of_tokens(folder, **splits):
     for name, ids in splits.items():
         write_tokens(folder / f"{name}.npy", [ids], np.dtype("<u2"))
         digest = hashlib.sha256((folder / f"{name}.npy").read_bytes()).hexdigest()
-        meta["splits"][name] = {"sha256": digest}
+        meta["splits"][name] = {"sha256": digest, "bytes": 10 * len(ids)}
     (folder / "meta.json").write_text(json.dumps(meta))
     (folder / "tokenizer.tiktoken").write_text("QQ== 0\n")
     return folder
@@ -197,6 +197,7 @@ def test_token_data_opens_what_was_written(tokens_folder):
     assert loaded.train.tolist() == [1, 2, 3, 4, 5] and loaded.test.tolist() == [8, 9, 10]
     assert isinstance(loaded.val, np.memmap)
     assert loaded.vocabulary == "QQ== 0\n" and loaded.digest() == "abc"
+    assert loaded.text_bytes() == 100
 
 
 @pytest.mark.parametrize("place", [0, 9, 20, 127, 128, -1])

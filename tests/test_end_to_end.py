@@ -15,10 +15,15 @@ from pathlib import Path
 import pytest
 import yaml
 
+from stages.lm.checkpoint import Checkpoint
+
 ROOT = Path(__file__).parents[1]
 SMALL = {
     "tokenize": {"vocab_size": 300},
-    "model": {"layers": 1, "heads": 2, "kv_heads": 2, "width": 32, "ff_width": 64, "context": 16},
+    "model": {
+        **{"layers": 1, "heads": 2, "kv_heads": 2, "width": 32, "ff_width": 64, "context": 16},
+        **{"dropout": 0.1, "init": "bigrams"},
+    },
     "train": {"epochs": 3, "batch_size": 8, "accumulate": 2, "precision": "float32"},
     "evaluate": {"min_context": 4, "samples": 1, "sample_tokens": 8},
     "runtime": {"checkpoint_steps": 2, "threads": 1},
@@ -48,8 +53,8 @@ def dvc(folder: Path, *arguments: str, check: bool = True) -> subprocess.Complet
 def set_params(folder: Path, changes: dict) -> None:
     path = folder / "params.yaml"
     params = yaml.safe_load(path.read_text("utf-8"))
-    for section, values in changes.items():
-        params[section] |= values
+    for name, value in changes.items():
+        params[name] = params[name] | value if isinstance(value, dict) else value
     path.write_text(yaml.safe_dump(params, sort_keys=False), "utf-8")
 
 
@@ -101,6 +106,33 @@ def test_repro_builds_every_artifact_and_a_second_one_does_nothing(built):
     assert "Data and pipelines are up to date" in dvc(built, "repro").stdout
 
 
+def test_the_record_of_the_text_holds_the_recipe_and_each_automatic_value(built):
+    params = yaml.safe_load((built / "params.yaml").read_text("utf-8"))
+    record = json.loads((built / "metrics" / "corpus.json").read_text("utf-8"))
+    own = {"train.precision", "train.compile", "runtime.device"}  # their own word
+    said = {
+        f"{section}.{key}"
+        for section, keys in params.items()
+        if isinstance(keys, dict)
+        for key, value in keys.items()
+        if value == "auto"
+    }
+    assert record["source"] == "own" and record["recipe"] == params["recipe"] == "quick"
+    assert record["auto"].keys() == said - own and "train.lr" in said
+    used = Checkpoint.load(built / "models" / "checkpoint.pt").provenance
+    for place, value in record["auto"].items():
+        section, key = place.split(".")
+        assert used[section][key] == value
+
+
+def test_the_pairs_are_the_first_point_and_line_of_a_run(built):
+    header, first, second = (built / "metrics" / "loss.tsv").read_text("utf-8").splitlines()[:3]
+    start = dict(zip(header.split("\t"), first.split("\t"), strict=True))
+    assert (start["step"], start["train_loss"], start["lr"]) == ("0", "nan", "nan")
+    assert float(start["val_loss"]) > 0 and int(second.split("\t")[0]) > 0
+    assert "  bigrams  val " in (built / "metrics" / "training.log").read_text("utf-8")
+
+
 def test_metrics_show_lists_the_held_out_loss_of_both_models(built):
     shown = json.loads(dvc(built, "metrics", "show", "--json").stdout)
     figures = shown[""]["data"][str(Path("metrics/evaluate.json"))]["data"]
@@ -133,6 +165,7 @@ def test_git_sees_no_artifact(built):
     [
         ({"train": {"lr": 0.001}}, {"corpus", "train"}),
         ({"evaluate": {"samples": 0}}, {"corpus", "evaluate"}),
+        ({"recipe": "best"}, {"corpus", "tokenize", "train"}),
         ({"runtime": {"threads": 2}}, set()),
     ],
 )

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from stages import corpus
+from stages.lm.settings.recipes import derive
 
 ROOT = Path(__file__).parents[1]
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text("utf-8"))
@@ -54,7 +55,16 @@ def test_code_dependencies_are_the_import_closure(name):
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_lists_the_sections_it_reads(name):
     files = {file.stem for file in closure(stage_file(STAGES[name])) if "settings" in file.parts}
-    assert set(STAGES[name]["params"]) == files - {"loader", "runtime"}
+    assert set(STAGES[name]["params"]) - {"recipe"} == files - {"loader", "recipes", "runtime"}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_lists_the_recipe_if_it_reads_a_section_with_values_of_it(name):
+    sections = {key.split(".")[0] for key in derive("quick", 0, {})}
+    listed = set(STAGES[name]["params"])
+    assert ("recipe" in listed) == bool(listed & sections)
+    reads_it = ROOT / "stages/lm/settings/recipes.py" in closure(stage_file(STAGES[name]))
+    assert ("recipe" in listed) == reads_it
 
 
 def test_runtime_settings_rerun_nothing():
@@ -63,7 +73,8 @@ def test_runtime_settings_rerun_nothing():
 
 def test_corpus_checks_every_section_of_params():
     sections = {cls.SECTION for cls in corpus.SECTIONS}
-    assert sections == set(yaml.safe_load((ROOT / "params.yaml").read_text("utf-8")))
+    document = yaml.safe_load((ROOT / "params.yaml").read_text("utf-8"))
+    assert sections | {"recipe"} == set(document)
 
 
 @pytest.mark.parametrize("path", LIBRARY, ids=lambda path: path.stem)

@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from stages.lm.errors import UserError
-from stages.lm.runtime import Machine, pick_machine, random_state, restore_random_state
+from stages.lm.runtime import (
+    Machine,
+    can_compile,
+    pick_machine,
+    random_state,
+    restore_random_state,
+)
 from stages.lm.settings.runtime import RuntimeSettings
 
 RUNTIME = RuntimeSettings(device="cpu", threads=0, checkpoint_steps=0)
@@ -64,6 +70,25 @@ def test_auto_takes_bf16_where_the_cpu_multiplies_it(monkeypatch, avx512, amx, p
 def test_products_have_the_precision_asked_for(precision, dtype):
     with Machine(torch.device("cpu"), precision, 1).autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RuntimeError("no C++ compiler\n  a stack\n  of lines"), "no C++ compiler"),
+        (OSError("\n disk full \n"), "disk full"),
+        (AssertionError(), "AssertionError"),
+    ],
+    ids=repr,
+)
+def test_why_nothing_can_be_compiled_is_one_line(monkeypatch, capsys, error, told):
+    def fails(*_, **__):
+        raise error
+
+    monkeypatch.setattr(torch, "compile", fails)
+    assert not can_compile(torch.device("cpu"))
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("training without torch.compile") and line.endswith(": " + told)
 
 
 def test_the_description_is_plain_values():

@@ -15,24 +15,26 @@ from stages.lm.paths import PARAMS
 from stages.lm.settings.evaluate import EvaluateSettings
 from stages.lm.settings.loader import load_section, load_sections
 from stages.lm.settings.model import ModelSettings
+from stages.lm.settings.recipes import automatic
 from stages.lm.settings.runtime import RuntimeSettings
 from stages.lm.settings.tokenize import TokenizeSettings
 from stages.lm.settings.train import TrainSettings
 
 DOCUMENT = yaml.safe_load(PARAMS.read_text("utf-8"))
+AUTO = automatic(1_000_000).values
 BY_NAME = pytest.mark.parametrize("section", SECTIONS, ids=lambda cls: cls.SECTION)
 
 
 def refusal(cls, path):
     with pytest.raises(UserError) as caught:
-        load_section(cls, path)
+        load_section(cls, path, AUTO)
     message = str(caught.value)
     assert "\n" not in message and message.endswith(".")
     return message
 
 
 def test_params_yaml_has_a_section_for_every_class_and_no_other():
-    assert list(DOCUMENT) == [cls.SECTION for cls in SECTIONS]
+    assert list(DOCUMENT) == ["recipe", *(cls.SECTION for cls in SECTIONS)]
 
 
 @BY_NAME
@@ -65,8 +67,16 @@ def test_no_field_has_a_default_that_params_yaml_would_hide(section):
 
 
 def test_the_shipped_settings_arrive_with_their_values():
-    loaded = load_sections(SECTIONS)
-    assert {name: dataclasses.asdict(section) for name, section in loaded.items()} == DOCUMENT
+    loaded = load_sections(SECTIONS, auto=AUTO)
+    expected = {
+        name: {
+            key: AUTO.get(f"{name}.{key}", value) if value == "auto" else value
+            for key, value in values.items()
+        }
+        for name, values in DOCUMENT.items()
+        if name != "recipe"
+    }
+    assert {name: dataclasses.asdict(section) for name, section in loaded.items()} == expected
 
 
 @pytest.mark.parametrize(
@@ -88,6 +98,9 @@ def test_the_shipped_settings_arrive_with_their_values():
         (TrainSettings, "precision", "fp8"),
         (TrainSettings, "precision", 16),
         (TrainSettings, "seed", -1),
+        (TrainSettings, "optimizer", "sgd"),
+        (TrainSettings, "compile", True),
+        (ModelSettings, "init", "zero"),
         (ModelSettings, "arch", "llama"),
         (ModelSettings, "tie_embeddings", 1),
         (ModelSettings, "tie_embeddings", "yes"),
@@ -108,13 +121,13 @@ def test_a_value_that_cannot_be_names_file_key_and_value(params, cls, key, value
 def test_a_number_that_yaml_reads_as_text_is_a_number(params, text):
     path, _ = params
     path.write_text(re.sub(r"\n  lr: \S+", f"\n  lr: {text}", path.read_text("utf-8")), "utf-8")
-    assert load_section(TrainSettings, path).lr == 1e-5
+    assert load_section(TrainSettings, path, AUTO).lr == 1e-5
 
 
 def test_a_whole_number_is_an_int_and_a_fractional_one_a_float(params):
     _, change = params
     change("train", "epochs", 2.0)
-    settings = load_section(TrainSettings, change("train", "lr", 1))
+    settings = load_section(TrainSettings, change("train", "lr", 1), AUTO)
     assert type(settings.epochs) is int and type(settings.lr) is float
 
 
@@ -154,16 +167,30 @@ def test_an_unknown_section_suggests_the_nearest(params):
     _, change = params
     path = change("trian", "lr", 1)
     with pytest.raises(UserError, match=r"unknown section 'trian'; did you mean 'train'"):
-        load_sections(SECTIONS, path)
+        load_sections(SECTIONS, path, AUTO)
 
 
 @pytest.mark.parametrize(
     ("cls", "changes", "named"),
     [
-        (ModelSettings, {"width": 250}, ("model.width 250", "model.heads 4")),
-        (ModelSettings, {"kv_heads": 3}, ("model.heads 4", "model.kv_heads 3")),
-        (ModelSettings, {"width": 12}, ("model.width / model.heads is 3", "even")),
-        (ModelSettings, {"arch": "gpt2", "kv_heads": 2}, ("model.kv_heads is 2", "to 4")),
+        (ModelSettings, {"width": 250, "heads": 4}, ("model.width 250", "model.heads 4")),
+        (ModelSettings, {"heads": 4, "kv_heads": 3}, ("model.heads 4", "model.kv_heads 3")),
+        (ModelSettings, {"width": 12, "heads": 4}, ("model.width / model.heads is 3", "even")),
+        (
+            ModelSettings,
+            {"arch": "gpt2", "heads": 4, "kv_heads": 2},
+            ("model.kv_heads is 2", "to 4"),
+        ),
+        (
+            ModelSettings,
+            {"arch": "gpt2", "init": "bigrams"},
+            ("model.init is bigrams", "they are gpt2 and false", "to random or auto"),
+        ),
+        (
+            ModelSettings,
+            {"tie_embeddings": True, "init": "bigrams"},
+            ("model.init is bigrams", "they are qwen3 and true", "to random or auto"),
+        ),
         (
             TokenizeSettings,
             {"val_fraction": 0.5, "test_fraction": 0.45},

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from stages.lm import training
 from stages.lm.artifact import read_artifact, write_artifact
 from stages.lm.data import TokenData
 from stages.lm.errors import UserError
+from stages.lm.runtime import can_compile
 from stages.lm.scoring import score
 from stages.lm.training import Progress, TrainingRun
 
@@ -42,6 +44,19 @@ def make_run(initialised_model, make_train_settings, machine, data):
 
 
 @pytest.fixture
+def begun(make_run):
+    """A run that begins by itself, whatever its model and torch's generator held."""
+
+    def make(from_bigrams=True, **fields):
+        run = make_run(model_seed=99, **fields)
+        torch.seed()
+        run.begin(from_bigrams)
+        return run
+
+    return make
+
+
+@pytest.fixture
 def trained(make_run):
     """Made and run at once: dropout draws from torch's one generator, seeded when a run is made."""
 
@@ -70,7 +85,7 @@ def nothing():
 def outcome(run):
     """Everything that must not depend on interruptions."""
     progress = {k: v for k, v in vars(run.progress).items() if k not in WALL_CLOCK}
-    return progress, run.model.state_dict(), run.best, run.optimizer.state_dict()["state"]
+    return progress, run.model.state_dict(), run.best, run.optimizers.state_dict()
 
 
 def assert_equal(first, second):
@@ -106,16 +121,21 @@ def test_a_stopped_run_continues_as_if_it_had_not(make_run, trained, tmp_path, a
     assert_equal(straight, continued)
 
 
-def test_a_run_stopped_after_every_step_continues_as_if_it_had_not(make_run, trained, tmp_path):
-    straight = trained()
-    state = None
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+@pytest.mark.parametrize("from_bigrams", [False, True])
+def test_a_run_stopped_after_every_step_continues_as_if_it_had_not(
+    begun, make_run, tmp_path, optimizer, from_bigrams
+):
+    straight = begun(from_bigrams, optimizer=optimizer)
+    straight.run(nothing, never)
+    assert straight.settings.accumulate == 2 and straight.model.config.dropout > 0
+    piece = begun(from_bigrams, optimizer=optimizer)
     for _ in range(straight.total_steps):
-        piece = make_run(model_seed=99 if state else 0)
-        if state is not None:
-            piece.restore(state)
         piece.run(nothing, after(1))
         write_artifact(tmp_path / "state.pt", "training state", 1, piece.state())
-        state = read_artifact(tmp_path / "state.pt", {"training state": 1})[1]
+        piece = make_run(model_seed=98, optimizer=optimizer)
+        torch.manual_seed(12345)
+        assert piece.restore(read_artifact(tmp_path / "state.pt", {"training state": 1})[1]) == ""
     assert_equal(straight, piece)
 
 
@@ -147,13 +167,17 @@ def test_a_finished_run_restored_does_nothing_more(make_run):
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("threads", 64), ("torch", "1.0"), ("device", "cuda"), ("precision", "bf16")]
+    ("key", "value"),
+    [
+        *[("threads", 64), ("torch", "1.0"), ("device", "cuda"), ("precision", "bf16")],
+        ("compiled", True),
+    ],
 )
 def test_another_machine_is_one_warning(make_run, key, value):
     run = make_run()
     state = run.state()
     state["machine"] = state["machine"] | {key: value}
-    here = run.machine.describe()[key]
+    here = run.describe()[key]
     assert f"{key} was {value}, is {here}" in make_run().restore(state)
 
 
@@ -162,6 +186,141 @@ def test_the_same_settings_train_the_same_weights_and_another_seed_others(traine
     assert_equal(runs[0], runs[1])
     head = [run.model.state_dict()["head.weight"] for run in runs]
     assert not torch.equal(head[0], head[2])
+
+
+# Beginning ----------------------------------------------------------------------------------------
+
+
+def test_the_seed_alone_decides_the_first_weights(make_run, begun, initialised_model, arch):
+    run = make_run(arch, model_seed=99, seed=7)
+    run.begin(from_bigrams=False)
+    expected = initialised_model(arch, seed=7).state_dict()
+    torch.testing.assert_close(run.model.state_dict(), expected, rtol=0, atol=0)
+    weights = [begun(seed=seed).model.state_dict() for seed in (7, 7, 8)]
+    torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=0)
+    assert not torch.equal(weights[0]["head.weight"], weights[2]["head.weight"])
+
+
+def test_the_pairs_are_a_point_and_a_line_before_the_first_step(begun):
+    run = begun()
+    loss = run.validate()
+    assert loss < math.log(75) - 1
+    assert run.progress.curve == [{"step": 0, "epoch": 0, "val_loss": loss}]
+    (line,) = run.progress.log
+    assert f"bigrams  val {loss:.4f}" in line and f"{run.bits_per_byte(loss):.4f} bits/" in line
+    assert run.progress.step == 0 and run.progress.best_epoch == 0 and not run.best
+
+
+def test_the_seconds_of_the_pairs_count(begun, monkeypatch):
+    clock = iter(range(0, 10_000, 10))
+    monkeypatch.setattr(training.time, "monotonic", lambda: next(clock))
+    run = begun()
+    assert run.progress.elapsed == 10 and run.progress.log[0].endswith("0:00:10 elapsed")
+    run.run(nothing, after(1))
+    assert run.progress.elapsed >= 20
+
+
+def test_without_pairs_nothing_is_told_before_the_first_step(begun):
+    progress = begun(from_bigrams=False).progress
+    assert progress == Progress()
+
+
+def test_the_point_before_the_first_step_is_no_epoch(begun):
+    run = begun()
+    run.run(nothing, never)
+    steps = [row["step"] for row in run.progress.curve]
+    assert steps == sorted(set(steps)) and steps[:1] == [0] and steps[-1] == run.total_steps
+    assert sum("epoch_loss" in row for row in run.progress.curve) == run.settings.epochs
+    assert len(run.progress.log) == 1 + run.settings.epochs
+    assert run.summary()["epochs"] == run.settings.epochs
+
+
+# Compiling ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The devices that were asked whether they can compile; they said no."""
+    devices = []
+
+    def no(device):
+        devices.append(device)
+        return False
+
+    monkeypatch.setattr(training, "can_compile", no)
+    return devices
+
+
+@pytest.mark.parametrize(("setting", "pays"), [("on", True), ("off", False)])
+def test_a_run_told_to_compile_or_not_to_obeys(make_run, monkeypatch, asked, setting, pays):
+    monkeypatch.setattr(training, "COMPILE_FROM_FLOPS", math.inf if pays else 0.0)
+    make_run(compile=setting)
+    assert len(asked) == pays
+
+
+def test_only_a_long_run_compiles_by_itself_and_a_resumed_one_as_before(
+    make_run, monkeypatch, asked
+):
+    run = make_run(compile="auto")
+    assert not asked
+    flops = 6 * run.model.parameter_count() * run.total_steps * 8 * 16
+    monkeypatch.setattr(training, "COMPILE_FROM_FLOPS", flops)
+    assert not make_run(compile="auto")._pays_to_compile()
+    assert make_run(compile="auto", epochs=4)._pays_to_compile()
+    monkeypatch.setattr(training, "COMPILE_FROM_FLOPS", flops - 1)
+    run = make_run(compile="auto")
+    run.run(nothing, after(15))
+    resumed = make_run(compile="auto")
+    resumed.restore(run.state())
+    assert run._pays_to_compile() and resumed._pays_to_compile()
+
+
+def test_a_machine_that_cannot_compile_trains_all_the_same(make_run, trained, monkeypatch, capsys):
+    def broken(*_, **__):
+        raise RuntimeError("no C++ compiler\nand a long story")
+
+    expected = trained(compile="off")
+    capsys.readouterr()
+    monkeypatch.setattr(torch, "compile", broken)
+    run = make_run(compile="on")
+    assert capsys.readouterr().out.splitlines() == [
+        "training without torch.compile, which does not work here: no C++ compiler"
+    ]
+    run.run(nothing, never)
+    assert not run.compiled and run.progress.finished
+    assert_equal(expected, run)
+
+
+def test_compiled_blocks_train_alike_and_continue_to_the_same_bits(
+    make_config, make_train_settings, machine, data, initialised_model
+):
+    """Compiles for about half a minute, with one block; the rest is quick."""
+    if not can_compile(machine.device):
+        pytest.skip("torch.compile does not work here")
+
+    def begun(compile, dropout=0.1):
+        model = initialised_model(layers=1, dropout=dropout, seed=99)
+        settings = make_train_settings(accumulate=2, epochs=2, compile=compile)
+        run = TrainingRun(model, data, settings, machine)
+        assert run.compiled == (compile == "on")
+        run.begin(from_bigrams=True)
+        return run
+
+    straight = begun("on")
+    straight.run(nothing, never)
+    piece = begun("on")
+    for _ in range(straight.total_steps):
+        piece.run(nothing, after(1))
+        state = piece.state()
+        piece = begun("on")
+        assert piece.restore(state) == ""
+    assert_equal(straight, piece)
+
+    compiled, plain = begun("on", dropout=0.0), begun("off", dropout=0.0)
+    for run in (compiled, plain):
+        run.run(nothing, after(4))
+    assert compiled.progress.row_losses == pytest.approx(plain.progress.row_losses, abs=1e-4)
+    assert "compiled was False, is True" in compiled.restore(plain.state())
 
 
 # Learning -----------------------------------------------------------------------------------------
@@ -191,14 +350,14 @@ def test_accumulated_batches_train_as_one_large_batch(make_run, accumulate):
 def test_the_gradient_is_clipped_to_its_largest_norm(make_run, monkeypatch):
     run = make_run(grad_clip=0.01, dropout=0.0)
     norms = []
-    real = run.optimizer.step
+    real = run.optimizers.step
 
-    def step():
+    def step(rate):
         gradients = [p.grad.flatten() for p in run.model.parameters()]
         norms.append(torch.cat(gradients).norm().item())
-        real()
+        real(rate)
 
-    monkeypatch.setattr(run.optimizer, "step", step)
+    monkeypatch.setattr(run.optimizers, "step", step)
     run.run(nothing, after(3))
     assert norms == pytest.approx([0.01] * 3, rel=1e-3)
 
@@ -206,8 +365,13 @@ def test_the_gradient_is_clipped_to_its_largest_norm(make_run, monkeypatch):
 def test_the_learning_rate_of_the_curve_is_that_of_the_schedule(make_run):
     run = make_run(lr=0.01, warmup_steps=2, decay_fraction=0.5, final_lr_fraction=0.1)
     used = []
-    real = run.optimizer.step
-    run.optimizer.step = lambda: used.append(run.optimizer.param_groups[0]["lr"]) or real()
+    real = run.optimizers.step
+
+    def step(rate):
+        real(rate)
+        used.append(run.optimizers.all[0].param_groups[0]["lr"])
+
+    run.optimizers.step = step
     run.run(nothing, never)
     for row in run.progress.curve:
         assert row["lr"] == used[row["step"] - 1]

@@ -26,13 +26,15 @@ without it the head learns pairs that occurred once by heart."""
 EMBEDDING_RMS = 0.25
 """Root mean square of an embedding's entries. The norms of the blocks make the scale free; it
 decides how soon what the blocks add outweighs the last token."""
+COUNTED_AT_ONCE = 1 << 22
+"""Pairs; bounds the memory beyond the counts themselves."""
 
 
 def discounted_counts(tokens: np.ndarray, vocab_size: int) -> Tensor:
     """How often token j follows token i, (vocab_size, vocab_size) float32, smoothed by row."""
     counts = torch.zeros(vocab_size * vocab_size)
-    for start in range(0, len(tokens) - 1, 1 << 22):
-        part = torch.from_numpy(tokens[start : start + (1 << 22) + 1].astype(np.int64))
+    for start in range(0, len(tokens) - 1, COUNTED_AT_ONCE):
+        part = torch.from_numpy(tokens[start : start + COUNTED_AT_ONCE + 1].astype(np.int64))
         pairs = part[:-1] * vocab_size + part[1:]
         counts += torch.bincount(pairs, minlength=counts.numel())
     counts = counts.view(vocab_size, vocab_size)

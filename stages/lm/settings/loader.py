@@ -112,7 +112,7 @@ def _build(cls: type[S], document: dict[str, Any], file: str, auto: Mapping[str,
         if value == "auto" and automatic is not None:
             value = automatic
         try:
-            parsed[name] = _convert(value, hints[name])
+            parsed[name] = convert(value, hints[name])
         except (ValueError, OverflowError):
             raise UserError(
                 f"{file}: {section}.{name} is {value!r}, but must be {_expected(hints[name])}"
@@ -140,7 +140,13 @@ def _parts(hint: Any) -> tuple[type, Range | Choice | None]:
     return getattr(hint, "__origin__", hint), metadata[0]
 
 
-def _convert(value: Any, hint: Any) -> Any:
+def convert(value: Any, hint: Any) -> Any:
+    """A value as its type hint has it.
+
+    Raises:
+        ValueError: it cannot be that.
+        OverflowError: it is a number beyond all floats.
+    """
     kind, limits = _parts(hint)
     if kind is bool or kind is str:
         if not isinstance(value, kind):

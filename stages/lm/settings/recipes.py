@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..paths import PARAMS
-from .loader import read_params
+from .loader import convert, read_params
 
 """`quick`: the best model within about a minute of training up to 2 MB of text, and one pass over
 it beyond. `best`: the best model within about a quarter of an hour."""
@@ -84,7 +84,7 @@ def automatic(text_bytes: int, path: Path = PARAMS) -> Automatic:
     """
     document = read_params(path)
     recipe = document.get("recipe")
-    if recipe not in BY_SIZE:
+    if not isinstance(recipe, str) or recipe not in BY_SIZE:
         state = "is missing" if "recipe" not in document else f"is {recipe!r}"
         raise UserError(f"{path.name}: recipe {state}, but must be one of {', '.join(BY_SIZE)}.")
     given = {
@@ -102,20 +102,26 @@ def automatic(text_bytes: int, path: Path = PARAMS) -> Automatic:
 def derive(recipe: str, text_bytes: int, given: dict[str, Any]) -> dict[str, Any]:
     """The recipe's values; some follow the values `given` in `params.yaml`."""
     values = COMMON | [row for start, row in BY_SIZE[recipe] if start <= text_bytes][-1]
-    width, heads = given.get("model.width"), given.get("model.heads")
-    if not isinstance(width, int) or width < 1:
-        width = values["model.width"]
-    if not isinstance(heads, int):
-        heads = next(count for count in range(max(1, width // 64), 0, -1) if width % count == 0)
+    width = _whole(given.get("model.width")) or values["model.width"]
+    heads = _whole(given.get("model.heads"))
+    if heads is None:
+        # Of an even size each, which rotary positions need.
+        counts = range(min(256, max(1, width // 64)), 0, -1)
+        heads = next((count for count in counts if width % (2 * count) == 0), 1)
     gpt2, adamw = given.get("model.arch") == "gpt2", given.get("train.optimizer") == "adamw"
     values |= {"model.heads": heads, "model.kv_heads": heads}
     values["model.ff_width"] = (4 if gpt2 else 3) * width
-    vocab_size = given.get("tokenize.vocab_size")
-    large = given.get("tokenize.tokenizer") != "bpe" or (
-        isinstance(vocab_size, int) and vocab_size > LARGEST_BIGRAMS
-    )
+    vocabulary = _whole(given.get("tokenize.vocab_size")) or values["tokenize.vocab_size"]
+    large = given.get("tokenize.tokenizer") != "bpe" or vocabulary > LARGEST_BIGRAMS
     if gpt2 or large or given.get("model.tie_embeddings") is True:
         values["model.init"] = "random"
     if adamw:
         values |= ADAMW
     return values
+
+
+def _whole(value: Any) -> int | None:
+    try:
+        return int(convert(value, int))
+    except (ValueError, OverflowError):
+        return None
