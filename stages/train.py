@@ -148,7 +148,7 @@ def train(
 def publish(run: TrainingRun, model_settings: ModelSettings) -> None:
     """Write the stage's outputs from the run's state; the same state gives the same bytes."""
     append_missing_lines(paths.TRAINING_LOG, run.progress.log)
-    if not run.best:
+    if not run.epochs_done():
         return
     provenance = {
         "model": asdict(model_settings),

@@ -208,7 +208,9 @@ def test_the_pairs_are_a_point_and_a_line_before_the_first_step(begun):
     assert run.progress.curve == [{"step": 0, "epoch": 0, "val_loss": loss}]
     (line,) = run.progress.log
     assert f"bigrams  val {loss:.4f}" in line and f"{run.bits_per_byte(loss):.4f} bits/" in line
-    assert run.progress.step == 0 and run.progress.best_epoch == 0 and not run.best
+    assert run.progress.step == 0 and run.progress.best_epoch == 0
+    assert run.progress.best_val_loss == loss
+    torch.testing.assert_close(run.best, run.model.state_dict(), rtol=0, atol=0)
 
 
 def test_the_seconds_of_the_pairs_count(begun, monkeypatch):
@@ -223,6 +225,35 @@ def test_the_seconds_of_the_pairs_count(begun, monkeypatch):
 def test_without_pairs_nothing_is_told_before_the_first_step(begun):
     progress = begun(from_bigrams=False).progress
     assert progress == Progress()
+
+
+def test_the_pairs_are_kept_where_no_epoch_is_better(begun):
+    run = begun(lr=9.0, embedding_lr=9.0, head_lr=9.0, grad_clip=0.0)
+    start = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+    run.run(nothing, never)
+    assert run.progress.best_epoch == 0
+    torch.testing.assert_close(run.best, start, rtol=0, atol=0)
+
+
+def test_the_average_is_what_is_validated_and_kept(begun):
+    run = begun(average=0.9)
+    weights, expected = list(run.model.parameters()), []
+    run.model.train()
+    for step in range(run.total_steps):
+        if step == run.total_steps - 1:
+            break
+        run._step()
+        run.progress.step += 1
+        memory = min(0.9, (step + 1) / (step + 10))
+        now = [weight.detach().clone() for weight in weights]
+        expected = expected or now
+        expected = [a * memory + b * (1 - memory) for a, b in zip(expected, now, strict=True)]
+    torch.testing.assert_close(run.average, expected, rtol=1e-4, atol=1e-6)
+    trained = [weight.detach().clone() for weight in weights]
+    with run._averaged():
+        loss = run.validate()
+        assert all(map(torch.equal, weights, run.average))
+    assert all(map(torch.equal, weights, trained)) and loss != run.validate()
 
 
 def test_the_point_before_the_first_step_is_no_epoch(begun):

@@ -5,7 +5,8 @@ Knows nothing about `params.yaml`, DVC or where files lie; the stage hands it wh
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,6 +81,7 @@ class TrainingRun:
         self.total_steps = self.order.steps(settings.epochs)
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}
+        self.average: list[Tensor] = []
         self.compiled = self._pays_to_compile() and can_compile(machine.device)
         if self.compiled:
             for block in self.model.blocks:
@@ -102,6 +104,7 @@ class TrainingRun:
             "model": self.model.state_dict(),
             "optimizers": self.optimizers.state_dict(),
             "best": self.best,
+            "average": self.average,
             "random": random_state(self.machine.device),
             "machine": self.describe(),
         }
@@ -112,6 +115,7 @@ class TrainingRun:
         self.model.load_state_dict(state["model"])
         self.optimizers.load_state_dict(state["optimizers"])
         self.best = state["best"]
+        self.average = [tensor.to(self.machine.device) for tensor in state["average"]]
         restore_random_state(state["random"], self.machine.device)
         here, there = self.describe(), state["machine"]
         changes = [
@@ -134,6 +138,7 @@ class TrainingRun:
         self.progress.elapsed = time.monotonic() - began
         val_loss = self.validate()
         self.progress.curve.append({"step": 0, "epoch": 0, "val_loss": val_loss})
+        self._keep_if_best(val_loss, epoch=0)
         self.progress.log.append(
             f"{timestamp()}  bigrams  val {val_loss:.4f}  "
             f"{self.bits_per_byte(val_loss):.4f} bits/byte  "
@@ -221,7 +226,32 @@ class TrainingRun:
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
         self._finite(norm.item(), "norm of the gradient")
         self.optimizers.step(learning_rate(progress.step, self.total_steps, settings))
+        self._update_average()
         return loss_sum / settings.accumulate
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        """Move the averaged weights towards the present ones; faster at first."""
+        if not self.settings.average:
+            return
+        weights = list(self.model.parameters())
+        if not self.average:
+            self.average = [weight.clone() for weight in weights]
+        step = self.progress.step
+        memory = min(self.settings.average, (step + 1) / (step + 10))
+        torch._foreach_lerp_(self.average, weights, 1 - memory)
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Have the averaged weights in the model for the block."""
+        weights = [weight.data for weight in self.model.parameters()]
+        for parameter, average in zip(self.model.parameters(), self.average, strict=False):
+            parameter.data = average
+        try:
+            yield
+        finally:
+            for parameter, weight in zip(self.model.parameters(), weights, strict=True):
+                parameter.data = weight
 
     def _finite(self, value: float, what: str) -> float:
         if math.isfinite(value):
@@ -256,15 +286,11 @@ class TrainingRun:
         self._end_row()
         train_loss = math.fsum(progress.epoch_losses[0::2]) / sum(progress.epoch_losses[1::2])
         progress.epoch_losses.clear()
-        val_loss = self._finite(self.validate(), "validation loss")
         epoch = self.epochs_done()
+        with self._averaged():
+            val_loss = self._finite(self.validate(), "validation loss")
+            self._keep_if_best(val_loss, epoch)
         progress.curve[-1] |= {"epoch_loss": train_loss, "val_loss": val_loss}
-        if val_loss < progress.best_val_loss:
-            progress.best_val_loss, progress.best_epoch = val_loss, epoch
-            self.best = {
-                name: tensor.detach().cpu().clone()
-                for name, tensor in self.model.state_dict().items()
-            }
         patience = self.settings.patience
         progress.finished = bool(patience) and epoch - progress.best_epoch >= patience
         progress.log.append(
@@ -279,6 +305,15 @@ class TrainingRun:
                 else ""
             )
         )
+
+    def _keep_if_best(self, val_loss: float, epoch: int) -> None:
+        progress = self.progress
+        if val_loss < progress.best_val_loss:
+            progress.best_val_loss, progress.best_epoch = val_loss, epoch
+            self.best = {
+                name: tensor.detach().cpu().clone()
+                for name, tensor in self.model.state_dict().items()
+            }
 
     def validate(self) -> float:
         """Nats per token on the validation split, at most `train.val_tokens` of it."""

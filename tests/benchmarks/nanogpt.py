@@ -307,6 +307,7 @@ SETTINGS = TrainSettings(
     beta1=0.9,
     beta2=0.99,
     grad_clip=1.0,
+    average=0.0,
     patience=0,
     val_tokens=1,
     precision="auto",

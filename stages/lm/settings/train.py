@@ -61,6 +61,10 @@ class TrainSettings:
     grad_clip: Annotated[float, Range(0, 1_000)]
     """Largest norm of the gradient; larger ones are scaled down. 0 is off."""
 
+    average: Annotated[float, Range(0, 0.99999)]
+    """Memory of the averaged weights (an exponential moving average over the steps), which are
+    validated and kept instead of the last ones. 0 is off."""
+
     patience: Annotated[int, Range(0, 100_000)]
     """Stop after this many epochs without a better validation loss. 0 is never."""
 
