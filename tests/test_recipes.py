@@ -41,6 +41,8 @@ SET = {
     "model.init": "random",
     "train.epochs": 13,
     "train.batch_size": 5,
+    "train.accumulate": 3,
+    "train.average": 0.4375,
     "train.lr": 0.0625,
     "train.embedding_lr": 0.125,
     "train.head_lr": 0.25,

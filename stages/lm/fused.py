@@ -147,8 +147,5 @@ class SwiGLUFunction(Function):
         """The gradient of gate_up."""
         (gate_up,) = ctx.saved_tensors
         gate, up = gate_up.chunk(2, dim=-1)
-        grad_gate_up = torch.empty_like(gate_up)
-        grad_gate, grad_up = grad_gate_up.chunk(2, dim=-1)
-        torch.mul(F.silu(gate), grad, out=grad_up)
-        grad_gate.copy_(torch.ops.aten.silu_backward(grad * up, gate))
-        return grad_gate_up
+        grad_gate = torch.ops.aten.silu_backward(grad * up, gate)
+        return torch.cat((grad_gate, F.silu(gate).mul_(grad)), dim=-1)
