@@ -37,13 +37,14 @@ ADAMW: dict[str, Any] = {"train.lr": 0.003, "train.beta1": 0.9, "train.beta2": 0
 
 SLOW: dict[str, Any] = {
     "model.context": 256,
-    "model.dropout": 0.3,
+    "model.dropout": 0.2,
     "train.batch_size": 8,
     "train.weight_decay": 0.3,
     "train.average": 0.98,
 }
 """Of `best`, and of short texts: many passes need every means against learning by heart."""
 SHORT: dict[str, Any] = SLOW | {
+    "model.dropout": 0.3,
     "tokenize.vocab_size": 256,
     "model.width": 128,
     "train.batch_size": 4,
@@ -62,7 +63,7 @@ BY_SIZE: dict[str, list[tuple[int, dict[str, Any]]]] = {
     ],
     "best": [
         (0, SHORT | {"model.width": 192, "model.dropout": 0.4, "train.epochs": 24}),
-        (200_000, SLOW | {"tokenize.vocab_size": 512, "train.epochs": 16}),
+        (200_000, SLOW | {"tokenize.vocab_size": 512, "model.dropout": 0.3, "train.epochs": 14}),
         (700_000, SLOW | {"tokenize.vocab_size": 1024, "train.epochs": 10}),
         (2_000_000, SLOW | {"tokenize.vocab_size": 2048, "train.epochs": 8, "model.dropout": 0.1}),
         (6_000_000, SLOW | {"tokenize.vocab_size": 4096, "train.epochs": 2, "model.dropout": 0.0}),
