@@ -136,7 +136,7 @@ def derive(recipe: str, text_bytes: int, given: dict[str, Any]) -> dict[str, Any
         heads = next((count for count in counts if width % (2 * count) == 0), 1)
     gpt2, adamw = given.get("model.arch") == "gpt2", given.get("train.optimizer") == "adamw"
     values |= {"model.heads": heads, "model.kv_heads": heads}
-    values["model.ff_width"] = (4 if gpt2 else 3) * width
+    values["model.ff_width"] = (4 if gpt2 else 2) * width
     vocabulary = _whole(given.get("tokenize.vocab_size")) or values["tokenize.vocab_size"]
     large = given.get("tokenize.tokenizer") != "bpe" or vocabulary > LARGEST_BIGRAMS
     if gpt2 or large or given.get("model.tie_embeddings") is True:
