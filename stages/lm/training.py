@@ -234,7 +234,7 @@ class TrainingRun:
         """Move the averaged weights towards the present ones; faster at first."""
         if not self.settings.average:
             return
-        weights = list(self.model.parameters())
+        weights: list[Tensor] = list(self.model.parameters())
         if not self.average:
             self.average = [weight.clone() for weight in weights]
         step = self.progress.step
