@@ -151,7 +151,7 @@ def test_heads_and_inner_size_follow_a_width_that_is_set(write, arch, width):
     width, heads = int(float(width)), loaded["model.heads"]
     assert loaded["model.width"] == width and width % heads == 0
     assert loaded["model.kv_heads"] == heads <= max(1, width // 64)
-    assert loaded["model.ff_width"] == width * {"qwen3": 3, "gpt2": 4}[arch]
+    assert loaded["model.ff_width"] == width * {"qwen3": 2, "gpt2": 4}[arch]
 
 
 def test_heads_of_64_where_the_width_allows(write):
