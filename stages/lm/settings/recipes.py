@@ -73,6 +73,8 @@ BY_SIZE: dict[str, list[tuple[int, dict[str, Any]]]] = {
 """`quick`: the best model within a minute or two of training up to 2 MB of text, and one pass over
 it beyond. `best`: the best model within about a quarter of an hour. From so many bytes of text on,
 these values."""
+FF_RATIO = {"quick": 2, "best": 3}
+"""Inner size of qwen3's feed-forward layers, in widths: more of it repays only many passes."""
 LARGEST_BIGRAMS = 8192
 """Larger vocabularies start from random weights: bigrams are counted in a square table."""
 
@@ -136,7 +138,7 @@ def derive(recipe: str, text_bytes: int, given: dict[str, Any]) -> dict[str, Any
         heads = next((count for count in counts if width % (2 * count) == 0), 1)
     gpt2, adamw = given.get("model.arch") == "gpt2", given.get("train.optimizer") == "adamw"
     values |= {"model.heads": heads, "model.kv_heads": heads}
-    values["model.ff_width"] = (4 if gpt2 else 2) * width
+    values["model.ff_width"] = (4 if gpt2 else FF_RATIO[recipe]) * width
     vocabulary = _whole(given.get("tokenize.vocab_size")) or values["tokenize.vocab_size"]
     large = given.get("tokenize.tokenizer") != "bpe" or vocabulary > LARGEST_BIGRAMS
     if gpt2 or large or given.get("model.tie_embeddings") is True:
