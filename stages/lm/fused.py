@@ -1,10 +1,10 @@
 """Parts of a block with their derivatives, in as few passes over memory as eager torch allows.
 
-On a CPU the matrix products of a small model take less time than what stands between them, when
-autograd composes that from single operations. Each function here computes one part forward and
-backward in the type of its result, reuses its buffers, and writes gradients where the product
-before it needs them. Shapes: B sequences, T tokens, W width, H heads, K key/value heads, S head
-size, F feed-forward width.
+On a CPU a third or more of a small model's step goes to what stands between the matrix products,
+and composed from single operations that is mostly traffic with memory. Each function here computes
+one part forward and backward in the type of its result, reuses its buffers, and writes gradients
+where the product before it needs them. Shapes: B sequences, T tokens, W width, H heads, K key/value
+heads, S head size, F feed-forward width.
 """
 
 from typing import Any

@@ -54,11 +54,7 @@ class Progress:
 
 
 class TrainingRun:
-    """A model being trained: the loop and its state.
-
-    `save` is called with nothing when a checkpoint is due, after each epoch and every
-    `checkpoint_steps` steps; `stop_requested` is asked after each step.
-    """
+    """A model being trained: the loop and its state."""
 
     def __init__(
         self,
@@ -243,9 +239,10 @@ class TrainingRun:
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
-        """Have the averaged weights in the model for the block."""
+        """Have the averaged weights in the model for the block, where there are any."""
         weights = [weight.data for weight in self.model.parameters()]
-        for parameter, average in zip(self.model.parameters(), self.average, strict=False):
+        averages = self.average or weights
+        for parameter, average in zip(self.model.parameters(), averages, strict=True):
             parameter.data = average
         try:
             yield

@@ -1,7 +1,7 @@
 """What `auto` stands for: the values of each recipe, by the size of the training text.
 
-A recipe is nothing but values for settings, chosen by experiments on two CPU cores (README,
-"Recipes"). A value set in `params.yaml` always wins.
+A recipe is nothing but values for settings. The README, "Recipes", tells which were measured; the
+rest are estimates between and beyond. A value set in `params.yaml` always wins.
 """
 
 from dataclasses import dataclass
@@ -30,8 +30,8 @@ COMMON: dict[str, Any] = {
     "train.beta2": 0.95,
     "train.average": 0.0,
 }
-"""Of every recipe, unless it says otherwise. Two batches of 16 windows are faster than one of 32,
-because what lies between the products stays in the processor's cache."""
+"""Of every recipe, unless it says otherwise. Two batches of 16 windows take half the memory of one
+of 32, which matters to the processor's caches too."""
 ADAMW: dict[str, Any] = {"train.lr": 0.003, "train.beta1": 0.9, "train.beta2": 0.95}
 """Instead, where `train.optimizer` is `adamw`."""
 
