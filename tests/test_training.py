@@ -322,7 +322,7 @@ def test_a_machine_that_cannot_compile_trains_all_the_same(make_run, trained, mo
     assert_equal(expected, run)
 
 
-def test_compiled_blocks_train_alike_and_continue_to_the_same_bits(
+def test_a_compiled_model_trains_alike_and_continues_to_the_same_bits(
     make_config, make_train_settings, machine, data, initialised_model
 ):
     """Compiles for about half a minute, with one block; the rest is quick."""

@@ -27,8 +27,8 @@ from .scoring import score
 from .settings.train import TrainSettings
 
 COMPILE_FROM_FLOPS = 5e13
-"""Compiling takes half a minute and then saves a quarter of each step, so it pays from about two
-minutes on, which two cores need for about this many operations."""
+"""Compiling takes up to half a minute and then saves about a tenth of each step, so it pays from
+about five minutes on, which two cores need for about this many operations."""
 
 ROWS_PER_EPOCH = 10
 """Points of the training curve in an epoch."""
@@ -80,8 +80,7 @@ class TrainingRun:
         self.average: list[Tensor] = []
         self.compiled = self._pays_to_compile() and can_compile(machine.device)
         if self.compiled:
-            for block in self.model.blocks:
-                block.compile()
+            self.model.compile()
 
     def _pays_to_compile(self) -> bool:
         """Whether the run is long enough: a function of the run alone, so that a resumed run

@@ -76,5 +76,5 @@ class TrainSettings:
     the hardware multiplies it faster."""
 
     compile: Annotated[str, Choice(("auto", "on", "off"))]
-    """Translate the blocks with `torch.compile`. `auto` does where the run is long enough to repay
+    """Translate the model with `torch.compile`. `auto` does where the run is long enough to repay
     the half minute that takes."""
