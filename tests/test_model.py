@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen3Config, Qwen3ForCausalLM
 
+from stages.lm import fused
 from stages.lm.model import KVCache
 
 SHAPES = {
@@ -171,6 +172,46 @@ def test_gradients_equal_those_of_transformers(make_model, tokens, shape):
         found = ours[name][:vocab_size] if name == "token_embedding.weight" else ours[name]
         assert expected.abs().max() > 1e-4, name
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4, msg=name)
+
+
+@EACH_SHAPE
+@pytest.mark.parametrize("part", [1, 200, 1 << 18])
+def test_the_loss_and_its_gradients_are_those_of_the_logits(
+    make_model, tokens, shape, part, monkeypatch
+):
+    monkeypatch.setattr(fused, "PART_LOGITS", part)
+    model = make_model(**shape).double().requires_grad_(True)
+    parameters = dict(model.named_parameters())
+    logits = model(tokens[:, :-1])
+    expected = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+    loss = model(tokens[:, :-1], targets=tokens[:, 1:])
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
+    pairs = zip(
+        torch.autograd.grad(loss / 3, parameters.values()),
+        torch.autograd.grad(expected / 3, parameters.values()),
+        strict=True,
+    )
+    for name, (ours, theirs) in zip(parameters, pairs, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-9, msg=name)
+
+
+def test_the_loss_in_bf16_is_as_close_as_composed_from_single_operations(make_model, tokens):
+    model = make_model(arch="qwen3").requires_grad_(True)
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]
+
+    def found(bf16, fused):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            if fused:
+                loss = model(inputs, targets=targets)
+            else:
+                loss = F.cross_entropy(model(inputs).float().flatten(0, 1), targets.flatten())
+        return loss.item(), torch.autograd.grad(loss, model.head.weight)[0]
+
+    exact_loss, exact = found(bf16=False, fused=False)
+    ours_loss, ours = found(bf16=True, fused=True)
+    theirs_loss, theirs = found(bf16=True, fused=False)
+    assert abs(ours_loss - exact_loss) < 2 * abs(theirs_loss - exact_loss) + 1e-3
+    assert (ours - exact).norm() < 1.2 * (theirs - exact).norm() < 0.05 * exact.norm()
 
 
 # What a token can see -----------------------------------------------------------------------------

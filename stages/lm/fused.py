@@ -16,6 +16,8 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 EPSILON = 1e-6
+PART_LOGITS = 1 << 18
+"""Logits worked on at a time on a CPU: 1 MiB in float32, which a core's cache holds."""
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
@@ -149,3 +151,46 @@ class SwiGLUFunction(Function):
         gate, up = gate_up.chunk(2, dim=-1)
         grad_gate = torch.ops.aten.silu_backward(grad * up, gate)
         return torch.cat((grad_gate, F.silu(gate).mul_(grad)), dim=-1)
+
+
+class HeadLossFunction(Function):
+    """Mean cross-entropy of the logits x @ weight.T, with all gradients taken on the way.
+
+    The logits of a large vocabulary are the largest array of a training step by far. Here they
+    exist once, in the type of the product, and become their own gradient a part at a time, while
+    that part is in the cache (as in Wijmans et al. 2024, "Cut Your Losses").
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        """x (N, W) in the product's type, weight (V, W), targets (N,) -> loss, one number."""
+        narrow = weight.to(x.dtype)
+        logits = x @ narrow.T
+        exact = torch.promote_types(x.dtype, torch.float32)
+        nats = torch.zeros((), dtype=exact, device=x.device)
+        rows = max(1, PART_LOGITS // logits.size(1)) if x.device.type == "cpu" else len(x)
+        for part, wanted in zip(logits.split(rows), targets.split(rows), strict=True):
+            places = wanted.unsqueeze(1)
+            shares = part.log_softmax(dim=1, dtype=exact)
+            nats = nats - shares.gather(1, places).sum()
+            shares.exp_()
+            shares.scatter_add_(1, places, shares.new_full(places.shape, -1.0))
+            part.copy_(shares)
+        ctx.save_for_backward(x, narrow, logits)
+        return nats / len(targets)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        """Gradients of x and weight."""
+        x, narrow, grad_logits = ctx.saved_tensors
+        scale = grad / len(x)
+        grad_x = (grad_logits @ narrow).mul_(scale)
+        grad_weight = (grad_logits.T @ x).to(grad.dtype).mul_(scale)
+        return grad_x, grad_weight, None
+
+
+@torch.compiler.disable  # its loop over the parts would be unrolled
+def head_loss(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy in nats: x (N, W), weight (V, W), targets (N,) -> one number."""
+    return HeadLossFunction.apply(x, weight, targets)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .fused import HeadsFunction, RMSNormFunction, SwiGLUFunction, product_dtype
+from .fused import HeadsFunction, RMSNormFunction, SwiGLUFunction, head_loss, product_dtype
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,10 +208,13 @@ class Transformer(nn.Module):
         if not config.tie_embeddings:
             self.head = nn.Linear(config.width, config.padded_vocab, bias=False)
 
-    def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, cache: KVCache | None = None, targets: Tensor | None = None
+    ) -> Tensor:
         """Logits (B, T, vocab_size) for the token after each of `tokens` (B, T), int64.
 
         With a `cache`, `tokens` continue the sequences in it; together they must fit `context`.
+        With `targets` (B, T), the mean of their cross-entropies in nats instead.
         """
         start = cache.length if cache is not None else 0
         end = start + tokens.size(1)
@@ -228,8 +231,12 @@ class Transformer(nn.Module):
         if cache is not None:
             cache.length = end
         head = self.token_embedding if self.config.tie_embeddings else self.head
+        x = self.final_norm(x)
         # The padding of the vocabulary is not part of it: never trained, never sampled.
-        return F.linear(self.final_norm(x), head.weight)[..., : self.config.vocab_size]
+        if targets is None:
+            return F.linear(x, head.weight)[..., : self.config.vocab_size]
+        weight = head.weight[: self.config.vocab_size]
+        return head_loss(x.flatten(0, 1), weight, targets.flatten())
 
     def block_matrices(self) -> list[tuple[nn.Parameter, list[int]]]:
         """The matrices of the blocks; a parameter holds one or several, of these heights."""

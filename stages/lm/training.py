@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -213,8 +212,7 @@ class TrainingRun:
             rows = torch.from_numpy(gather(self.data.train, part, self.order.length))
             rows = rows.to(self.machine.device, non_blocking=True)
             with self.machine.autocast():
-                logits = self.model(rows[:, :-1])
-            loss = F.cross_entropy(logits.float().flatten(0, 1), rows[:, 1:].flatten())
+                loss = self.model(rows[:, :-1], targets=rows[:, 1:])
             loss_sum += self._finite(loss.item(), "loss")
             (loss / settings.accumulate).backward()
         limit = settings.grad_clip or math.inf
