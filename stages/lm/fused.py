@@ -190,7 +190,8 @@ class HeadLossFunction(Function):
         return grad_x, grad_weight, None
 
 
-@torch.compiler.disable  # its loop over the parts would be unrolled
+# Else its loop over the parts would be unrolled.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def head_loss(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy in nats: x (N, W), weight (V, W), targets (N,) -> one number."""
     return HeadLossFunction.apply(x, weight, targets)
