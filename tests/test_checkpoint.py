@@ -46,7 +46,7 @@ def changed(checkpoint, **tensors):
         (lambda c: changed(c, **{"head.weight": torch.zeros(3, 3)}), "head.weight"),
         (lambda c: changed(c, extra=torch.zeros(1)), "extra"),
         (lambda c: {k: v for k, v in c.tensors.items() if k != "head.weight"}, "head.weight"),
-        (lambda c: {}, "token_embedding.weight"),
+        (lambda c: {}, "larger than the weights"),
     ],
     ids=["shape", "extra", "missing", "none"],
 )

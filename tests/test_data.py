@@ -177,7 +177,7 @@ def test_written_tokens_are_what_numpy_reads(file, vocab_size, chunks):
 
 
 def folder_of_tokens(folder, **splits):
-    meta = {"digest": "abc", "splits": {}}
+    meta = {"digest": "abc", "vocab_size": 100, "splits": {}}
     for name, ids in splits.items():
         write_tokens(folder / f"{name}.npy", [ids], np.dtype("<u2"))
         digest = hashlib.sha256((folder / f"{name}.npy").read_bytes()).hexdigest()

@@ -16,6 +16,7 @@ from .paths import shown
 
 KIND = "checkpoint"
 VERSION = 1
+SIZES = ("vocab_size", "context", "layers", "heads", "kv_heads", "head_size", "width", "ff_width")
 
 
 @dataclass(frozen=True)
@@ -67,15 +68,35 @@ def build_model(config: ModelConfig, tensors: dict[str, Tensor]) -> Transformer:
     """A `Transformer` in evaluation mode whose weights are exactly `tensors`.
 
     Raises:
-        UserError: names or shapes are not those that `config` gives.
+        UserError: names or shapes are not those that `config` gives, or a weight is not finite.
     """
-    model = Transformer(config)
+    forged = "the file was edited or forged. Run `dvc repro` to make it again."
     try:
+        check_config(config, tensors)
+        model = Transformer(config)
         model.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise UserError(
-            f"the stored weights do not fit the stored model shape ({first}); the file was edited "
-            "or forged. Run `dvc repro` to make it again."
+            f"the stored weights do not fit the stored model shape ({first}); {forged}"
         ) from error
+    for name, weight in tensors.items():
+        if not weight.isfinite().all():
+            raise UserError(f"the stored weight {name} holds a value that is no number; {forged}")
     return model.eval().requires_grad_(False)
+
+
+def check_config(config: ModelConfig, tensors: dict[str, Tensor]) -> None:
+    """Refuse a shape that asks for more memory than the weights that came with it.
+
+    Raises:
+        RuntimeError: it does.
+    """
+    stored = sum(weight.numel() for weight in tensors.values())
+    numbers = asdict(config)
+    for name in SIZES:
+        if type(numbers[name]) is not int or not 0 < numbers[name] <= max(stored, 1 << 17):
+            raise RuntimeError(f"{name} is {numbers[name]!r}")
+    tables = config.context * config.head_size
+    if config.layers > len(tensors) or config.width * config.ff_width > stored or tables > 1 << 26:
+        raise RuntimeError("it is larger than the weights")

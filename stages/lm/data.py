@@ -123,6 +123,8 @@ class TokenData:
                 if sha256_file(path) != meta["splits"][split]["sha256"]:
                     raise ValueError(f"{shown(path)} is not what was written")
                 arrays[split] = np.load(path, mmap_mode="r", allow_pickle=False)
+                if arrays[split].ndim != 1 or arrays[split].max(initial=0) >= meta["vocab_size"]:
+                    raise ValueError(f"{shown(path)} holds ids beyond the vocabulary")
             vocabulary = (folder / "tokenizer.tiktoken").read_text(encoding="ascii")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(

@@ -81,7 +81,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{shown(path)} is missing; `dvc repro` makes it.") from None
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{shown(path)} is not readable as JSON ({error}); it was damaged or edited. "
             "Remove it and run `dvc repro`."

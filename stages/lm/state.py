@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from .artifact import read_artifact, write_artifact
 from .errors import UserError
-from .files import sha256_file
+from .files import read_json, sha256_file, write_json
 from .paths import ROOT, shown
 
 KIND = "training state"
@@ -92,18 +92,18 @@ class StateStore:
             return None, "starting fresh: there is no unfinished run"
         recorded = others[0].parent / "run.json"
         try:
-            difference = self.identity.difference(json.loads(recorded.read_text("utf-8")))
-        except (OSError, ValueError):
+            difference = self.identity.difference(dict(read_json(recorded)))
+        except (UserError, ValueError, TypeError):
             difference = f"{shown(recorded)} is unreadable"
         return None, f"starting fresh: since the last run {difference} (its state is kept)"
 
     def save(self, content: dict[str, Any]) -> None:
         """Write the state, whole or not at all, and forget the oldest of the other runs."""
         fresh = not self.path.exists()
+        if fresh:
+            write_json(self.path.parent / "run.json", self.identity.ingredients)
         write_artifact(self.path, KIND, VERSION, content)
         if fresh:
-            text = json.dumps(self.identity.ingredients, indent=2) + "\n"
-            (self.path.parent / "run.json").write_text(text, encoding="utf-8")
             for old in self._others()[KEPT:]:
                 # A run that trains elsewhere holds its lock; its folder must stay.
                 if _is_free(old.parent / "lock"):
@@ -143,7 +143,10 @@ def only_trainer(path: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        pid = holder.read_text().strip() if holder.exists() else "unknown"
+        try:
+            pid = holder.read_text().strip()
+        except OSError:  # it has the lock and is about to say who it is, or to let go
+            pid = "unknown"
         raise UserError(
             f"another training process (pid {pid}) is using {shown(path.parent)}; wait for it to "
             f"end or stop it with `kill {pid}`, then run the same command again: it continues."
