@@ -10,7 +10,14 @@ from typing import Any
 from tqdm import tqdm
 
 from stages.lm import paths
-from stages.lm.data import SPLITS, read_chunks, split_bounds, token_dtype, write_tokens
+from stages.lm.data import (
+    SPLITS,
+    read_chunks,
+    split_bounds,
+    token_dtype,
+    write_merges,
+    write_tokens,
+)
 from stages.lm.errors import UserError, run_stage
 from stages.lm.files import sha256_file, write_json, write_text
 from stages.lm.settings.loader import load_section
@@ -60,12 +67,15 @@ def main() -> None:
             [*(splits[split]["sha256"] for split in SPLITS), tokenizer.pattern, vocabulary]
         ).encode()
     )
+    merges = paths.TOKENS / "merges.npy"
+    write_merges(merges, tokenizer.merges())
     meta = {
         "format": "tokens",
         "version": 1,
         "vocab_size": tokenizer.vocab_size,
         "tokenizer": {"name": tokenizer.name, "pattern": tokenizer.pattern},
         "splits": splits,
+        "merges_sha256": sha256_file(merges),
         "digest": digest.hexdigest(),
     }
     write_json(paths.TOKENS / "meta.json", meta)

@@ -19,7 +19,9 @@ from stages.lm.data import (
     gather,
     read_chunks,
     split_bounds,
+    split_tokens,
     token_dtype,
+    write_merges,
     write_tokens,
 )
 from stages.lm.errors import UserError
@@ -182,6 +184,8 @@ def folder_of_tokens(folder, **splits):
         write_tokens(folder / f"{name}.npy", [ids], np.dtype("<u2"))
         digest = hashlib.sha256((folder / f"{name}.npy").read_bytes()).hexdigest()
         meta["splits"][name] = {"sha256": digest, "bytes": 10 * len(ids)}
+    write_merges(folder / "merges.npy", [(n, n) for n in range(99)] + [(3, 5)])
+    meta["merges_sha256"] = hashlib.sha256((folder / "merges.npy").read_bytes()).hexdigest()
     (folder / "meta.json").write_text(json.dumps(meta))
     (folder / "tokenizer.tiktoken").write_text("QQ== 0\n")
     return folder
@@ -198,6 +202,7 @@ def test_token_data_opens_what_was_written(tokens_folder):
     assert isinstance(loaded.val, np.memmap)
     assert loaded.vocabulary == "QQ== 0\n" and loaded.digest() == "abc"
     assert loaded.text_bytes() == 100
+    assert loaded.merges.shape == (100, 2) and loaded.merges[98:].tolist() == [[98, 98], [3, 5]]
 
 
 @pytest.mark.parametrize("place", [0, 9, 20, 127, 128, -1])
@@ -211,7 +216,8 @@ def test_a_changed_byte_of_the_tokens_is_refused(tokens_folder, place):
 
 
 @pytest.mark.parametrize(
-    "name", ["train.npy", "val.npy", "test.npy", "tokenizer.tiktoken", "meta.json"]
+    "name",
+    ["train.npy", "val.npy", "test.npy", "merges.npy", "tokenizer.tiktoken", "meta.json"],
 )
 def test_a_missing_file_of_the_tokens_is_refused(tokens_folder, name):
     (tokens_folder / name).unlink()
@@ -311,3 +317,47 @@ def test_gathered_windows_end_with_the_token_after_them():
     rows = gather(np.arange(100, dtype=np.uint16) * 600, np.array([0, 40]), 3)
     assert rows.dtype == np.int64
     assert rows.tolist() == [[0, 600, 1200, 1800], [24000, 24600, 25200, 25800]]
+
+
+@pytest.mark.parametrize("pair", [(99, 3), (3, 99), (2, 100)])
+def test_merges_that_never_end_are_refused(tokens_folder, pair):
+    path = tokens_folder / "merges.npy"
+    write_merges(path, [(n, n) for n in range(99)] + [pair])
+    meta = json.loads((tokens_folder / "meta.json").read_text())
+    meta["merges_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (tokens_folder / "meta.json").write_text(json.dumps(meta))
+    with pytest.raises(UserError, match=r"merges\.npy holds merges that never end"):
+        TokenData.load(tokens_folder)
+
+
+# Splitting tokens ---------------------------------------------------------------------------------
+
+MERGES = np.array([[0, 0], [1, 1], [2, 2], [0, 1], [3, 2], [4, 4]])
+"""Of the tokens a, b, c, ab, abc, abcabc."""
+SPELLED = ["a", "b", "c", "ab", "abc", "abcabc"]
+
+
+@given(
+    rows=st.lists(st.lists(st.integers(0, 5), min_size=12, max_size=12), min_size=1, max_size=4),
+    share=st.floats(0, 1),
+    seed=st.integers(0, 99),
+)
+def test_split_tokens_spell_the_same_text_as_far_as_they_fit(rows, share, seed):
+    rows = np.array(rows)
+    split = split_tokens(rows, MERGES, share, np.random.default_rng(seed))
+    assert split.shape == rows.shape
+    for before, after in zip(rows, split, strict=True):
+        text = "".join(SPELLED[token] for token in before)
+        assert text.startswith("".join(SPELLED[token] for token in after))
+    again = split_tokens(rows, MERGES, share, np.random.default_rng(seed))
+    assert np.array_equal(split, again)
+
+
+def test_each_merge_is_undone_with_the_chance_asked_for():
+    rows = np.tile([4, *[0] * 9], (20_000, 1))
+    split = split_tokens(rows, MERGES, 0.3, np.random.default_rng(1))
+    whole, halved, single = ((split[:, 0] == token).mean() for token in (4, 3, 0))
+    assert whole == pytest.approx(0.7, abs=0.015)
+    assert halved == pytest.approx(0.3 * 0.7, abs=0.015)
+    assert single == pytest.approx(0.3 * 0.3, abs=0.015)
+    assert np.array_equal(split_tokens(rows, MERGES, 0.0, np.random.default_rng(1)), rows)

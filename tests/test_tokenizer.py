@@ -1,7 +1,6 @@
 """Any bytes become ids and come back, by the same ids as everybody else's encoder."""
 
 import base64
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -74,23 +73,16 @@ def test_each_pattern_cuts_as_its_name_promises(pattern, pieces):
 
 
 def hugging_face(tokenizer):
-    """The same vocabulary in the other library, its merges found again from the ranks."""
+    """The same vocabulary in the other library, its merges given by ours."""
     characters = {byte: char for char, byte in module._byte_characters().items()}
 
     def spelled(token):
         return "".join(characters[byte] for byte in token)
 
-    merges = []
-    for token in tokenizer.tokens[256:]:
-        # The two parts a token was merged from are what the smaller ranks make of its bytes.
-        earlier = {piece: rank for piece, rank in tokenizer.ranks.items() if piece != token}
-        limit = tokenizer.ranks[token]
-        parts = [bytes([byte]) for byte in token]
-        while len(parts) > 2:
-            pairs = [a + b for a, b in pairwise(parts)]
-            place = min(range(len(pairs)), key=lambda i: earlier.get(pairs[i], limit))
-            parts[place : place + 2] = [pairs[place]]
-        merges.append((spelled(parts[0]), spelled(parts[1])))
+    merges = [
+        (spelled(tokenizer.tokens[left]), spelled(tokenizer.tokens[right]))
+        for left, right in tokenizer.merges()[256:]
+    ]
     vocabulary = {spelled(token): rank for token, rank in tokenizer.ranks.items()}
     other = HuggingFaceTokenizer(BPE(vocabulary, merges))
     other.pre_tokenizer = Sequence(
@@ -174,6 +166,21 @@ def test_a_vocabulary_that_lacks_a_byte_is_refused():
 def test_a_vocabulary_with_a_gap_or_a_double_id_is_refused(rank):
     with pytest.raises(UserError, match=r"does not number its 257 tokens from 0 to 256"):
         Tokenizer(BYTE_RANKS | {b"ab": rank}, PATTERNS["gpt-2"], "gap")
+
+
+def test_the_parts_of_a_token_spell_it(trained):
+    for tokenizer in trained.values():
+        for token, (left, right) in enumerate(tokenizer.merges()):
+            if token < 256:
+                assert left == right == token
+            else:
+                assert left < token > right
+                assert tokenizer.decode([left, right]) == tokenizer.tokens[token]
+
+
+def test_a_token_that_no_merges_lead_to_is_its_own(tokenizer):
+    ranks = dict(tokenizer.ranks) | {b"zqzq": tokenizer.vocab_size}
+    assert Tokenizer(ranks, tokenizer.pattern, "x").merges()[-1] == 2 * (tokenizer.vocab_size,)
 
 
 def test_the_file_format_comes_back(trained):

@@ -103,6 +103,8 @@ class TokenData:
     train: np.ndarray
     val: np.ndarray
     test: np.ndarray
+    merges: np.ndarray
+    """(vocabulary, 2): the two tokens that each was merged from, or itself twice."""
     meta: dict[str, Any]
     """`meta.json`: the vocabulary's size and pattern, tokens, bytes and digest of each split."""
     vocabulary: str
@@ -125,13 +127,14 @@ class TokenData:
                 arrays[split] = np.load(path, mmap_mode="r", allow_pickle=False)
                 if arrays[split].ndim != 1 or arrays[split].max(initial=0) >= meta["vocab_size"]:
                     raise ValueError(f"{shown(path)} holds ids beyond the vocabulary")
+            merges = read_merges(folder / "merges.npy", meta)
             vocabulary = (folder / "tokenizer.tiktoken").read_text(encoding="ascii")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"the tokens in {shown(folder)} cannot be used ({error}); they are missing or "
                 f"damaged. Remove {shown(folder)} and run `dvc repro`."
             ) from error
-        return cls(**arrays, meta=meta, vocabulary=vocabulary)
+        return cls(**arrays, merges=merges, meta=meta, vocabulary=vocabulary)
 
     def digest(self) -> str:
         """One digest for all the tokens and the vocabulary."""
@@ -146,6 +149,27 @@ class TokenData:
         earlier = [getattr(self, name) for name in SPLITS[: SPLITS.index(split)]]
         tails = [array[-count:] for array in earlier] if count else []
         return np.concatenate([np.empty(0, self.train.dtype), *tails])[-count:]
+
+
+def write_merges(path: Path, merges: list[tuple[int, int]]) -> None:
+    """Write the two tokens that each was merged from, (vocabulary, 2), as one row of ids."""
+    write_tokens(path, [[part for pair in merges for part in pair]], token_dtype(len(merges)))
+
+
+def read_merges(path: Path, meta: dict[str, Any]) -> np.ndarray:
+    """What `write_merges` wrote.
+
+    Raises:
+        ValueError: the file's bytes are others.
+    """
+    if sha256_file(path) != meta["merges_sha256"]:
+        raise ValueError(f"{shown(path)} is not what was written")
+    merges = np.load(path, allow_pickle=False).astype(np.int64).reshape(meta["vocab_size"], 2)
+    # Ids lower than the token's own, or its own twice: what is taken apart comes to an end.
+    own = np.arange(len(merges))[:, None]
+    if not ((merges < own) | (merges == own).all(axis=1, keepdims=True)).all():
+        raise ValueError(f"{shown(path)} holds merges that never end")
+    return merges
 
 
 @dataclass(frozen=True)
@@ -202,3 +226,29 @@ def epoch_starts(order: WindowOrder, epoch: int) -> np.ndarray:
 def gather(tokens: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
     """Windows and what follows them: int64 of shape (len(starts), length + 1)."""
     return tokens[starts[:, None] + np.arange(length + 1)].astype(np.int64)
+
+
+def split_tokens(
+    rows: np.ndarray, merges: np.ndarray, share: float, random: np.random.Generator
+) -> np.ndarray:
+    """The same text in other tokens: about a `share` of them is taken apart, and their parts again.
+
+    Each merge that made a token is undone with that probability (Sims et al. 2025, StochasTok, as a
+    kin of BPE-dropout, Provilkov et al. 2020). rows (B, T) and the result have the same shape: what
+    no longer fits is cut off.
+    """
+    length = rows.shape[1]
+    split = []
+    for row in rows:
+        whole = np.zeros(length, dtype=bool)  # tokens that have had their chance
+        while not whole.all():
+            undone = ~whole & (merges[row, 0] != row) & (random.random(len(row)) < share)
+            ends = np.cumsum(1 + undone)[undone]
+            whole = np.ones(len(row) + len(ends), dtype=bool)
+            whole[ends - 1] = whole[ends - 2] = False
+            parts = merges[row[undone]]
+            row = np.repeat(row, 1 + undone)
+            row[ends - 2], row[ends - 1] = parts[:, 0], parts[:, 1]
+            row, whole = row[:length], whole[:length]
+        split.append(row)
+    return np.stack(split)

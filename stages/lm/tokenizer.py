@@ -7,6 +7,7 @@ import base64
 import binascii
 import re
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 
 import tiktoken
 from tokenizers import Regex
@@ -105,6 +106,28 @@ class Tokenizer:
         return "".join(
             f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(self.tokens)
         )
+
+    def merges(self) -> list[tuple[int, int]]:
+        """By id, the two tokens whose merge is the last of a token's; a single byte's are itself.
+
+        So are those of a token that no merges lead to; some published vocabularies have such.
+        """
+        return [self._last_merge(token) for token in self.tokens]
+
+    def _last_merge(self, token: bytes) -> tuple[int, int]:
+        own = self.ranks[token]
+        parts = [self.ranks[bytes([byte])] for byte in token]
+        while len(parts) > 2:
+            pairs = [
+                self.ranks.get(self.tokens[left] + self.tokens[right], own)
+                for left, right in pairwise(parts)
+            ]
+            best = min(pairs)
+            if best >= own:
+                return own, own
+            place = pairs.index(best)
+            parts[place : place + 2] = [best]
+        return (parts[0], parts[1]) if len(parts) == 2 else (own, own)
 
     @classmethod
     def from_text(cls, text: str, pattern: str, name: str) -> "Tokenizer":

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .bigrams import fit_bigrams
-from .data import TokenData, WindowOrder, gather
+from .data import TokenData, WindowOrder, gather, split_tokens
 from .errors import UserError
 from .metrics import duration, loss_units, timestamp
 from .model import Transformer, initialise
@@ -207,9 +207,17 @@ class TrainingRun:
         """One optimizer step over a batch; returns its mean loss in nats per token."""
         progress, settings = self.progress, self.settings
         starts = self.order.batch_starts(progress.step)
+        rate = learning_rate(progress.step, self.total_steps, settings)
+        # The order of the text has the keys (seed, epoch), which stay far below.
+        random = np.random.Generator(
+            np.random.Philox(key=[settings.seed, (1 << 32) + progress.step])
+        )
         loss_sum = 0.0
         for part in np.split(starts, settings.accumulate):
-            rows = torch.from_numpy(gather(self.data.train, part, self.order.length))
+            ids = gather(self.data.train, part, self.order.length)
+            if settings.split_tokens:
+                ids = split_tokens(ids, self.data.merges, settings.split_tokens * rate, random)
+            rows = torch.from_numpy(ids)
             rows = rows.to(self.machine.device, non_blocking=True)
             with self.machine.autocast():
                 loss = self.model(rows[:, :-1], targets=rows[:, 1:])
@@ -218,7 +226,7 @@ class TrainingRun:
         limit = settings.grad_clip or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
         self._finite(norm.item(), "norm of the gradient")
-        self.optimizers.step(learning_rate(progress.step, self.total_steps, settings))
+        self.optimizers.step(rate)
         self._update_average()
         return loss_sum / settings.accumulate
 

@@ -308,6 +308,7 @@ SETTINGS = TrainSettings(
     beta2=0.99,
     grad_clip=1.0,
     average=0.0,
+    split_tokens=0.0,
     patience=0,
     val_tokens=1,
     precision="auto",
@@ -319,7 +320,8 @@ RUNTIME = RuntimeSettings(device="cpu", threads=0, checkpoint_steps=0)
 def our_tokens_per_second(steps: int = 200) -> float:
     """Tokens a second of the whole training step at nanoGPT's shape, on random tokens."""
     tokens = np.random.default_rng(1).integers(0, SHAPE.vocab_size, 200_000).astype(np.uint16)
-    data = TokenData(train=tokens, val=tokens, test=tokens, meta={}, vocabulary="")
+    merges = np.zeros((SHAPE.vocab_size, 2), np.int64)
+    data = TokenData(tokens, tokens, tokens, merges, meta={}, vocabulary="")
     run = TrainingRun(Transformer(SHAPE), data, SETTINGS, pick_machine(RUNTIME, "auto"))
     run.begin(from_bigrams=False)
     run.model.train()

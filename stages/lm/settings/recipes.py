@@ -29,6 +29,7 @@ COMMON: dict[str, Any] = {
     "train.beta1": 0.8,
     "train.beta2": 0.95,
     "train.average": 0.0,
+    "train.split_tokens": 0.0,
 }
 """Of every recipe, unless it says otherwise. Two batches of 16 windows take half the memory of one
 of 32, which matters to the processor's caches too."""
@@ -41,6 +42,7 @@ SLOW: dict[str, Any] = {
     "train.batch_size": 8,
     "train.weight_decay": 0.3,
     "train.average": 0.98,
+    "train.split_tokens": 0.1,
 }
 """Of `best`, and of short texts: many passes need every means against learning by heart."""
 SHORT: dict[str, Any] = SLOW | {

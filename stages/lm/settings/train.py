@@ -65,6 +65,10 @@ class TrainSettings:
     """Memory of the averaged weights (an exponential moving average over the steps), which are
     validated and kept instead of the last ones. 0 is off."""
 
+    split_tokens: Annotated[float, Range(0, 0.9)]
+    """Chance of each merged token of a batch to be taken apart, so that passes over a text differ;
+    it falls with the learning rates. 0 is off."""
+
     patience: Annotated[int, Range(0, 100_000)]
     """Stop after this many epochs without a better validation loss. 0 is never."""
 
