@@ -7,6 +7,7 @@ outlive a click is in `st.session_state`. Models and decoding are the library's.
 import csv
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -182,12 +183,13 @@ def about_tab(loaded: LoadedModel, name: str) -> None:
 def training_figures(provenance: dict[str, Any]) -> dict[str, str]:
     """What the file tells about its training; nothing where it tells nothing."""
     figures = {}
-    if train := provenance.get("data", {}).get("splits", {}).get("train"):
+    with suppress(KeyError, TypeError, ArithmeticError):
+        train = provenance["data"]["splits"]["train"]
         figures["Training text"] = short(train["bytes"]) + "B"
         figures["Training tokens"] = short(train["tokens"])
-    if metrics := provenance.get("metrics"):
-        figures["Epochs trained"] = str(metrics["epochs"])
-        figures["Best epoch, kept"] = str(metrics["best_epoch"])
+    with suppress(KeyError, TypeError):
+        figures["Epochs trained"] = str(provenance["metrics"]["epochs"])
+        figures["Best epoch, kept"] = str(provenance["metrics"]["best_epoch"])
     return figures
 
 

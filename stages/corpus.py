@@ -47,6 +47,7 @@ def main() -> None:
     auto = automatic(size)
     settings = load_sections(SECTIONS, auto=auto.values)
     check_text(settings["tokenize"])
+    check_vocabulary(settings["tokenize"].tokenizer)
     digest = sha256_file(paths.INPUT)
     is_sample = digest == hashlib.sha256(sample_or_nothing()).hexdigest()
     source = "sample" if is_sample else "own"
@@ -116,6 +117,21 @@ def check_text(settings: TokenizeSettings) -> None:
             f"data/input.txt holds {size:,} bytes, which leaves {len(part)} for the {name} split "
             f"and {MIN_SPLIT_BYTES} are needed; use a longer text, or raise "
             "tokenize.val_fraction and tokenize.test_fraction."
+        )
+
+
+def check_vocabulary(name: str) -> None:
+    """Refuse a vocabulary file that is not there.
+
+    Raises:
+        UserError: so it is.
+    """
+    there = [path.name for path in paths.BASE.glob("*.tiktoken")]
+    if name.endswith(".tiktoken") and name not in there:
+        raise UserError(
+            f"params.yaml: tokenize.tokenizer is {name!r}, but data/base/ holds "
+            f"{', '.join(there) or 'no .tiktoken file'}; put the vocabulary there, or set "
+            "tokenize.tokenizer to bpe."
         )
 
 

@@ -21,10 +21,10 @@ def main() -> None:
     machine = pick_machine(load_section(RuntimeSettings))
     data = TokenData.load(paths.TOKENS)
     checkpoint = Checkpoint.load(paths.CHECKPOINT)
+    before = val_bits_per_byte(checkpoint.build(), data, machine)
     quantized = quantize_checkpoint(checkpoint, settings.scheme)
     quantized.save(paths.QUANTIZED)
     restored = build_model(quantized.config, quantized.dequantized())
-    before = val_bits_per_byte(checkpoint.build(), data, machine)
     after = val_bits_per_byte(restored, data, machine)
     figures = {
         "scheme": settings.scheme,

@@ -3,7 +3,6 @@
 The module is not called `tokenize`: that name belongs to the standard library.
 """
 
-import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +14,7 @@ from stages.lm.data import (
     read_chunks,
     split_bounds,
     token_dtype,
+    tokens_digest,
     write_merges,
     write_tokens,
 )
@@ -62,22 +62,17 @@ def main() -> None:
         )
     vocabulary = tokenizer.to_text()
     write_text(paths.TOKENS / "tokenizer.tiktoken", vocabulary)
-    digest = hashlib.sha256(
-        "".join(
-            [*(splits[split]["sha256"] for split in SPLITS), tokenizer.pattern, vocabulary]
-        ).encode()
-    )
     merges = paths.TOKENS / "merges.npy"
     write_merges(merges, tokenizer.merges())
-    meta = {
+    meta: dict[str, Any] = {
         "format": "tokens",
         "version": 1,
         "vocab_size": tokenizer.vocab_size,
         "tokenizer": {"name": tokenizer.name, "pattern": tokenizer.pattern},
         "splits": splits,
         "merges_sha256": sha256_file(merges),
-        "digest": digest.hexdigest(),
     }
+    meta["digest"] = tokens_digest(meta, vocabulary)
     write_json(paths.TOKENS / "meta.json", meta)
     total = sum(split["tokens"] for split in splits.values())
     counts = ", ".join(f"{split} {splits[split]['tokens']:,}" for split in SPLITS)

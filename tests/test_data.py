@@ -21,6 +21,7 @@ from stages.lm.data import (
     split_bounds,
     split_tokens,
     token_dtype,
+    tokens_digest,
     write_merges,
     write_tokens,
 )
@@ -179,13 +180,14 @@ def test_written_tokens_are_what_numpy_reads(file, vocab_size, chunks):
 
 
 def folder_of_tokens(folder, **splits):
-    meta = {"digest": "abc", "vocab_size": 100, "splits": {}}
+    meta = {"vocab_size": 100, "splits": {}}
     for name, ids in splits.items():
         write_tokens(folder / f"{name}.npy", [ids], np.dtype("<u2"))
         digest = hashlib.sha256((folder / f"{name}.npy").read_bytes()).hexdigest()
         meta["splits"][name] = {"sha256": digest, "bytes": 10 * len(ids)}
     write_merges(folder / "merges.npy", [(n, n) for n in range(99)] + [(3, 5)])
     meta["merges_sha256"] = hashlib.sha256((folder / "merges.npy").read_bytes()).hexdigest()
+    meta["digest"] = tokens_digest(meta, "QQ== 0\n")
     (folder / "meta.json").write_text(json.dumps(meta))
     (folder / "tokenizer.tiktoken").write_text("QQ== 0\n")
     return folder
@@ -200,7 +202,7 @@ def test_token_data_opens_what_was_written(tokens_folder):
     loaded = TokenData.load(tokens_folder)
     assert loaded.train.tolist() == [1, 2, 3, 4, 5] and loaded.test.tolist() == [8, 9, 10]
     assert isinstance(loaded.val, np.memmap)
-    assert loaded.vocabulary == "QQ== 0\n" and loaded.digest() == "abc"
+    assert loaded.vocabulary == "QQ== 0\n" and len(loaded.digest()) == 64
     assert loaded.text_bytes() == 100
     assert loaded.merges.shape == (100, 2) and loaded.merges[98:].tolist() == [[98, 98], [3, 5]]
 
@@ -325,6 +327,7 @@ def test_merges_that_never_end_are_refused(tokens_folder, pair):
     write_merges(path, [(n, n) for n in range(99)] + [pair])
     meta = json.loads((tokens_folder / "meta.json").read_text())
     meta["merges_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    meta["digest"] = tokens_digest(meta, "QQ== 0\n")
     (tokens_folder / "meta.json").write_text(json.dumps(meta))
     with pytest.raises(UserError, match=r"merges\.npy holds merges that never end"):
         TokenData.load(tokens_folder)

@@ -243,8 +243,8 @@ def test_a_missing_recipe_is_one_sentence(write):
 
 @pytest.mark.parametrize("place", sorted(set(SETTINGS) - set(AUTOMATIC)))
 def test_auto_where_nothing_is_automatic_is_refused_and_not_offered(write, place):
-    # `auto` is text, which these take, or a word of theirs.
-    if place in {"tokenize.tokenizer", "evaluate.prompt"}:
+    # `auto` is text, which this takes, or a word of theirs.
+    if place == "evaluate.prompt":
         assert load(write(**{place: "auto"}), 1000)[0][place] == "auto"
         return
     own = place in {"train.precision", "train.compile", "runtime.device"}

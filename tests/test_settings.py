@@ -108,6 +108,8 @@ def test_the_shipped_settings_arrive_with_their_values():
         (EvaluateSettings, "top_p", 1.01),
         (RuntimeSettings, "device", "gpu"),
         (TokenizeSettings, "vocab_size", 255),
+        (TokenizeSettings, "tokenizer", "gpt9"),
+        (EvaluateSettings, "prompt", "\ud800"),
     ],
     ids=lambda part: repr(part)[:20] if not isinstance(part, type) else part.SECTION,
 )

@@ -204,9 +204,10 @@ def test_a_damaged_line_is_refused_with_its_number(tokenizer, line):
         Tokenizer.from_text("\n".join(lines), tokenizer.pattern, "gpt-x")
 
 
-def test_an_unknown_name_is_refused_with_the_known_ones():
-    with pytest.raises(UserError, match=r"tokenize\.tokenizer is 'gpt9'.*cl100k_base"):
-        named_tokenizer("gpt9")
+def test_a_forged_pattern_that_tiktoken_panics_on_is_a_sentence(tokenizer):
+    forged = Tokenizer(tokenizer.ranks, "x*", "forged")  # matches nothing, everywhere
+    with pytest.raises(UserError, match="the vocabulary forged cannot encode the text"):
+        forged.encode(b"a text")
 
 
 def test_a_failed_download_names_the_two_ways_without_a_network(monkeypatch):

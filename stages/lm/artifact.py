@@ -2,13 +2,13 @@
 
 The common ground of the checkpoint, the quantized model and the resume state: written by
 `torch.save`, so that every program that knows torch opens it, and read by a reader of our own that
-can build nothing but what we write. A forged file runs no code, whatever the version of torch.
+can build nothing but what we write. A forged file runs no code, whatever the version of torch:
+`torch.load(weights_only=True)` would need 2.10 at least (CVE-2025-32434 runs code before 2.6,
+CVE-2026-24747 corrupts memory before 2.10).
 """
 
 import hashlib
-import io
 import math
-import pickle
 import pickletools
 import zipfile
 from pathlib import Path
@@ -34,14 +34,10 @@ DTYPES = {
     "LongStorage": torch.int64,
 }
 """Number formats by the names that `torch.save` gives them."""
-OPCODES = """
-    PROTO STOP MARK EMPTY_DICT SETITEM SETITEMS EMPTY_LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1
-    TUPLE2 TUPLE3 BINPUT LONG_BINPUT BINGET LONG_BINGET BINUNICODE BININT BININT1 BININT2 LONG1
-    BINFLOAT NEWTRUE NEWFALSE NONE GLOBAL REDUCE BINPERSID
-"""
-"""All that `torch.save` writes for tensors and plain values."""
 MAX_DEPTH = 64
-"""Dicts and lists within each other."""
+"""Dicts and lists within each other, and dimensions of a tensor."""
+MAX_PICKLE = 1 << 25
+"""Bytes of everything but the tensors' numbers; a forged byte can cost 64 of memory."""
 
 
 def write_artifact(path: Path, kind: str, version: int, content: dict[str, Any]) -> None:
@@ -66,14 +62,16 @@ def read_artifact(path: Path, kinds: dict[str, int]) -> tuple[str, dict[str, Any
     name = shown(path)
     try:
         document = _read(path)
-        if not isinstance(document, dict) or set(document) != KEYS:
+        if type(document) is not dict or set(document) != KEYS:
             raise ValueError("the parts of an artifact are not there")
+        kind, version, content = document["format"], document["version"], document["content"]
+        if (type(kind), type(version), type(content)) != (str, int, dict):
+            raise ValueError("the parts of an artifact are of other types")
     except FileNotFoundError:
         raise UserError(f"{name} is missing; `dvc repro` makes it.") from None
     except Exception as error:  # a damaged or foreign file can raise nearly every type
         raise UserError(f"{name} is damaged, or is no file of this project; {_REMEDY}") from error
-    kind, version, content = document["format"], document["version"], document["content"]
-    if not isinstance(kind, str) or kinds.get(kind) != version:
+    if kinds.get(kind) != version:
         expected = " or ".join(f"{kind} {version}" for kind, version in kinds.items())
         raise UserError(f"{name} holds {kind} {version}, but {expected} is needed; {_REMEDY}")
     if content_digest(content) != document["digest"]:
@@ -82,13 +80,6 @@ def read_artifact(path: Path, kinds: dict[str, int]) -> tuple[str, dict[str, Any
 
 
 _REMEDY = "remove it and run `dvc repro`, or restore it with `dvc checkout`."
-
-
-class _Storage(NamedTuple):
-    """The numbers of one tensor in the file."""
-
-    dtype: torch.dtype
-    data: bytes
 
 
 def _read(path: Path) -> Any:
@@ -100,7 +91,7 @@ def _read(path: Path) -> Any:
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
         names = {entry.filename for entry in entries}
-        declared = sum(entry.file_size for entry in entries)
+        declared = sum(max(entry.file_size, entry.compress_size) for entry in entries)
         stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
         # What is compressed, or lies in the file twice, can be any size once it is read.
         if not stored or declared > size or len(names) != len(entries):
@@ -109,80 +100,139 @@ def _read(path: Path) -> Any:
         folder = pickled.removesuffix("data.pkl")
         if archive.read(folder + "byteorder") != b"little":
             raise ValueError("the numbers have another order of bytes")
-        program = archive.read(pickled)
-        found = {opcode.name for opcode, _, _ in pickletools.genops(program)}
-        if foreign := found - set(OPCODES.split()):
-            raise ValueError(f"the pickle holds {foreign}")
-        value = _Reader(io.BytesIO(program), archive, folder).load()
-    _check(value, MAX_DEPTH, [len(program)])
+        if archive.getinfo(pickled).file_size > MAX_PICKLE:
+            raise ValueError("the pickle is too long")
+        value = _Reader(archive, folder).run(archive.read(pickled))
+    _check(value, MAX_DEPTH)
     return value
 
 
-class _Reader(pickle._Unpickler):  # type: ignore[misc, name-defined]
-    """Reads `torch.save`'s pickles; every name in one stands for something harmless of ours.
+class _Storage(NamedTuple):
+    """Where a pickle says that the numbers of a tensor are."""
 
-    In Python, because the one in C makes room for as many objects as a file says it has.
+    word: str
+    dtype: torch.dtype
+    key: str
+    place: str
+    numbers: int
+
+
+class _Reader:
+    """Runs the few instructions of `torch.save`'s pickles (`pickletools` explains them all).
+
+    Only names and texts are remembered, so nothing else can be used twice: the value is a tree no
+    larger than the pickle.
     """
 
-    def __init__(self, program: io.BytesIO, archive: zipfile.ZipFile, folder: str) -> None:
-        super().__init__(program, encoding="utf-8")
+    def __init__(self, archive: zipfile.ZipFile, folder: str) -> None:
         self.archive = archive
         self.folder = folder
-        self.seen: set[str] = set()
+        self.used: set[str] = set()
+        self.names: dict[str, Any] = {f"torch {name}": dtype for name, dtype in DTYPES.items()}
+        self.names["torch._utils _rebuild_tensor_v2"] = self._tensor
+        self.names["collections OrderedDict"] = lambda: None  # of hooks, always empty
 
-    def find_class(self, module: str, name: str) -> Any:
-        """What a name in the pickle means."""
-        if module == "torch" and name in DTYPES:
-            return DTYPES[name]
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return _rebuild_tensor
-        if (module, name) == ("collections", "OrderedDict"):
-            return dict
-        raise ValueError(f"the pickle names {module}.{name}")
+    def run(self, program: bytes) -> Any:
+        """The value that a pickle builds.
 
-    def persistent_load(self, pid: Any) -> _Storage:
-        """The numbers that the pickle refers to, each only once."""
-        word, dtype, key, place, count = pid
-        data = self.archive.read(f"{self.folder}data/{key}")
-        if (word, place, key in self.seen) != ("storage", "cpu", False):
-            raise ValueError(f"storage {pid} is not as it is written")
+        Raises anything for a pickle that `torch.save` does not write.
+        """
+        stack: list[Any] = []
+        marks: list[int] = []
+        memo: dict[int, Any] = {}
+        argument: Any
+        room = MAX_PICKLE  # for texts that are used again
+
+        def pop(count: int) -> list[Any]:
+            taken = stack[len(stack) - count :]
+            del stack[len(stack) - count :]
+            return taken
+
+        for opcode, argument, _ in pickletools.genops(program):
+            match opcode.name:
+                case "PROTO" | "STOP":
+                    pass
+                case "BINUNICODE" | "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT":
+                    stack.append(argument)
+                case "NONE":
+                    stack.append(None)
+                case "NEWTRUE" | "NEWFALSE":
+                    stack.append(opcode.name == "NEWTRUE")
+                case "EMPTY_DICT":
+                    stack.append({})
+                case "EMPTY_LIST":
+                    stack.append([])
+                case "EMPTY_TUPLE":
+                    stack.append(())
+                case "MARK":
+                    marks.append(len(stack))
+                case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                    stack.append(tuple(pop(int(opcode.name[-1]))))
+                case "TUPLE":
+                    stack.append(tuple(pop(len(stack) - marks.pop())))
+                case "APPEND" | "APPENDS":
+                    items = pop(1 if opcode.name == "APPEND" else len(stack) - marks.pop())
+                    _of_type(list, stack[-1]).extend(items)
+                case "SETITEM" | "SETITEMS":
+                    items = pop(2 if opcode.name == "SETITEM" else len(stack) - marks.pop())
+                    if not all(type(key) in PLAIN for key in items[::2]):
+                        raise ValueError("a name is no plain value")
+                    _of_type(dict, stack[-1]).update(zip(items[::2], items[1::2], strict=True))
+                case "BINPUT" | "LONG_BINPUT":
+                    if isinstance(stack[-1], str | torch.dtype) or callable(stack[-1]):
+                        memo[argument] = stack[-1]
+                case "BINGET" | "LONG_BINGET":
+                    stack.append(memo[argument])
+                    room -= len(stack[-1]) if type(stack[-1]) is str else 0
+                    if room < 0:
+                        raise ValueError("the same texts are used over and over")
+                case "GLOBAL":
+                    stack.append(self.names[argument])
+                case "BINPERSID":
+                    stack.append(_Storage(*_of_type(tuple, stack.pop())))
+                case "REDUCE":
+                    function, arguments = pop(2)
+                    stack.append(function(*_of_type(tuple, arguments)))
+                case _:
+                    raise ValueError(f"the pickle holds {opcode.name}")
+        (value,) = stack
+        return value
+
+    def _tensor(
+        self, storage: Any, offset: Any, shape: Any, strides: Any, gradient: Any, hooks: Any
+    ) -> torch.Tensor:
+        """The tensor that owns exactly the numbers of a storage."""
+        word, dtype, key, place, count = _of_type(_Storage, storage)
+        if len(shape) > MAX_DEPTH or not all(type(size) is int for size in (*shape, *strides)):
+            raise ValueError("a tensor has no shape")
+        if key in self.used or math.prod(shape) != count:
+            raise ValueError("a tensor is not alone with its numbers")
+        expected = tuple(math.prod(shape[first:]) for first in range(1, len(shape) + 1))
+        rest = (word, place, offset, gradient, hooks)
+        if rest != ("storage", "cpu", 0, False, None) or (count and strides != expected):
+            raise ValueError("a tensor is not stored as it is written")
+        self.used.add(key)
+        data = self.archive.read(f"{self.folder}data/{_of_type(str, key)}")
         if len(data) != count * dtype.itemsize:
-            raise ValueError(f"storage {key} has {len(data)} bytes, not {count} numbers")
-        self.seen.add(key)
-        return _Storage(dtype, data)
+            raise ValueError(f"{len(data)} bytes are not {count} numbers")
+        if not count:
+            return torch.empty(shape, dtype=dtype)
+        return torch.from_numpy(np.frombuffer(data, np.uint8).copy()).view(dtype).reshape(shape)
 
 
-def _rebuild_tensor(
-    storage: _Storage, offset: int, shape: Any, strides: Any, requires_grad: bool, hooks: Any
-) -> torch.Tensor:
-    """The tensor that owns exactly the numbers of a storage."""
-    expected = tuple(math.prod(shape[place + 1 :]) for place in range(len(shape)))
-    count = math.prod(shape)
-    whole = count * storage.dtype.itemsize == len(storage.data)
-    if offset or requires_grad or hooks or not whole or (count and strides != expected):
-        raise ValueError(f"a tensor of shape {shape} is not stored as it is written")
-    if not count:
-        return torch.empty(shape, dtype=storage.dtype)
-    raw = torch.from_numpy(np.frombuffer(storage.data, np.uint8).copy())
-    return raw.view(storage.dtype).reshape(shape)
+def _of_type(kind: type, value: Any) -> Any:
+    if type(value) is not kind:
+        raise ValueError(f"a {type(value).__name__} is no {kind.__name__}")
+    return value
 
 
-def _check(value: Any, depth: int, budget: list[int]) -> None:
-    """Refuse what no honest file holds: other types, endless nesting, values used over and over.
-
-    Every value of an honest file takes at least one byte of its pickle; `budget` counts them down.
-    """
-    budget[0] -= 1
-    if depth < 0 or budget[0] < 0:
-        raise ValueError("there are more values than the file can hold")
-    if type(value) is dict:
-        for key, item in value.items():
-            if type(key) not in PLAIN:
-                raise ValueError(f"{key!r} is no name")
-            _check(item, depth - 1, budget)
-    elif type(value) is list:
-        for item in value:
-            _check(item, depth - 1, budget)
+def _check(value: Any, depth: int) -> None:
+    """Refuse what no honest file holds: other types and endless nesting."""
+    if depth < 0:
+        raise ValueError("the values are nested too deep")
+    if type(value) in (dict, list):
+        for item in value.values() if type(value) is dict else value:
+            _check(item, depth - 1)
     elif type(value) is not torch.Tensor and type(value) not in PLAIN:
         raise ValueError(f"a {type(value).__name__} is no plain value")
 

@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .artifact import read_artifact, write_artifact
 from .errors import UserError
-from .model import ModelConfig, Transformer
+from .model import ModelConfig, Transformer, rotary_tables
 from .paths import shown
 
 KIND = "checkpoint"
@@ -30,6 +31,17 @@ class Checkpoint:
     """`name`, `pattern` and `vocabulary` (a .tiktoken file's text)."""
     provenance: dict[str, Any]
     """The settings, the text's digest and the metrics the weights come from."""
+
+    def __post_init__(self) -> None:
+        # A forged file holds anything; everyone after this relies on the types.
+        if not all(
+            type(name) is str and isinstance(weight, Tensor) and weight.dtype == torch.float32
+            for name, weight in self.tensors.items()
+        ):
+            raise TypeError("its weights are not all float32")
+        texts = [self.tokenizer[part] for part in ("name", "pattern", "vocabulary")]
+        if not all(type(text) is str for text in texts) or type(self.provenance) is not dict:
+            raise TypeError("its tokenizer or its provenance is of another type")
 
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all."""
@@ -56,7 +68,7 @@ class Checkpoint:
         try:
             config = ModelConfig(**content["config"])
             return cls(config, content["tensors"], content["tokenizer"], content["provenance"])
-        except (KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError) as error:
             raise UserError(f"{shown(path)} lacks a part of a model ({error}).") from error
 
     def build(self) -> Transformer:
@@ -72,31 +84,38 @@ def build_model(config: ModelConfig, tensors: dict[str, Tensor]) -> Transformer:
     """
     forged = "the file was edited or forged. Run `dvc repro` to make it again."
     try:
-        check_config(config, tensors)
-        model = Transformer(config)
+        check_config(config, len(tensors))
+        with torch.device("meta"):  # no memory for weights that the file has to bring
+            model = Transformer(config)
         model.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
-        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise UserError(
-            f"the stored weights do not fit the stored model shape ({first}); {forged}"
+            f"the stored weights do not fit the stored model shape ({error}); {forged}"
         ) from error
+    if config.arch == "qwen3":
+        model.cos, model.sin = rotary_tables(config)
     for name, weight in tensors.items():
         if not weight.isfinite().all():
             raise UserError(f"the stored weight {name} holds a value that is no number; {forged}")
     return model.eval().requires_grad_(False)
 
 
-def check_config(config: ModelConfig, tensors: dict[str, Tensor]) -> None:
-    """Refuse a shape that asks for more memory than the weights that came with it.
+def check_config(config: ModelConfig, tensors: int) -> None:
+    """Refuse a shape that no model of so many tensors has, whatever is in them.
 
     Raises:
-        RuntimeError: it does.
+        RuntimeError: it is one.
     """
-    stored = sum(weight.numel() for weight in tensors.values())
     numbers = asdict(config)
     for name in SIZES:
-        if type(numbers[name]) is not int or not 0 < numbers[name] <= max(stored, 1 << 17):
+        if type(numbers[name]) is not int or not 0 < numbers[name] < 1 << 31:
             raise RuntimeError(f"{name} is {numbers[name]!r}")
-    tables = config.context * config.head_size
-    if config.layers > len(tensors) or config.width * config.ff_width > stored or tables > 1 << 26:
+    for name, low, high in (("dropout", 0, 0.9), ("rope_base", 1, 1e9)):
+        if type(numbers[name]) not in (int, float) or not low <= numbers[name] <= high:
+            raise RuntimeError(f"{name} is {numbers[name]!r}")
+    if config.arch not in ("qwen3", "gpt2") or type(config.tie_embeddings) is not bool:
+        raise RuntimeError(f"arch is {config.arch!r}, tie_embeddings {config.tie_embeddings!r}")
+    if config.heads % config.kv_heads or (config.arch == "qwen3" and config.head_size % 2):
+        raise RuntimeError("the heads do not divide")
+    if config.layers > tensors or config.context * config.head_size > 1 << 26:
         raise RuntimeError("it is larger than the weights")

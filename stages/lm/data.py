@@ -4,6 +4,8 @@ A window is `context` tokens and the tokens that follow each of them. Knows noth
 text becomes tokens, nor about models.
 """
 
+import hashlib
+import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -96,6 +98,13 @@ def _npy_header(dtype: np.dtype[Any], count: int) -> bytes:
     return b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + body.ljust(117).encode() + b"\n"
 
 
+def tokens_digest(meta: dict[str, Any], vocabulary: str) -> str:
+    """SHA-256 over all that `meta.json` says of the tokens, their digests, and the vocabulary."""
+    rest = {key: value for key, value in meta.items() if key != "digest"}
+    text = json.dumps(rest, sort_keys=True) + vocabulary
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 @dataclass(frozen=True)
 class TokenData:
     """The output of `tokenize`, opened: one memory-mapped array of ids a split."""
@@ -129,7 +138,9 @@ class TokenData:
                     raise ValueError(f"{shown(path)} holds ids beyond the vocabulary")
             merges = read_merges(folder / "merges.npy", meta)
             vocabulary = (folder / "tokenizer.tiktoken").read_text(encoding="ascii")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            if tokens_digest(meta, vocabulary) != meta["digest"]:
+                raise ValueError("meta.json or tokenizer.tiktoken is not what was written")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"the tokens in {shown(folder)} cannot be used ({error}); they are missing or "
                 f"damaged. Remove {shown(folder)} and run `dvc repro`."

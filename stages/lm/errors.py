@@ -8,8 +8,13 @@ from typing import NoReturn
 class UserError(Exception):
     """A mistake or accident the user can mend.
 
-    The message names the key or file, its value, the likely cause and the remedy.
+    The message names the key or file, its value, the likely cause and the remedy. It is one line:
+    what it quotes may be of any length, so white space is joined and the middle left out.
     """
+
+    def __init__(self, message: str) -> None:
+        line = " ".join(message.split())
+        super().__init__(line if len(line) < 2000 else f"{line[:1000]} ... {line[-800:]}")
 
 
 def run_stage(main: Callable[[], int | None]) -> NoReturn:

@@ -91,7 +91,15 @@ def to_f16(weight: Tensor) -> Tensor:
 
 
 def dequantize(parts: dict[str, Tensor]) -> Tensor:
-    """The float32 weight that a quantized weight's parts stand for."""
+    """The float32 weight that a quantized weight's parts stand for.
+
+    Raises:
+        ValueError: there is not one scale for each row of codes.
+    """
     if "values" in parts:
         return parts["values"].float()
-    return parts["codes"].float() * parts["scales"].float()
+    codes, scales = parts["codes"], parts["scales"]
+    # A forged row times a forged column would be a matrix larger than any memory.
+    if codes.ndim != 2 or scales.shape != (codes.size(0), 1):
+        raise ValueError(f"{tuple(scales.shape)} scales for {tuple(codes.shape)} codes")
+    return codes.float() * scales.float()

@@ -94,8 +94,19 @@ class Tokenizer:
                 ids += [self._byte_ids[ord(char) - 0xDC00] for char in piece]
             else:
                 for part in _bounded_runs(piece):
-                    ids += self._encoding.encode_ordinary(part)
+                    ids += self._encode_text(part)
         return ids
+
+    def _encode_text(self, text: str) -> list[int]:
+        try:
+            return self._encoding.encode_ordinary(text)
+        except BaseException as error:  # tiktoken's panics are no Exceptions
+            if type(error).__module__ != "pyo3_runtime":
+                raise
+            raise UserError(
+                f"the vocabulary {self.name} cannot encode the text ({error}): the pattern stored "
+                "with it is damaged or forged. Run `dvc repro` to make it again."
+            ) from error
 
     def decode(self, ids: Iterable[int]) -> bytes:
         """The bytes of token ids. The exact inverse of `encode`; ids must be in the vocabulary."""
@@ -207,14 +218,8 @@ def named_tokenizer(name: str) -> Tokenizer:
     """A vocabulary tiktoken knows by name; it downloads the file once and keeps it.
 
     Raises:
-        UserError: the name is unknown, or the download fails.
+        UserError: the download fails.
     """
-    known = tiktoken.list_encoding_names()
-    if name not in known:
-        raise UserError(
-            f"params.yaml: tokenize.tokenizer is {name!r}, but must be bpe, the name of a "
-            f".tiktoken file in data/base/, or one of tiktoken's: {', '.join(known)}."
-        )
     try:
         encoding = tiktoken.get_encoding(name)
     except (OSError, ValueError) as error:  # requests' exceptions are OSErrors

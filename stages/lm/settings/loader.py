@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,9 +84,8 @@ def read_params(path: Path) -> dict[str, Any]:
             f"{path.name} is missing; it holds every setting. Restore it, for example with "
             f"`git checkout {path.name}`."
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        where = " ".join(str(error).split())
-        raise UserError(f"{path.name} is not readable as YAML: {where}.") from error
+    except Exception as error:  # a date or a tag that makes no sense can raise nearly every type
+        raise UserError(f"{path.name} is not readable as YAML: {error}.") from error
     if not isinstance(document, dict):
         raise UserError(f"{path.name} must hold sections such as `train:`, each with its keys.")
     return document
@@ -95,7 +95,9 @@ def _build(cls: type[S], document: dict[str, Any], file: str, auto: Mapping[str,
     section = cls.SECTION
     values = document.get(section)
     if not isinstance(values, dict):
-        state = "is missing" if section not in document else f"is {values!r}, not a group of keys"
+        state = (
+            f"is {_quoted(values)}, not a group of keys" if section in document else "is missing"
+        )
         raise UserError(f"{file}: the section `{section}:` {state}.")
     hints = get_type_hints(cls, include_extras=True)
     names = [field.name for field in dataclasses.fields(cls)]
@@ -115,13 +117,21 @@ def _build(cls: type[S], document: dict[str, Any], file: str, auto: Mapping[str,
             parsed[name] = convert(value, hints[name])
         except (ValueError, OverflowError):
             raise UserError(
-                f"{file}: {section}.{name} is {value!r}, but must be {_expected(hints[name])}"
-                f"{'' if automatic is None else ', or auto'}."
+                f"{file}: {section}.{name} is {_quoted(value)}, but must be "
+                f"{_expected(hints[name])}{'' if automatic is None else ', or auto'}."
             ) from None
     try:
         return cls(**parsed)
     except ValueError as error:
         raise UserError(f"{file}: {error}") from None
+
+
+def _quoted(value: Any) -> str:
+    try:
+        # The short form of groups: YAML can say in ten lines what takes gigabytes to write out.
+        return repr(value) if isinstance(value, int | str) else reprlib.repr(value)
+    except ValueError:
+        return "a number of thousands of digits"
 
 
 def _nearest(name: str, known: list[str]) -> str:
@@ -153,6 +163,8 @@ def convert(value: Any, hint: Any) -> Any:
             raise ValueError
         if isinstance(limits, Choice) and value not in limits.words:
             raise ValueError
+        if isinstance(value, str):
+            value.encode()  # "\ud800" is valid YAML, but no text
         return value
     # DVC writes 0.00001 as `1e-05`, which YAML 1.1 (and so PyYAML) reads as text.
     if isinstance(value, bool) or not isinstance(value, int | float | str):

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
+import tiktoken
+
 from .loader import Choice, Range
 
 
@@ -32,6 +34,12 @@ class TokenizeSettings:
     """Share of the text's bytes, at its end, that nothing looks at before `evaluate`."""
 
     def __post_init__(self) -> None:
+        known = tiktoken.list_encoding_names()
+        if not self.tokenizer.endswith(".tiktoken") and self.tokenizer not in ("bpe", *known):
+            raise ValueError(
+                f"tokenize.tokenizer is {self.tokenizer!r}, but must be bpe, the name of a "
+                f".tiktoken file in data/base/, or one of tiktoken's: {', '.join(known)}."
+            )
         if self.val_fraction + self.test_fraction > 0.9:
             raise ValueError(
                 f"tokenize.val_fraction {self.val_fraction:g} and tokenize.test_fraction "
