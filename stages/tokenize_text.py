@@ -3,14 +3,20 @@
 The module is not called `tokenize`: that name belongs to the standard library.
 """
 
-import hashlib
 from collections.abc import Iterator
 from typing import Any
 
 from tqdm import tqdm
 
 from stages.lm import paths
-from stages.lm.data import SPLITS, read_chunks, split_bounds, token_dtype, write_tokens
+from stages.lm.data import (
+    SPLITS,
+    read_chunks,
+    split_bounds,
+    token_dtype,
+    tokens_digest,
+    write_tokens,
+)
 from stages.lm.errors import UserError, run_stage
 from stages.lm.files import sha256_file, write_json, write_text
 from stages.lm.settings.loader import load_section
@@ -55,19 +61,14 @@ def main() -> None:
         )
     vocabulary = tokenizer.to_text()
     write_text(paths.TOKENS / "tokenizer.tiktoken", vocabulary)
-    digest = hashlib.sha256(
-        "".join(
-            [*(splits[split]["sha256"] for split in SPLITS), tokenizer.pattern, vocabulary]
-        ).encode()
-    )
     meta = {
         "format": "tokens",
         "version": 1,
         "vocab_size": tokenizer.vocab_size,
         "tokenizer": {"name": tokenizer.name, "pattern": tokenizer.pattern},
         "splits": splits,
-        "digest": digest.hexdigest(),
     }
+    meta["digest"] = tokens_digest(meta, vocabulary)
     write_json(paths.TOKENS / "meta.json", meta)
     total = sum(split["tokens"] for split in splits.values())
     counts = ", ".join(f"{split} {splits[split]['tokens']:,}" for split in SPLITS)

@@ -20,6 +20,7 @@ from stages.lm.data import (
     read_chunks,
     split_bounds,
     token_dtype,
+    tokens_digest,
     write_tokens,
 )
 from stages.lm.errors import UserError
@@ -177,11 +178,12 @@ def test_written_tokens_are_what_numpy_reads(file, vocab_size, chunks):
 
 
 def folder_of_tokens(folder, **splits):
-    meta = {"digest": "abc", "vocab_size": 100, "splits": {}}
+    meta = {"vocab_size": 100, "tokenizer": {"pattern": "."}, "splits": {}}
     for name, ids in splits.items():
         write_tokens(folder / f"{name}.npy", [ids], np.dtype("<u2"))
         digest = hashlib.sha256((folder / f"{name}.npy").read_bytes()).hexdigest()
         meta["splits"][name] = {"sha256": digest, "bytes": 10 * len(ids)}
+    meta["digest"] = tokens_digest(meta, "QQ== 0\n")
     (folder / "meta.json").write_text(json.dumps(meta))
     (folder / "tokenizer.tiktoken").write_text("QQ== 0\n")
     return folder
@@ -196,7 +198,7 @@ def test_token_data_opens_what_was_written(tokens_folder):
     loaded = TokenData.load(tokens_folder)
     assert loaded.train.tolist() == [1, 2, 3, 4, 5] and loaded.test.tolist() == [8, 9, 10]
     assert isinstance(loaded.val, np.memmap)
-    assert loaded.vocabulary == "QQ== 0\n" and loaded.digest() == "abc"
+    assert loaded.vocabulary == "QQ== 0\n" and loaded.digest() == loaded.meta["digest"]
     assert loaded.text_bytes() == 100
 
 
@@ -216,6 +218,12 @@ def test_a_changed_byte_of_the_tokens_is_refused(tokens_folder, place):
 def test_a_missing_file_of_the_tokens_is_refused(tokens_folder, name):
     (tokens_folder / name).unlink()
     with pytest.raises(UserError, match="`dvc repro`"):
+        TokenData.load(tokens_folder)
+
+
+def test_another_vocabulary_beside_the_tokens_is_refused(tokens_folder):
+    (tokens_folder / "tokenizer.tiktoken").write_text("Qg== 0\n")
+    with pytest.raises(UserError, match="the tokenizer is not what was written"):
         TokenData.load(tokens_folder)
 
 

@@ -4,6 +4,7 @@ A window is `context` tokens and the tokens that follow each of them. Knows noth
 text becomes tokens, nor about models.
 """
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -96,6 +97,13 @@ def _npy_header(dtype: np.dtype[Any], count: int) -> bytes:
     return b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + body.ljust(117).encode() + b"\n"
 
 
+def tokens_digest(meta: dict[str, Any], vocabulary: str) -> str:
+    """One digest for all the tokens, the pattern and the vocabulary."""
+    parts = [meta["splits"][split]["sha256"] for split in SPLITS]
+    parts += [meta["tokenizer"]["pattern"], vocabulary]
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
 @dataclass(frozen=True)
 class TokenData:
     """The output of `tokenize`, opened: one memory-mapped array of ids a split."""
@@ -126,6 +134,8 @@ class TokenData:
                 if arrays[split].ndim != 1 or arrays[split].max(initial=0) >= meta["vocab_size"]:
                     raise ValueError(f"{shown(path)} holds ids beyond the vocabulary")
             vocabulary = (folder / "tokenizer.tiktoken").read_text(encoding="ascii")
+            if tokens_digest(meta, vocabulary) != meta["digest"]:
+                raise ValueError("the tokenizer is not what was written")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"the tokens in {shown(folder)} cannot be used ({error}); they are missing or "
