@@ -4,6 +4,7 @@ Continues by itself where an earlier run with the same settings, text and code w
 """
 
 import signal
+from contextlib import suppress
 from dataclasses import asdict
 from types import FrameType
 
@@ -132,7 +133,8 @@ def train(
     try:
         run.run(save, stop.requested, checkpoint_steps)
     except UserError as error:
-        append_missing_lines(paths.TRAINING_LOG, [f"{timestamp()}  {error}"])
+        with suppress(UserError):  # a full disk, say; what stopped the run matters more
+            append_missing_lines(paths.TRAINING_LOG, [f"{timestamp()}  {error}"])
         raise
     save()
     if run.progress.finished:

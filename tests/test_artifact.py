@@ -240,6 +240,15 @@ def test_a_missing_file_and_a_folder_are_sentences(tmp_path):
 # Digest -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("numbers", [1, 100_000])
+def test_a_full_disk_is_a_sentence_wherever_torch_meets_it(tmp_path, numbers):
+    (tmp_path / ".file.tmp").symlink_to("/dev/full")
+    with pytest.raises(UserError, match="No space left on device"):
+        write_artifact(tmp_path / "file", "thing", 1, {"a": torch.zeros(numbers)})
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_digest_depends_on_values_and_types_alone():
     digest = content_digest({"a": torch.arange(6).view(2, 3), "b": [1, 2]})
     strided = torch.arange(6).view(2, 3).T.contiguous().T

@@ -227,6 +227,12 @@ def test_a_missing_file_of_the_tokens_is_refused(tokens_folder, name):
         TokenData.load(tokens_folder)
 
 
+def test_another_vocabulary_beside_the_tokens_is_refused(tokens_folder):
+    (tokens_folder / "tokenizer.tiktoken").write_text("Qg== 0\n")
+    with pytest.raises(UserError, match=r"tokenizer\.tiktoken is not what was written"):
+        TokenData.load(tokens_folder)
+
+
 @pytest.mark.parametrize("content", ["{}", "[]", '{"splits": 5}', "{"])
 def test_damaged_meta_is_refused(tokens_folder, content):
     (tokens_folder / "meta.json").write_text(content)

@@ -258,6 +258,15 @@ def test_a_stopped_run_continues_to_the_same_bytes(built, tmp_path, end):
     assert "already finished" in run(folder, *command).stdout
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="forks a process that has torch imported")
+def test_training_survives_kills_nonsense_and_changes():
+    """A case or two of each line of the benchmark that needs neither strace nor root."""
+    script = str(ROOT / "tests" / "benchmarks" / "crash.py")
+    lines = "after a step|at an instant|NaN|changed"
+    done = run(ROOT, sys.executable, script, "--every", "100", "--kills", "2", "--only", lines)
+    assert done.stdout.count(" held") == 5, done.stdout
+
+
 TEXTS = {
     "empty": (b"", "is empty"),
     "ten bytes": (b"0123456789", "use a longer text"),

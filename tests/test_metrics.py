@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from stages.lm.errors import UserError
 from stages.lm.metrics import append_missing_lines, duration, loss_units, timestamp, write_tsv
 
 
@@ -57,6 +58,12 @@ def test_half_a_line_of_a_killed_run_does_not_spoil_the_next(tmp_path):
     for _ in range(2):
         append_missing_lines(log, ["one", "two", "three"])
     assert log.read_text() == "one\ntw\ntwo\nthree\n"
+
+
+def test_a_log_that_cannot_be_written_is_a_sentence(tmp_path):
+    (tmp_path / "training.log").mkdir()
+    with pytest.raises(UserError, match=r"training\.log could not be written"):
+        append_missing_lines(tmp_path / "training.log", ["one"])
 
 
 @pytest.mark.parametrize(

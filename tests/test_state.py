@@ -1,5 +1,6 @@
 """An unfinished run is found again by what shapes its result, and by nothing else."""
 
+import errno
 import json
 import os
 import subprocess
@@ -130,6 +131,31 @@ def test_a_damaged_state_is_set_aside_and_never_overwritten(make_store):
         assert aside.read_bytes() == damage and not store.path.exists()
 
 
+def test_a_state_that_cannot_be_read_now_is_left_as_it_is(make_store, monkeypatch):
+    store = make_store()
+    store.save({"step": 5})
+
+    def broken(path):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(artifact, "_read", broken)
+        with pytest.raises(UserError, match="Input/output error"):
+            store.load()
+    assert store.load() == ({"step": 5}, "continuing")
+
+
+def test_what_a_run_left_that_never_saved_goes_with_the_next_save(make_store):
+    killed, starting = (make_store(**{"train.seed": seed}).path.parent for seed in (7, 8))
+    killed.mkdir(parents=True)
+    (killed / ".state.pt.tmp").write_bytes(b"half of a state")
+    foreign = killed.with_name("of the user")
+    foreign.mkdir()
+    with only_trainer(starting / "lock"):
+        make_store().save({"step": 5})
+        assert starting.exists() and foreign.exists() and not killed.exists()
+
+
 def test_only_the_newest_others_are_kept(make_store):
     stores = [make_store(**{"train.seed": seed}) for seed in range(KEPT + 3)]
     for age, store in enumerate(stores):
@@ -189,6 +215,12 @@ def test_a_killed_trainer_holds_nothing(tmp_path):
     assert (tmp_path / "lock.pid").exists()
     with only_trainer(lock):
         assert (tmp_path / "lock.pid").read_text() == f"{os.getpid()}\n"
+
+
+def test_a_lock_that_cannot_be_made_is_a_sentence(tmp_path):
+    (tmp_path / "file").write_bytes(b"a file where a folder should be")
+    with pytest.raises(UserError, match="could not be written"), only_trainer(tmp_path / "file/x"):
+        raise RuntimeError("without a lock")
 
 
 def test_an_error_in_the_block_releases_the_lock(tmp_path):

@@ -50,7 +50,11 @@ def write_artifact(path: Path, kind: str, version: int, content: dict[str, Any])
     document = _canonical(document, {})
     with atomic_writer(path) as file:
         # Through a file object: given a path, torch would put the temporary name into the bytes.
-        torch.save(document, file)
+        try:
+            torch.save(document, file)
+        except RuntimeError as error:
+            # After a failed write torch closes its archive all the same, and complains of that.
+            raise (error.__context__ or error) from None
 
 
 def read_artifact(path: Path, kinds: dict[str, int]) -> tuple[str, dict[str, Any]]:

@@ -13,6 +13,23 @@ from .paths import shown
 
 
 @contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn what the system says in the block into a sentence about `path`.
+
+    Raises:
+        UserError: the disk is full or broken, or `path` cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{shown(path)} could not be written ({error.strerror or error}); its previous "
+            "contents, if any, are untouched. Free some disk space or check the folder's "
+            "permissions, then run the same command again."
+        ) from error
+
+
+@contextmanager
 def atomic_writer(path: Path) -> Iterator[BinaryIO]:
     """A binary file that takes the place of `path` when the block ends without an exception.
 
@@ -23,25 +40,19 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
         UserError: the disk is full, or the folder cannot be written.
     """
     temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        with suppress(OSError):  # nor may it be removable: the folder is a file, or read-only
-            temporary.unlink()
-        raise UserError(
-            f"{shown(path)} could not be written ({error.strerror or error}); its previous "
-            "contents, if any, are untouched. Free some disk space or check the folder's "
-            "permissions, then run the same command again."
-        ) from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with explained(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            _sync_folder(path.parent)
+        except BaseException:
+            with suppress(OSError):  # it may not be there, or the folder be a file, or read-only
+                temporary.unlink()
+            raise
 
 
 def _sync_folder(folder: Path) -> None:

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from .files import write_text
+from .files import explained, write_text
 
 
 def loss_units(nats: float, tokens: int, size: int) -> dict[str, float]:
@@ -46,10 +46,11 @@ def duration(seconds: float) -> str:
 
 def append_missing_lines(path: Path, lines: Iterable[str]) -> None:
     """Append those `lines` that a log does not hold yet (a killed run may have lost its last)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = path.read_text("utf-8", "replace") if path.exists() else ""
-    held = set(text.splitlines())
-    with path.open("a", encoding="utf-8") as log:
-        if text and not text.endswith("\n"):
-            log.write("\n")  # after the part of a line that a killed run left
-        log.writelines(line + "\n" for line in lines if line not in held)
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = path.read_text("utf-8", "replace") if path.exists() else ""
+        held = set(text.splitlines())
+        with path.open("a", encoding="utf-8") as log:
+            if text and not text.endswith("\n"):
+                log.write("\n")  # after the part of a line that a killed run left
+            log.writelines(line + "\n" for line in lines if line not in held)

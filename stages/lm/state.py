@@ -5,13 +5,14 @@ A run is named by a fingerprint of everything that shapes its result. Its state 
 the stage again continues it, and running it with other settings never does.
 """
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from .artifact import read_artifact, write_artifact
 from .errors import UserError
-from .files import read_json, sha256_file, write_json
+from .files import explained, read_json, sha256_file, write_json
 from .paths import ROOT, shown
 
 KIND = "training state"
@@ -80,11 +81,21 @@ class StateStore:
         """The state to continue from, or None, and a sentence that says which and why.
 
         A damaged state is set aside under another name, never overwritten.
+
+        Raises:
+            UserError: the system does not let it be read, which says nothing about the state.
         """
         if self.path.exists():
             try:
                 return read_artifact(self.path, {KIND: VERSION})[1], "continuing"
             except UserError as error:
+                cause = error.__cause__
+                # A damaged archive can ask for an impossible place, which is EINVAL.
+                if isinstance(cause, OSError) and cause.errno != errno.EINVAL:
+                    raise UserError(
+                        f"{shown(self.path)} could not be read ({cause.strerror}) and is left as "
+                        "it is. Mend that, then run the same command again: it continues."
+                    ) from error
                 aside = self._set_aside()
                 return None, f"starting fresh: {error} It was moved to {shown(aside)}."
         others = self._others()
@@ -98,16 +109,19 @@ class StateStore:
         return None, f"starting fresh: since the last run {difference} (its state is kept)"
 
     def save(self, content: dict[str, Any]) -> None:
-        """Write the state, whole or not at all, and forget the oldest of the other runs."""
+        """Write the state, whole or not at all, and forget the oldest of the other runs.
+
+        Also forgotten is what runs left that were killed before they had saved anything.
+        """
         fresh = not self.path.exists()
         if fresh:
             write_json(self.path.parent / "run.json", self.identity.ingredients)
         write_artifact(self.path, KIND, VERSION, content)
         if fresh:
-            for old in self._others()[KEPT:]:
-                # A run that trains elsewhere holds its lock; its folder must stay.
-                if _is_free(old.parent / "lock"):
-                    shutil.rmtree(old.parent, ignore_errors=True)
+            kept = {path.parent for path in (self.path, *self._others()[:KEPT])}
+            for folder in self.folder.glob("[0-9a-f]" * 16):  # no other is ours
+                if folder not in kept:
+                    _remove_unused(folder)
 
     def _others(self) -> list[Path]:
         """States of other runs, newest first."""
@@ -122,12 +136,11 @@ class StateStore:
         return aside
 
 
-def _is_free(path: Path) -> bool:
-    try:
-        with FileLock(path, blocking=False):
-            return True
-    except Timeout:
-        return False
+def _remove_unused(folder: Path) -> None:
+    # A run that trains elsewhere holds its lock; its folder must stay. Held until the folder is
+    # gone, the lock keeps any run from beginning in it meanwhile.
+    with suppress(OSError), FileLock(folder / "lock", blocking=False):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -138,22 +151,26 @@ def only_trainer(path: Path) -> Iterator[None]:
         UserError: another process holds it. Killing `dvc` alone leaves its trainer running.
     """
     holder = path.with_name(path.name + ".pid")
-    path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path, blocking=False)
-    try:
-        lock.acquire()
-    except Timeout:
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            pid = holder.read_text().strip()
-        except OSError:  # it has the lock and is about to say who it is, or to let go
-            pid = "unknown"
-        raise UserError(
-            f"another training process (pid {pid}) is using {shown(path.parent)}; wait for it to "
-            f"end or stop it with `kill {pid}`, then run the same command again: it continues."
-        ) from None
+            lock.acquire()
+        except Timeout:
+            try:
+                pid = holder.read_text().strip() or "unknown"
+            except OSError:  # it has the lock and is about to say who it is, or to let go
+                pid = "unknown"
+            raise UserError(
+                f"another training process (pid {pid}) is using {shown(path.parent)}; wait for it "
+                f"to end or stop it with `kill {pid}`, then run the same command again: it "
+                "continues."
+            ) from None
     try:
-        holder.write_text(f"{os.getpid()}\n")
+        with explained(holder):
+            holder.write_text(f"{os.getpid()}\n")
         yield
     finally:
-        holder.unlink(missing_ok=True)
+        with suppress(OSError):
+            holder.unlink()
         lock.release()
