@@ -134,6 +134,8 @@ def stream(loaded: LoadedModel, result: Result) -> None:
     start = drawn = time.perf_counter()
     for pieces in zip_longest(*streams, fillvalue=""):
         result.texts = [text + piece for text, piece in zip(result.texts, pieces, strict=True)]
+        # Streamlit ends a run that was stopped where it uses the session's state or draws.
+        st.session_state["result"] = result
         if time.perf_counter() - drawn > REDRAW_SECONDS:
             draw(result, places)
             drawn = time.perf_counter()

@@ -1,11 +1,13 @@
 """What the page promises."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 from streamlit.testing.v1 import AppTest
 
 from app import generate
@@ -14,7 +16,7 @@ from stages.lm.checkpoint import Checkpoint
 from stages.lm.loading import load_model
 from stages.lm.model import ModelConfig, Transformer
 from stages.lm.quantization import quantize_checkpoint
-from stages.lm.sampling import SamplingSettings, generate_text
+from stages.lm.sampling import SamplingSettings, generate_text, stream_text
 from stages.lm.tokenizer import train_bpe
 
 PAGE = str(Path(__file__).resolve().parents[1] / "app" / "app.py")
@@ -146,6 +148,52 @@ def test_markup_is_never_rendered() -> None:
     assert all(block.language in (None, "", "plaintext") for block in at.code)
     rendered = [element.value for element in [*at.markdown, *at.caption, *at.title]]
     assert not any("script" in value or "bold" in value for value in rendered)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["", "word " * 200_000, bytes(range(1, 160)).decode("latin-1") + "\u202e\u2028\ufeff"],
+    ids=["nothing", "a megabyte", "control characters"],
+)
+def test_any_prompt_is_continued_as_it_stands(prompt: str) -> None:
+    save_models()
+    text = generate_text(load_model(paths.QUANTIZED), prompt, 200, SamplingSettings(), 1337)
+    assert write(page(), prompt) == [prompt + text]
+
+
+def test_a_stop_comes_before_the_next_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    save_models()
+
+    def stopped_at_the_third(*_: Any) -> Iterator[str]:
+        for token in "abcdef":
+            if token == "c":
+                context = get_script_run_ctx()
+                assert context and context.script_requests
+                context.script_requests.request_stop()
+            yield token
+
+    monkeypatch.setattr(sampling, "stream_text", stopped_at_the_third)
+    at = page()
+    write(at, "")
+    assert shown(at.run()) == ["abc"]
+    assert "stopped early" in at.caption[0].value
+
+
+@pytest.mark.parametrize("replaced", [True, False], ids=["replaced", "removed"])
+def test_a_text_outlives_its_models_file(replaced: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_models(0)
+    text = generate_text(load_model(paths.QUANTIZED), "the", 200, SamplingSettings(), 1337)
+
+    def interrupted(*arguments: Any) -> Iterator[str]:
+        pieces = stream_text(*arguments)
+        yield next(pieces)
+        save_models(1) if replaced else paths.QUANTIZED.unlink()
+        yield from pieces
+
+    monkeypatch.setattr(sampling, "stream_text", interrupted)
+    at = page()
+    assert write(at, "the") == ["the" + text]
+    assert len(at.run().info) == (not replaced)
 
 
 def test_the_text_survives_a_change_of_settings() -> None:
