@@ -531,7 +531,10 @@ def stale(every: int) -> Cases:
         yield reason, wrong
     reset(saved)
     edit(paths.TOKENS / "tokenizer.tiktoken", b"\n")
-    yield "tokenizer.tiktoken edited", one_sentence(launch(one_step), "the tokenizer is not")
+    yield (
+        "tokenizer.tiktoken edited",
+        one_sentence(launch(one_step), "tokenizer.tiktoken is not what was written"),
+    )
     copy(backup / "data", WORK / "data")
     set_params(SMALL)
 
