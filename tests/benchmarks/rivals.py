@@ -23,16 +23,19 @@ from pathlib import Path
 
 import yaml
 from test_end_to_end import (
+    clone_that_pulls,
     digests,
     dvc,
     new_project,
     run,
     set_params,
+    trainer_of,
     wait_for_queue,
     wait_for_state,
+    wait_for_trainer,
 )
 
-LONG = {"train": {"epochs": 30}}
+LONG = {"train": {"epochs": 20}}
 """Some seconds of training, for others to come in."""
 BUSY = ("another training process", "busy", "Unable to acquire lock")
 """What a rival is told: by the trainer or by DVC."""
@@ -98,20 +101,6 @@ class Background:
         return self.process.wait(), self.log.read_text("utf-8")
 
 
-def trainer_of(project: Path) -> int:
-    """The process that holds the workspace's lock."""
-    return int((project / "models/resume/workspace.lock.pid").read_text())
-
-
-def wait_for_end(pid: int) -> None:
-    """Until a process that is not ours is gone; one that nobody has reaped is gone, too."""
-    limit = time.monotonic() + 120
-    stat = Path(f"/proc/{pid}/stat")
-    while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z":
-        assert time.monotonic() < limit, f"{pid} goes on"
-        time.sleep(0.05)
-
-
 def refused(code: int, output: str) -> None:
     """A rival went away with a sentence."""
     assert code != 0, output
@@ -135,7 +124,7 @@ def orphans(rivals: Rivals) -> Iterator[Case]:
             assert f"pid {orphan}" in done.stdout + done.stderr
             if then != "is waited for":
                 os.kill(orphan, signal.SIGTERM if then == "is stopped" else signal.SIGKILL)
-            wait_for_end(orphan)
+            wait_for_trainer(project)
             rivals.settle(project, seed)
 
     for seconds in (0.0, 0.7):
@@ -244,7 +233,7 @@ def caches(rivals: Rivals) -> Iterator[Case]:
         with rivals.project(1) as project:
             dvc(project, "config", "cache.type", kind)
             # What was tokenized came as copies; from here on everything is linked as asked.
-            dvc(project, "checkout", "--relink")
+            dvc(project, "checkout", "--relink", "data/tokens")
             rivals.settle(project, 1)
             assert (project / "models/checkpoint.pt").is_symlink() == (kind == "symlink")
             change(project)
@@ -268,12 +257,9 @@ def clones(rivals: Rivals) -> Iterator[Case]:
 
     def clone(name: str, *commands: list[str]) -> None:
         original, copy = made[0], rivals.folder / name
-        dvc(original, "remote", "add", "-f", "-d", "local", str(rivals.folder / "remote"))
-        dvc(original, "push")
         run(original, "git", "add", "-A")
         run(original, "git", "commit", "-qm", "made", "--allow-empty")
-        run(rivals.folder, "git", "clone", "-q", str(original), str(copy))
-        shutil.copy(original / "data/input.txt", copy / "data/input.txt")
+        clone_that_pulls(original, copy)
         for command in commands:
             output = dvc(copy, *command).stdout
             assert "Running stage" not in output, output
