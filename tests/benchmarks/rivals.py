@@ -218,6 +218,7 @@ def caches(rivals: Rivals) -> Iterator[Case]:
 
     def stopped(project: Path) -> None:
         set_params(project, {"train": {"seed": 2}})
+        shutil.rmtree(project / "models/resume")
         first = Background(project, "repro")
         wait_for_state(project, first.process, 0.3)
         os.kill(trainer_of(project), signal.SIGTERM)
