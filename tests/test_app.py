@@ -32,13 +32,14 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(paths, name, tmp_path / getattr(paths, name).name)
 
 
-def save_models(seed: int = 0) -> None:
+def save_models(seed: int = 0, **shape: int) -> None:
     tokenizer = train_bpe(
         iter(["the cat sat on the mat, the rat ran to the hat. " * 5]), 280, "gpt-2"
     )
+    small = {"context": 32, "layers": 1, "heads": 2, "kv_heads": 2, "head_size": 8, "width": 16}
     config = ModelConfig(
-        arch="qwen3", vocab_size=tokenizer.vocab_size, context=32, layers=1, heads=2, kv_heads=2,
-        head_size=8, width=16, ff_width=32, tie_embeddings=False, dropout=0.0,
+        arch="qwen3", vocab_size=tokenizer.vocab_size, tie_embeddings=False, dropout=0.0,
+        **small | {"ff_width": 32} | shape,
     )  # fmt: skip
     torch.manual_seed(seed)
     tensors = {name: torch.randn_like(t) for name, t in Transformer(config).state_dict().items()}

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from filelock import FileLock
 
 from stages.lm.checkpoint import Checkpoint
 
@@ -265,6 +266,61 @@ def test_training_survives_kills_nonsense_and_changes():
     lines = "after a step|at an instant|NaN|changed"
     done = run(ROOT, sys.executable, script, "--every", "100", "--kills", "2", "--only", lines)
     assert done.stdout.count(" held") == 5, done.stdout
+
+
+def trainer_of(folder: Path) -> int:
+    """The process that trains in a project."""
+    return int((folder / "models" / "resume" / "workspace.lock.pid").read_text())
+
+
+def wait_for_trainer(folder: Path) -> None:
+    """Until no process trains in a project; DVC is not the parent of one whose DVC was killed."""
+    with FileLock(folder / "models" / "resume" / "workspace.lock", timeout=120):
+        pass
+
+
+@pytest.mark.skipif(os.name == "nt", reason="processes cannot be halted there")
+def test_a_trainer_whose_dvc_was_killed_is_the_only_one_until_it_ends(built, tmp_path):
+    folder = tmp_path / "project"
+    shutil.copytree(built, folder, ignore=shutil.ignore_patterns("resume"))
+    again = ("repro", "--force", "--single-item", "train")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dvc", *again],
+        cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    wait_for_state(folder, process, 0)
+    orphan = trainer_of(folder)
+    os.kill(orphan, signal.SIGSTOP)
+    process.kill()
+    process.wait()
+    done = dvc(folder, *again, check=False)
+    os.kill(orphan, signal.SIGTERM)
+    os.kill(orphan, signal.SIGCONT)
+    assert done.returncode != 0
+    assert f"another training process (pid {orphan})" in done.stdout + done.stderr
+    wait_for_trainer(folder)
+    assert "continuing at step" in dvc(folder, *again).stdout
+    assert digests(folder) == digests(built)
+
+
+def clone_that_pulls(original: Path, copy: Path) -> None:
+    """A clone with the text in place and a remote of its own that holds what DVC tracks."""
+    store = copy.with_name(f"{copy.name}-store")
+    run(original.parent, "git", "clone", "-q", str(original), str(copy))
+    shutil.copy(original / "data" / "input.txt", copy / "data" / "input.txt")
+    for folder in (original, copy):
+        dvc(folder, "remote", "add", "--local", "-f", "-d", "store", str(store))
+    dvc(original, "push")
+
+
+def test_a_clone_that_pulls_reruns_nothing(built, tmp_path):
+    original, copy = tmp_path / "project", tmp_path / "clone"
+    shutil.copytree(built, original)
+    clone_that_pulls(original, copy)
+    dvc(copy, "pull")
+    assert "Data and pipelines are up to date" in dvc(copy, "repro").stdout
+    assert digests(copy) == digests(original)
+    assert run(copy, "git", "status", "--porcelain").stdout == ""
 
 
 TEXTS = {
