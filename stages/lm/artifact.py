@@ -36,8 +36,9 @@ DTYPES = {
 """Number formats by the names that `torch.save` gives them."""
 MAX_DEPTH = 64
 """Dicts and lists within each other, and dimensions of a tensor."""
-MAX_PICKLE = 1 << 25
-"""Bytes of everything but the tensors' numbers; a forged byte can cost 64 of memory."""
+MAX_PICKLE = 1 << 24
+"""Bytes of everything but the tensors' numbers; a forged byte can cost 64 of memory
+and half a microsecond."""
 
 
 def write_artifact(path: Path, kind: str, version: int, content: dict[str, Any]) -> None:
@@ -70,16 +71,16 @@ def read_artifact(path: Path, kinds: dict[str, int]) -> tuple[str, dict[str, Any
     except FileNotFoundError:
         raise UserError(f"{name} is missing; `dvc repro` makes it.") from None
     except Exception as error:  # a damaged or foreign file can raise nearly every type
-        raise UserError(f"{name} is damaged, or is no file of this project; {_REMEDY}") from error
+        raise UserError(f"{name} is damaged, or is no file of this project; {REMEDY}") from error
     if kinds.get(kind) != version:
         expected = " or ".join(f"{kind} {version}" for kind, version in kinds.items())
-        raise UserError(f"{name} holds {kind} {version}, but {expected} is needed; {_REMEDY}")
+        raise UserError(f"{name} holds {kind} {version}, but {expected} is needed; {REMEDY}")
     if content_digest(content) != document["digest"]:
-        raise UserError(f"{name} is damaged: its contents do not match their digest; {_REMEDY}")
+        raise UserError(f"{name} is damaged: its contents do not match their digest; {REMEDY}")
     return kind, content
 
 
-_REMEDY = "remove it and run `dvc repro`, or restore it with `dvc checkout`."
+REMEDY = "remove it and run `dvc repro`, or restore it with `dvc checkout`."
 
 
 def _read(path: Path) -> Any:
