@@ -77,4 +77,5 @@ def test_what_a_forged_file_would_do_is_seen(tmp_path):
         (tmp_path / "written").write_text("x")
         return "done"
 
-    assert isolation.watched(act).startswith("FAILED: it did ['open")
+    result = isolation.watched(act)
+    assert result.startswith("FAILED") and str(tmp_path / "written") in result

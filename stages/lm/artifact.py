@@ -7,6 +7,7 @@ can build nothing but what we write. A forged file runs no code, whatever the ve
 CVE-2026-24747 corrupts memory before 2.10).
 """
 
+import gc
 import hashlib
 import math
 import pickletools
@@ -103,7 +104,13 @@ def _read(path: Path) -> Any:
             raise ValueError("the numbers have another order of bytes")
         if archive.getinfo(pickled).file_size > MAX_PICKLE:
             raise ValueError("the pickle is too long")
-        value = _Reader(archive, folder).run(archive.read(pickled))
+        collecting = gc.isenabled()
+        gc.disable()  # a tree holds no garbage, and millions of lists would be walked in vain
+        try:
+            value = _Reader(archive, folder).run(archive.read(pickled))
+        finally:
+            if collecting:
+                gc.enable()
     _check(value, MAX_DEPTH)
     return value
 

@@ -83,6 +83,7 @@ def make_files(folder: Path) -> dict[str, Callable[[], str]]:
     meta["digest"] = tokens_digest(meta, tokenizer.to_text())
     write_json(tokens / "meta.json", meta)
     (tokens / "tokenizer.tiktoken").write_text(tokenizer.to_text())
+    writes_text(folder / "checkpoint.pt")  # torch imports parts of itself at first use
 
     def read_tokens() -> str:
         data = TokenData.load(tokens)
@@ -112,10 +113,9 @@ def make_files(folder: Path) -> dict[str, Callable[[], str]]:
 def read_model(path: Path) -> str:
     """A digest of all that a model file holds."""
     loaded = load_model(path)
-    values = {name: tensor for name, tensor in loaded.model.state_dict().items()}
-    rest = [vars(loaded.model.config), loaded.tokenizer.tokens, loaded.tokenizer.pattern]
-    rest += [loaded.tokenizer.name, loaded.scheme, loaded.provenance]
-    return content_digest([values, repr(rest)])
+    model, tokenizer = loaded.model, loaded.tokenizer
+    values = [dict(model.state_dict()), vars(model.config), loaded.scheme, loaded.provenance]
+    return content_digest([*values, tokenizer.tokens, tokenizer.pattern, tokenizer.name])
 
 
 def outcome(path: Path, read: Callable[[], str], expected: str) -> str:

@@ -28,7 +28,7 @@ def watch(event: str, arguments: tuple) -> None:
         return
     writes = event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")
     if writes or event in ACTS:
-        _seen.append(f"{event} {arguments!r:.80}")
+        _seen.append(f"{event} {arguments!r:.120}")
 
 
 def watched(function: Callable[[], str]) -> str:
