@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .artifact import read_artifact, write_artifact
+from .artifact import REMEDY, read_artifact, write_artifact
 from .errors import UserError
 from .model import ModelConfig, Transformer, rotary_tables
 from .paths import shown
@@ -39,9 +39,11 @@ class Checkpoint:
             for name, weight in self.tensors.items()
         ):
             raise TypeError("its weights are not all float32")
+        if (type(self.tokenizer), type(self.provenance)) != (dict, dict):
+            raise TypeError("its tokenizer or its provenance is no group of values")
         texts = [self.tokenizer[part] for part in ("name", "pattern", "vocabulary")]
-        if not all(type(text) is str for text in texts) or type(self.provenance) is not dict:
-            raise TypeError("its tokenizer or its provenance is of another type")
+        if not all(type(text) is str for text in texts):
+            raise TypeError("its tokenizer is no text")
 
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all."""
@@ -68,8 +70,8 @@ class Checkpoint:
         try:
             config = ModelConfig(**content["config"])
             return cls(config, content["tensors"], content["tokenizer"], content["provenance"])
-        except (AttributeError, KeyError, TypeError) as error:
-            raise UserError(f"{shown(path)} lacks a part of a model ({error}).") from error
+        except (AttributeError, LookupError, TypeError) as error:
+            raise UserError(f"{shown(path)} lacks a part of a model ({error}); {REMEDY}") from error
 
     def build(self) -> Transformer:
         """The model with these weights, ready for inference."""
@@ -82,7 +84,7 @@ def build_model(config: ModelConfig, tensors: dict[str, Tensor]) -> Transformer:
     Raises:
         UserError: names or shapes are not those that `config` gives, or a weight is not finite.
     """
-    forged = "the file was edited or forged. Run `dvc repro` to make it again."
+    forged = "the file was edited or forged."
     try:
         check_config(config, len(tensors))
         with torch.device("meta"):  # no memory for weights that the file has to bring
@@ -117,5 +119,7 @@ def check_config(config: ModelConfig, tensors: int) -> None:
         raise RuntimeError(f"arch is {config.arch!r}, tie_embeddings {config.tie_embeddings!r}")
     if config.heads % config.kv_heads or (config.arch == "qwen3" and config.head_size % 2):
         raise RuntimeError("the heads do not divide")
+    if config.context < 2:
+        raise RuntimeError("a context of 1 leaves no room to write")
     if config.layers > tensors or config.context * config.head_size > 1 << 26:
         raise RuntimeError("it is larger than the weights")

@@ -23,7 +23,7 @@ SPLITS = ("train", "val", "test")
 """In the order in which they lie in the text."""
 
 CHUNK_BYTES = 1 << 20
-MAX_CHUNK_BYTES = 16 << 20
+MAX_CHUNK_BYTES = 2 << 20
 
 # A newline between a character that is not white space and one that is neither white space nor
 # "/": no pattern in `tokenizer.PATTERNS` makes a token across the point after it. The classes are
@@ -47,7 +47,7 @@ def split_bounds(size: int, val_fraction: float, test_fraction: float) -> dict[s
 def read_chunks(path: Path, part: range) -> Iterator[bytes]:
     """The bytes of `part` of a file, about a MiB at a time, cut where no token can span.
 
-    Text without such a place (a line of more than 16 MiB) is cut between two characters.
+    Text without such a place (a line of more than 2 MiB) is cut between two characters.
     """
     with path.open("rb") as file:
         file.seek(part.start)

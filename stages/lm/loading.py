@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from . import checkpoint, quantization
-from .artifact import read_artifact
+from .artifact import REMEDY, read_artifact
 from .checkpoint import Checkpoint, build_model
 from .errors import UserError
 from .model import ModelConfig, Transformer
@@ -51,13 +51,13 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
         parts = stored.tokenizer
         tokenizer = Tokenizer.from_text(parts["vocabulary"], parts["pattern"], parts["name"])
         model = build_model(stored.config, tensors)
-    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{shown(path)} lacks a part of a model ({error}).") from error
-    if tokenizer.vocab_size != stored.config.vocab_size:
-        raise UserError(
-            f"{shown(path)} holds a model of {stored.config.vocab_size} tokens, but a vocabulary "
-            f"of {tokenizer.vocab_size}; the file was edited or forged. Run `dvc repro`."
-        )
+        if tokenizer.vocab_size != model.config.vocab_size:
+            raise ValueError(
+                f"it is a model of {model.config.vocab_size} tokens, but a vocabulary of "
+                f"{tokenizer.vocab_size}"
+            )
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError, UserError) as error:
+        raise UserError(f"{shown(path)} holds no whole model ({error}); {REMEDY}") from error
     return LoadedModel(model.to(device), tokenizer, scheme, stored.provenance, size)
 
 

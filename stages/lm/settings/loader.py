@@ -95,9 +95,7 @@ def _build(cls: type[S], document: dict[str, Any], file: str, auto: Mapping[str,
     section = cls.SECTION
     values = document.get(section)
     if not isinstance(values, dict):
-        state = (
-            f"is {_quoted(values)}, not a group of keys" if section in document else "is missing"
-        )
+        state = f"is {quoted(values)}, not a group of keys" if section in document else "is missing"
         raise UserError(f"{file}: the section `{section}:` {state}.")
     hints = get_type_hints(cls, include_extras=True)
     names = [field.name for field in dataclasses.fields(cls)]
@@ -117,7 +115,7 @@ def _build(cls: type[S], document: dict[str, Any], file: str, auto: Mapping[str,
             parsed[name] = convert(value, hints[name])
         except (ValueError, OverflowError):
             raise UserError(
-                f"{file}: {section}.{name} is {_quoted(value)}, but must be "
+                f"{file}: {section}.{name} is {quoted(value)}, but must be "
                 f"{_expected(hints[name])}{'' if automatic is None else ', or auto'}."
             ) from None
     try:
@@ -126,9 +124,9 @@ def _build(cls: type[S], document: dict[str, Any], file: str, auto: Mapping[str,
         raise UserError(f"{file}: {error}") from None
 
 
-def _quoted(value: Any) -> str:
+def quoted(value: Any) -> str:
+    """A value as messages show it, groups in short: ten lines of YAML can stand for gigabytes."""
     try:
-        # The short form of groups: YAML can say in ten lines what takes gigabytes to write out.
         return repr(value) if isinstance(value, int | str) else reprlib.repr(value)
     except ValueError:
         return "a number of thousands of digits"
