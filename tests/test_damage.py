@@ -15,6 +15,7 @@ FILES = [
     "quantized.pt",
     "state.pt",
     "train.npy",
+    "merges.npy",
     "meta.json",
     "tokenizer.tiktoken",
 ]

@@ -4,8 +4,8 @@
     python tests/benchmarks/damage.py --mutated 1000 --every 50
 
 Damaged: every truncation and every flipped bit of a small checkpoint, quantized model, training
-state, token array, `meta.json` and `tokenizer.tiktoken`. Held is a sentence (`UserError`, one line)
-that names the file and a remedy, or a load whose every value is equal; a damaged training state
+state, token array, `merges.npy`, `meta.json` and `tokenizer.tiktoken`. Held is a sentence
+(`UserError`, one line) that names the file and a remedy, or a load whose every value is equal; a damaged training state
 lies unchanged under another name afterwards.
 
 Forged: files made to run code, to take memory or to take time, shapes and settings that lie, and
@@ -37,7 +37,7 @@ from isolation import held, run_isolated, watched
 from stages.lm import artifact
 from stages.lm.artifact import content_digest, read_artifact, write_artifact
 from stages.lm.checkpoint import Checkpoint
-from stages.lm.data import SPLITS, TokenData, token_dtype, tokens_digest, write_tokens
+from stages.lm.data import SPLITS, TokenData, token_dtype, tokens_digest, write_merges, write_tokens
 from stages.lm.errors import UserError
 from stages.lm.files import sha256_file, write_json
 from stages.lm.loading import load_model
@@ -80,6 +80,8 @@ def make_files(folder: Path) -> dict[str, Callable[[], str]]:
         count = write_tokens(tokens / f"{split}.npy", [ids], token_dtype(256))
         digest = sha256_file(tokens / f"{split}.npy")
         meta["splits"][split] = {"tokens": count, "bytes": size, "sha256": digest}
+    write_merges(tokens / "merges.npy", tokenizer.merges())
+    meta["merges_sha256"] = sha256_file(tokens / "merges.npy")
     meta["digest"] = tokens_digest(meta, tokenizer.to_text())
     write_json(tokens / "meta.json", meta)
     (tokens / "tokenizer.tiktoken").write_text(tokenizer.to_text())
@@ -87,7 +89,7 @@ def make_files(folder: Path) -> dict[str, Callable[[], str]]:
 
     def read_tokens() -> str:
         data = TokenData.load(tokens)
-        arrays = [getattr(data, split).tolist() for split in SPLITS]
+        arrays = [getattr(data, name).tolist() for name in (*SPLITS, "merges")]
         return content_digest([arrays, json.dumps(data.meta, sort_keys=True), data.vocabulary])
 
     def read_state() -> str:
@@ -105,6 +107,7 @@ def make_files(folder: Path) -> dict[str, Callable[[], str]]:
         "quantized.pt": partial(read_model, folder / "quantized.pt"),
         str(store.path.relative_to(folder)): read_state,
         "tokens/train.npy": read_tokens,
+        "tokens/merges.npy": read_tokens,
         "tokens/meta.json": read_tokens,
         "tokens/tokenizer.tiktoken": read_tokens,
     }
