@@ -5,8 +5,8 @@
 
 Damaged: every truncation and every flipped bit of a small checkpoint, quantized model, training
 state, token array, `merges.npy`, `meta.json` and `tokenizer.tiktoken`. Held is a sentence
-(`UserError`, one line) that names the file and a remedy, or a load whose every value is equal; a damaged training state
-lies unchanged under another name afterwards.
+(`UserError`, one line) that names the file and a remedy, or a load whose every value is equal; a
+damaged training state lies unchanged under another name afterwards.
 
 Forged: files made to run code, to take memory or to take time, shapes and settings that lie, and
 mutated files (bytes, instructions of the pickle with the digest made right again, ZIP headers,
