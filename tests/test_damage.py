@@ -73,10 +73,13 @@ def test_mutated_files_are_refused_or_make_a_model(readers):
     assert {"refused", "equal"} <= results(*damage.mutated(folder, 10**6, seed=2), 300)
 
 
-def test_what_a_forged_file_would_do_is_seen(tmp_path):
+@pytest.mark.parametrize("error", [None, UserError("refused, but too late")])
+def test_what_a_forged_file_would_do_is_seen(tmp_path, error):
     def act():
         (tmp_path / "written").write_text("x")
+        if error:
+            raise error
         return "done"
 
-    result = isolation.watched(act)
-    assert result.startswith("FAILED") and str(tmp_path / "written") in result
+    with pytest.raises(AssertionError, match="written"):
+        isolation.watched(act)
