@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .bigrams import fit_bigrams
-from .data import TokenData, WindowOrder, gather, split_tokens
+from .data import TokenData, WindowOrder, gather, replace_tokens, split_tokens
 from .errors import UserError
 from .metrics import duration, loss_units, timestamp
 from .model import Transformer, initialise
@@ -217,10 +217,11 @@ class TrainingRun:
             ids = gather(self.data.train, part, self.order.length)
             if settings.split_tokens:
                 ids = split_tokens(ids, self.data.merges, settings.split_tokens * rate, random)
-            rows = torch.from_numpy(ids)
-            rows = rows.to(self.machine.device, non_blocking=True)
+            inputs, targets = ids[:, :-1], ids[:, 1:]
+            if settings.replace_tokens:
+                inputs = replace_tokens(inputs, settings.replace_tokens * rate, random)
             with self.machine.autocast():
-                loss = self.model(rows[:, :-1], targets=rows[:, 1:])
+                loss = self.model(self._on_device(inputs), targets=self._on_device(targets))
             loss_sum += self._finite(loss.item(), "loss")
             (loss / settings.accumulate).backward()
         limit = settings.grad_clip or math.inf
@@ -229,6 +230,9 @@ class TrainingRun:
         self.optimizers.step(rate)
         self._update_average()
         return loss_sum / settings.accumulate
+
+    def _on_device(self, ids: np.ndarray) -> Tensor:
+        return torch.from_numpy(ids).to(self.machine.device, non_blocking=True)
 
     @torch.no_grad()
     def _update_average(self) -> None:
