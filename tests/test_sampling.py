@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
+from stages.lm.decoder import TorchDecoder, make_decoder
 from stages.lm.loading import LoadedModel
-from stages.lm.model import KVCache
 from stages.lm.sampling import (
     SamplingSettings,
     choose,
@@ -15,7 +15,6 @@ from stages.lm.sampling import (
     generate_tokens,
     keep_top_k,
     keep_top_p,
-    next_logits,
     sequence_generator,
     stream_text,
 )
@@ -183,7 +182,7 @@ def test_interleaved_streams_give_the_texts_they_give_alone(loaded):
 
 def tokens_of(loaded, prompt, count, settings=PLAIN, seed=0):
     generator = sequence_generator(seed, 0)
-    return list(generate_tokens(loaded.model, prompt, count, settings, generator))
+    return list(generate_tokens(make_decoder(loaded), prompt, count, settings, generator))
 
 
 @pytest.mark.parametrize("length", [1, 8, 16, 17, 30])
@@ -211,11 +210,11 @@ def test_only_the_end_of_a_long_prompt_is_seen(loaded):
 
 
 def test_the_cache_gives_the_logits_of_the_whole(loaded):
-    cache = KVCache(loaded.model.config, 1, loaded.model.token_embedding.weight)
-    next_logits(loaded.model, [1, 2, 3], cache)
-    stepped = next_logits(loaded.model, [4], cache)
+    decoder = TorchDecoder(loaded, batch=1)
+    decoder.feed([[1, 2, 3]])
+    stepped = decoder.feed([[4]])
     torch.testing.assert_close(
-        stepped, next_logits(loaded.model, [1, 2, 3, 4], None), atol=1e-4, rtol=0
+        stepped, TorchDecoder(loaded, batch=1).feed([[1, 2, 3, 4]]), atol=1e-4, rtol=0
     )
 
 

@@ -271,4 +271,6 @@ def replace_tokens(rows: np.ndarray, share: float, random: np.random.Generator) 
     A model that reads such rows cannot rely on any single token before the one it predicts (word
     noising by unigrams, Xie et al. 2017).
     """
-    return np.where(random.random(rows.shape) < share, random.choice(rows.ravel(), rows.shape), rows)
+    return np.where(
+        random.random(rows.shape) < share, random.choice(rows.ravel(), rows.shape), rows
+    )

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .decoder import Decoder, make_decoder
 from .loading import LoadedModel
-from .model import KVCache, Transformer
 
 DEFAULT_LENGTH = 200
 """Tokens that the page and the terminal write unless told otherwise."""
@@ -75,15 +75,8 @@ def sequence_generator(seed: int, index: int) -> torch.Generator:
     return torch.Generator().manual_seed((seed + index * 0x9E3779B97F4A7C15) % 2**63)
 
 
-@torch.inference_mode()
-def next_logits(model: Transformer, tokens: list[int], cache: KVCache | None) -> Tensor:
-    """Logits (V,) for the token after `tokens`, which continue the sequence in `cache`."""
-    device = model.token_embedding.weight.device
-    return model(torch.tensor([tokens], device=device), cache)[0, -1]
-
-
 def generate_tokens(
-    model: Transformer,
+    decoder: Decoder,
     prompt: list[int],
     count: int,
     settings: SamplingSettings,
@@ -94,16 +87,15 @@ def generate_tokens(
     When the sequence outgrows the model's context, its older half is forgotten and the cache is
     filled anew from the rest.
     """
-    context = model.config.context
+    context = decoder.context
     recent = prompt[-context:] if len(prompt) <= context else prompt[-(context // 2) :]
     fresh = list(recent)
-    cache = KVCache(model.config, 1, model.token_embedding.weight)
     for _ in range(count):
-        if cache.length + len(fresh) > context:
+        if decoder.length + len(fresh) > context:
             recent = recent[-(context // 2) :]
             fresh = list(recent)
-            cache.length = 0
-        token = choose(next_logits(model, fresh, cache), settings, generator)
+            decoder.forget()
+        token = choose(decoder.feed([fresh])[0], settings, generator)
         yield token
         fresh = [token]
         recent.append(token)
@@ -123,7 +115,7 @@ def stream_bytes(
     """
     tokens = loaded.tokenizer.encode((prompt or "\n").encode("utf-8", "replace"))
     generator = sequence_generator(seed, index)
-    for token in generate_tokens(loaded.model, tokens, count, settings, generator):
+    for token in generate_tokens(make_decoder(loaded), tokens, count, settings, generator):
         yield loaded.tokenizer.decode([token])
 
 
