@@ -1,5 +1,6 @@
 """A run can stop anywhere and end as if it had not; it learns, and refuses to learn nonsense."""
 
+import copy
 import math
 
 import numpy as np
@@ -128,14 +129,20 @@ def test_a_stopped_run_continues_as_if_it_had_not(make_run, trained, tmp_path, a
 def test_a_run_stopped_after_every_step_continues_as_if_it_had_not(
     begun, make_run, tmp_path, optimizer, from_bigrams
 ):
-    straight = begun(from_bigrams, optimizer=optimizer, average=0.9, split_tokens=0.3)
+    straight = begun(
+        from_bigrams, optimizer=optimizer, average=0.9, split_tokens=0.3, replace_tokens=0.2
+    )
     straight.run(nothing, never)
     assert straight.settings.accumulate == 2 and straight.model.config.dropout > 0
-    piece = begun(from_bigrams, optimizer=optimizer, average=0.9, split_tokens=0.3)
+    piece = begun(
+        from_bigrams, optimizer=optimizer, average=0.9, split_tokens=0.3, replace_tokens=0.2
+    )
     for _ in range(straight.total_steps):
         piece.run(nothing, after(1))
         write_artifact(tmp_path / "state.pt", "training state", 1, piece.state())
-        piece = make_run(model_seed=98, optimizer=optimizer, average=0.9, split_tokens=0.3)
+        piece = make_run(
+            model_seed=98, optimizer=optimizer, average=0.9, split_tokens=0.3, replace_tokens=0.2
+        )
         torch.manual_seed(12345)
         assert piece.restore(read_artifact(tmp_path / "state.pt", {"training state": 1})[1]) == ""
     assert_equal(straight, piece)
@@ -513,19 +520,25 @@ def test_a_loss_that_is_no_number_stops_before_the_step(make_run, value):
         run.model.final_norm.weight[0] = value
     before = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
     with pytest.raises(UserError, match=r"stopped at step 4: the loss is nan.*train\.lr is 0\.01"):
-        run.run(lambda: pytest.fail("saved"), never)
+        run.run(lambda: pytest.fail(f"saved {run.state()}"), never)
     torch.testing.assert_close(run.model.state_dict(), before, rtol=0, atol=0, equal_nan=True)
     assert run.progress.step == 3
+    with pytest.raises(UserError, match=r"norm of the weights is (nan|inf)"):
+        run.state()
 
 
-def test_a_gradient_that_is_no_number_stops_before_the_step(make_run):
-    run = make_run()
+def test_a_gradient_that_is_no_number_saves_the_last_good_step(make_run):
+    run = make_run(average=0.9)
     run.run(nothing, after(2))
-    before = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+    good = copy.deepcopy(run.state())
     run.model.head.weight.register_hook(lambda gradient: gradient * math.nan)
+    saved = []
     with pytest.raises(UserError, match="stopped at step 3: the norm of the gradient is nan"):
-        run.run(nothing, never)
-    torch.testing.assert_close(run.model.state_dict(), before, rtol=0, atol=0)
+        run.run(lambda: saved.append(run.state()), never)
+    parts = ("model", "optimizers", "average", "best", "random")
+    for part in parts:
+        torch.testing.assert_close(saved[0][part], good[part], rtol=0, atol=0)
+    assert saved[0]["progress"]["step"] == 2 and all(p.grad is None for p in run.model.parameters())
 
 
 def test_a_validation_loss_that_is_no_number_is_never_the_best(make_run, monkeypatch):

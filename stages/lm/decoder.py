@@ -18,8 +18,11 @@ class Decoder(Protocol):
 
     context: int
     """Tokens a sequence may have."""
-    length: int
-    """Tokens each sequence has."""
+
+    @property
+    def length(self) -> int:
+        """Tokens each sequence has."""
+        ...
 
     def feed(self, tokens: list[list[int]]) -> Tensor:
         """Lengthen each sequence by its row, all of one length; float32 logits (B, V) after it.

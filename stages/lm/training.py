@@ -6,7 +6,7 @@ Knows nothing about `params.yaml`, DVC or where files lie; the stage hands it wh
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,7 +92,13 @@ class TrainingRun:
     # State -----------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        """All that is needed to continue as if nothing had happened: tensors and plain values."""
+        """All that is needed to continue as if nothing had happened: tensors and plain values.
+
+        Raises:
+            UserError: a weight is not finite; what was saved before is worth more.
+        """
+        weights = [weight.detach() for weight in (*self.model.parameters(), *self.average)]
+        self._finite(float(torch.stack(torch._foreach_norm(weights)).sum()), "norm of the weights")
         return {
             "progress": dict(vars(self.progress)),
             "model": self.model.state_dict(),
@@ -159,43 +165,49 @@ class TrainingRun:
         """Train until the last step, until patience ends, or until a stop is requested.
 
         Raises:
-            UserError: a loss or a gradient is not finite; the step is not taken.
+            UserError: a loss or a gradient is not finite; the step is not taken, those before
+                it are saved.
         """
         progress = self.progress
         self.model.train()
         began, elapsed_before = time.monotonic(), progress.elapsed
         epoch_began, epoch_began_step = began, progress.step
         tokens_per_step = self.order.batch * self.order.length
-        bar = tqdm(
+        with tqdm(
             total=self.total_steps,
             initial=progress.step,
             desc="train",
             unit="step",
             mininterval=0.5,
-        )
-        while progress.step < self.total_steps and not progress.finished:
-            epochs_before = self.epochs_done()
-            progress.row_losses.append(self._step())
-            progress.step += 1
-            progress.elapsed = elapsed_before + time.monotonic() - began
-            rate = tokens_per_step * bar.format_dict["rate"] if bar.format_dict["rate"] else 0
-            bar.set_postfix_str(f"loss {progress.row_losses[-1]:.3f}, {rate:,.0f} tokens/s", False)
-            bar.update()
-            if self.epochs_done() > epochs_before:
-                taken = progress.step - epoch_began_step
-                rate = taken * tokens_per_step / (time.monotonic() - epoch_began)
-                self._end_epoch(rate)
+        ) as bar:
+            while progress.step < self.total_steps and not progress.finished:
+                epochs_before = self.epochs_done()
+                try:
+                    loss = self._step()
+                except UserError:
+                    with suppress(UserError):  # what stopped the run matters more
+                        save()
+                    raise
+                progress.row_losses.append(loss)
+                progress.step += 1
                 progress.elapsed = elapsed_before + time.monotonic() - began
-                save()
-                bar.write(progress.log[-1])
-                epoch_began, epoch_began_step = time.monotonic(), progress.step
-            elif self._rows_done(progress.step) > self._rows_done(progress.step - 1):
-                self._end_row()
-            if stop_requested():
-                break
-            if checkpoint_steps and progress.step % checkpoint_steps == 0:
-                save()
-        bar.close()
+                speed = tokens_per_step * (bar.format_dict["rate"] or 0)
+                bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s", False)
+                bar.update()
+                if self.epochs_done() > epochs_before:
+                    taken = progress.step - epoch_began_step
+                    rate = taken * tokens_per_step / (time.monotonic() - epoch_began)
+                    self._end_epoch(rate)
+                    progress.elapsed = elapsed_before + time.monotonic() - began
+                    save()
+                    bar.write(progress.log[-1])
+                    epoch_began, epoch_began_step = time.monotonic(), progress.step
+                elif self._rows_done(progress.step) > self._rows_done(progress.step - 1):
+                    self._end_row()
+                if stop_requested():
+                    break
+                if checkpoint_steps and progress.step % checkpoint_steps == 0:
+                    save()
         if progress.step >= self.total_steps:
             progress.finished = True
 
@@ -204,7 +216,24 @@ class TrainingRun:
         return step * self.order.batch * ROWS_PER_EPOCH // self.order.per_epoch
 
     def _step(self) -> float:
-        """One optimizer step over a batch; returns its mean loss in nats per token."""
+        """One optimizer step over a batch; returns its mean loss in nats per token.
+
+        A step that is not taken leaves nothing behind: the state is that before it.
+        """
+        before = random_state(self.machine.device)
+        try:
+            loss = self._gradients()
+        except UserError:
+            self.model.zero_grad(set_to_none=True)
+            restore_random_state(before, self.machine.device)
+            raise
+        rate = learning_rate(self.progress.step, self.total_steps, self.settings)
+        self.optimizers.step(rate)
+        self._update_average()
+        return loss
+
+    def _gradients(self) -> float:
+        """Leave the gradients of a step's batch in the parameters; returns its mean loss."""
         progress, settings = self.progress, self.settings
         starts = self.order.batch_starts(progress.step)
         rate = learning_rate(progress.step, self.total_steps, settings)
@@ -227,8 +256,6 @@ class TrainingRun:
         limit = settings.grad_clip or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
         self._finite(norm.item(), "norm of the gradient")
-        self.optimizers.step(rate)
-        self._update_average()
         return loss_sum / settings.accumulate
 
     def _on_device(self, ids: np.ndarray) -> Tensor:
