@@ -15,6 +15,7 @@ from typing import Any
 
 import altair as alt
 import streamlit as st
+from read_tab import read_tab
 from streamlit.delta_generator import DeltaGenerator
 
 from stages.lm import paths
@@ -63,9 +64,11 @@ def main() -> None:
     st.markdown("Give the beginning of a text; the language model you trained goes on with it.")
     path, request = sidebar()
     loaded = model_or_stop(path)
-    writing, about = st.tabs(["Write", "About this model"])
+    writing, reading, about = st.tabs(["Write", "Read", "About this model"])
     with writing:
         write_tab(loaded, paths.shown(path), request)
+    with reading:
+        read_tab(loaded)
     with about:
         about_tab(loaded, paths.shown(path))
 

@@ -1,0 +1,70 @@
+"""Surprise of each token of a text, held against the one definition of loss."""
+
+import html
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_app import page, save_models
+
+from stages.lm import paths
+from stages.lm.loading import LoadedModel, load_model
+from stages.lm.reading import LEAD, read
+from stages.lm.runtime import Machine
+from stages.lm.scoring import score
+
+TEXT = "the cat sat on the mat, the rat ran to the hat. " * 6 + "ein Hut, 帽子 \xff"
+
+
+@pytest.fixture(params=[16, 64])
+def loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> LoadedModel:
+    for name in ("CHECKPOINT", "QUANTIZED"):
+        monkeypatch.setattr(paths, name, tmp_path / getattr(paths, name).name)
+    save_models(context=request.param)
+    return load_model(paths.CHECKPOINT)
+
+
+@pytest.mark.parametrize("min_context", [0, 5, 64])
+def test_surprise_sums_to_the_loss(loaded: LoadedModel, min_context: int) -> None:
+    tokens = read(loaded, TEXT.encode(), min_context=min_context)
+    lead, ids = (np.array(loaded.tokenizer.encode(part)) for part in (LEAD, TEXT.encode()))
+    machine = Machine(torch.device("cpu"), "float32", 1)
+    nats, count = score(loaded.model, ids, lead, machine, min_context=min_context)
+    assert len(tokens) == count
+    assert math.fsum(token.nats for token in tokens) == pytest.approx(nats, rel=1e-5)
+
+
+def test_tokens_join_to_the_text(loaded: LoadedModel) -> None:
+    data = b"any bytes \xff\x00 at all\r\n" + TEXT.encode()
+    assert b"".join(token.data for token in read(loaded, data)) == data
+    assert read(loaded, b"") == []
+
+
+def test_ranks_and_alternatives_agree_with_the_probability(loaded: LoadedModel) -> None:
+    for token in read(loaded, TEXT.encode(), likeliest=5):
+        shares = [share for _, share in token.likeliest]
+        assert shares == sorted(shares, reverse=True) and len(shares) == 5
+        assert sum(share > math.exp(-token.nats) * (1 + 1e-6) for share in shares) == min(
+            5, token.rank
+        )
+        if token.rank < 5:
+            assert token.likeliest[token.rank] == (token.data, pytest.approx(math.exp(-token.nats)))
+
+
+def test_the_page_colours_each_token_and_nothing_acts(loaded: LoadedModel) -> None:
+    at = page()
+    at.text_area(key="text").set_value("the cat <script>alert(1)</script>\n<b>")
+    at.button(key="read").click().run()
+    assert not at.exception
+    (block,) = [element.proto.body for element in at.get("html")]
+    assert "<script" not in block and "<b>" not in block
+    drawn = re.sub(r"<[^>]*>", "", block)
+    assert html.unescape(drawn) == "the cat <script>alert(1)</script>\n<b>"
+    tokens = read(load_model(paths.QUANTIZED), b"the cat <script>alert(1)</script>\n<b>")
+    bits = math.fsum(t.nats for t in tokens) / sum(len(t.data) for t in tokens) / math.log(2)
+    assert {metric.label: metric.value for metric in at.metric}["Bits per byte"] == f"{bits:.3f}"
