@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from stages import evaluate
 from stages.lm import copying, paths
-from stages.lm.copying import SPAN_BYTES, copied_bytes, read_blocks
+from stages.lm.copying import SPAN_BYTES, copied_bytes, copies, read_blocks
 
 SMALL_ALPHABET = st.lists(st.sampled_from(b"ab\0"), max_size=60).map(bytes)
 
@@ -37,6 +37,26 @@ def in_blocks(data, size):
 def test_any_texts_agree_with_a_plain_search(texts, training, span, size):
     expected = [brute_force(text, training, span) for text in texts]
     assert copied_bytes(texts, in_blocks(training, size), span) == expected
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_marked_copies_agree_with_a_plain_search(tmp_path, seed):
+    draw = random.Random(seed)
+    words = [bytes(draw.choices(b"ab\0", k=draw.randint(1, 9))) for _ in range(8)]
+    training, text = (b"".join(draw.choices(words, k=draw.randint(0, 60))) for _ in range(2))
+    span, unread = draw.randint(1, 12), draw.randint(0, 9)
+    path = tmp_path / "input.txt"
+    path.write_bytes(training + b"ab" * unread)
+    found = copies(text, path, len(training), span)
+    covered = set()
+    for copy in found:
+        part = text[copy.start : copy.start + copy.length]
+        assert len(part) == copy.length >= span
+        assert training[copy.place : copy.place + copy.length] == part
+        covered |= set(range(copy.start, copy.start + copy.length))
+    assert len(covered) == brute_force(text, training, span)
+    ends = [copy.start + copy.length for copy in found]
+    assert ends == sorted(set(ends))
 
 
 @pytest.mark.parametrize("seed", range(6))

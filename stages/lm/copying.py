@@ -1,4 +1,4 @@
-"""How much of a text stands word for word in the training text.
+"""What of a text stands word for word in the training text: how much of it, and where.
 
 Every window of `span` bytes of the texts is hashed; then the training text is read once, block by
 block, and each of its windows is looked up. A window that is found is compared byte by byte, so
@@ -6,6 +6,7 @@ that two windows with one hash are never taken for each other.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -39,19 +40,62 @@ def copied_bytes(
     )
     if not starts.size:
         return [0] * len(texts)
-    search = WindowSearch(joined, starts, span)
-    held = b""
-    for block in training:
-        held += block
-        if len(held) >= span:
-            search.look_through(np.frombuffer(held, np.uint8))
-            held = held[len(held) - span + 1 :]
-    copied = starts[search.found[search.which]]
+    copied = starts[found_places(joined, starts, training, span) >= 0]
     steps = np.zeros(len(joined) + 1, np.int64)
     steps[copied] += 1
     steps[copied + span] -= 1
     covered = steps.cumsum() > 0
     return [int(covered[first:end].sum()) for first, end in bounds]
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A part of a text that stands word for word in the training text; all in bytes."""
+
+    start: int
+    length: int
+    place: int
+    """Where it stands in the training text, or one of the places."""
+
+
+def copies(text: bytes, path: Path, size: int, span: int = SPAN_BYTES) -> list[Copy]:
+    """The parts of `text` of `span` bytes or more that stand in the first `size` bytes of a file.
+
+    In order, and none within another. Two may overlap where the file holds both but not what they
+    make together. Each reaches as far as it does at the place where it was found.
+    """
+    data = np.frombuffer(text, np.uint8)
+    starts = np.arange(len(text) - span + 1)
+    if not starts.size or not size:
+        return []
+    places = found_places(data, starts, read_blocks(path, size), span)
+    training = np.memmap(path, np.uint8, mode="r", shape=(size,))
+    copies, end = [], 0
+    for start in np.flatnonzero(places >= 0).tolist():
+        if start + span <= end:  # within the last one
+            continue
+        place = int(places[start])
+        reach = min(len(text) - start, size - place)
+        differs = np.flatnonzero(data[start : start + reach] != training[place : place + reach])
+        length = int(differs[0]) if differs.size else reach
+        copies.append(Copy(start, length, place))
+        end = start + length
+    return copies
+
+
+def found_places(
+    text: np.ndarray, starts: np.ndarray, training: Iterable[bytes], span: int
+) -> np.ndarray:
+    """Where the window of `span` bytes at each of `starts` stands in `training`, or -1."""
+    search = WindowSearch(text, starts, span)
+    held, offset = b"", 0
+    for block in training:
+        held += block
+        if len(held) >= span:
+            search.look_through(np.frombuffer(held, np.uint8), offset)
+            offset += len(held) - span + 1
+            held = held[len(held) - span + 1 :]
+    return search.places[search.which]
 
 
 def read_blocks(path: Path, size: int) -> Iterator[bytes]:
@@ -81,8 +125,8 @@ def window_hashes(data: np.ndarray, span: int) -> np.ndarray:
 class WindowSearch:
     """The distinct windows of some texts, in order of their hashes, and which have been found."""
 
-    found: np.ndarray
-    """Whether each distinct window has been found, shape (windows,)."""
+    places: np.ndarray
+    """Where each distinct window has been found, or -1, shape (windows,)."""
     which: np.ndarray
     """The distinct window that begins at each of `starts`, shape (len(starts),)."""
 
@@ -98,7 +142,7 @@ class WindowSearch:
         self.which = np.empty(len(starts), np.int64)
         self.which[order] = new.cumsum() - 1
         self._starts, self._hashes = starts[new], hashes[new]
-        self.found = np.zeros(len(self._starts), bool)
+        self.places = np.full(len(self._starts), -1)
         # A slot is the windows whose hashes begin with the same bits; most slots are empty.
         self._shift = np.uint64(64 - (4 * len(self._starts)).bit_length())
         slots = self._slots(self._hashes)
@@ -116,8 +160,8 @@ class WindowSearch:
     def _following_bits(self, hashes: np.ndarray) -> np.ndarray:
         return self._slots(hashes << (np.uint64(64) - self._shift))
 
-    def look_through(self, block: np.ndarray) -> None:
-        """Mark as found every window that occurs in `block`, uint8 of at least `span` bytes."""
+    def look_through(self, block: np.ndarray, offset: int) -> None:
+        """Note every window that occurs in `block`, uint8 of at least `span` bytes at `offset`."""
         windows = sliding_window_view(block, self._span)
         hashes = window_hashes(block, self._span)
         slots = self._slots(hashes)
@@ -127,17 +171,18 @@ class WindowSearch:
         hashes, slots = hashes[places], slots[places]
         candidates, ends = self._first[slots], self._first[slots + 1]
         while places.size:
-            equal = (self._hashes[candidates] == hashes) & ~self.found[candidates]
+            equal = (self._hashes[candidates] == hashes) & (self.places[candidates] < 0)
             ours, theirs = self._starts[candidates[equal]], places[equal]
             same = (self._windows[ours] == windows[theirs]).all(axis=1)
-            self._mark(np.unique(candidates[equal][same]))
+            found, which = np.unique(candidates[equal][same], return_index=True)
+            self._mark(found, offset + theirs[same][which])
             candidates = candidates + 1
             more = candidates < ends
             places, hashes = places[more], hashes[more]
             candidates, ends = candidates[more], ends[more]
 
-    def _mark(self, found: np.ndarray) -> None:
-        self.found[found] = True
+    def _mark(self, found: np.ndarray, places: np.ndarray) -> None:
+        self.places[found] = places
         slots = self._slots(self._hashes[found])
         np.subtract.at(self._left, slots, 1)
         # What is found need not be looked up again: text full of repetitions goes as fast.
