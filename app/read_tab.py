@@ -1,10 +1,10 @@
 """The tab that shows how well the model expects a text: each token coloured by its surprise."""
 
-import html
 import math
 from itertools import islice
 
 import streamlit as st
+from marking import draw_text, marked, visible
 
 from stages.lm.loading import LoadedModel
 from stages.lm.reading import ReadToken, read
@@ -13,10 +13,6 @@ LONGEST = 20_000
 """Characters; the browser draws each token by itself."""
 NATS_AT_FULL_COLOUR = 7
 """A token of one chance in a thousand has all the colour."""
-TEXT_STYLE = (
-    "font-family: var(--st-code-font, monospace); font-size: 0.95rem; line-height: 1.7; "
-    "white-space: pre-wrap; overflow-wrap: anywhere"
-)
 EXAMPLE = "Paste any text: your own, one the model wrote, or one it never saw."
 
 
@@ -30,7 +26,7 @@ def read_tab(loaded: LoadedModel) -> None:
     reader, tokens = st.session_state.get("read text", (None, []))
     if reader is loaded:  # not what another model made of it
         figures(tokens)
-        st.html(f'<div style="{TEXT_STYLE}">{"".join(map(coloured, tokens))}</div>')
+        draw_text("".join(map(coloured, tokens)))
         st.caption(
             "The stronger the colour, the less the model expected the token. Point at one to see "
             "its probability and what was expected instead."
@@ -54,13 +50,9 @@ def figures(tokens: list[ReadToken]) -> None:
 
 def coloured(token: ReadToken) -> str:
     """A token as HTML that shows it and cannot act: every character of it is escaped."""
-    share = min(1.0, token.nats / NATS_AT_FULL_COLOUR)
-    expected = ", ".join(f"{shown(data)} {100 * p:.0f} %" for data, p in token.likeliest)
+    expected = ", ".join(f"{visible(data)} {100 * p:.0f} %" for data, p in token.likeliest)
     hint = f"{100 * math.exp(-token.nats):.2g} %, {token.nats:.2f} nats. Expected: {expected}"
-    return (
-        f'<span title="{html.escape(hint)}" style="background: rgba(234, 88, 12, {share:.2f})">'
-        f"{html.escape(token.data.decode('utf-8', 'replace'))}</span>"
-    )
+    return marked(token.data.decode("utf-8", "replace"), hint, token.nats / NATS_AT_FULL_COLOUR)
 
 
 def most_surprising(tokens: list[ReadToken]) -> None:
@@ -73,16 +65,10 @@ def most_surprising(tokens: list[ReadToken]) -> None:
         rows.append(
             {
                 "after": "…" + before.decode("utf-8", "replace"),
-                "came": shown(token.data),
+                "came": visible(token.data),
                 "probability": f"{100 * math.exp(-token.nats):.2g} %",
-                "expected": ", ".join(shown(data) for data, _ in token.likeliest[:3]),
+                "expected": ", ".join(visible(data) for data, _ in token.likeliest[:3]),
             }
         )
     with st.expander("The least expected tokens"):
         st.dataframe(rows, hide_index=True)
-
-
-def shown(data: bytes) -> str:
-    """A token's bytes in visible characters, between quotation marks."""
-    text = data.decode("utf-8", "replace")
-    return "“" + "".join(c if c.isprintable() else repr(c)[1:-1] for c in text) + "”"

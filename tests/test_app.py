@@ -1,6 +1,8 @@
 """What the page promises."""
 
+import html
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ PROVENANCE = {
 
 @pytest.fixture(autouse=True)
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("CHECKPOINT", "QUANTIZED", "EVALUATE_METRICS", "LOSS_CURVE"):
+    for name in ("CHECKPOINT", "QUANTIZED", "EVALUATE_METRICS", "LOSS_CURVE", "INPUT"):
         monkeypatch.setattr(paths, name, tmp_path / getattr(paths, name).name)
 
 
@@ -99,6 +101,28 @@ def test_white_space_at_both_ends_survives() -> None:
     at = page()
     at.number_input(key="length").set_value(1)
     assert write(at, "\n\n  the")[0].startswith("\n\n  the")
+
+
+def test_copies_are_marked_with_their_length_and_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    save_models()
+    known = "zwölf Boxkämpfer <b>jagen</b> Viktor quer"
+    size = len(known.encode())
+    monkeypatch.setattr(sampling, "stream_text", lambda *_: iter(["new ", known, " new"]))
+    paths.INPUT.write_text("0123456789" + known + "the rest", "utf-8")
+    monkeypatch.setitem(PROVENANCE["data"], "splits", {"train": {"tokens": 9, "bytes": size + 10}})
+    PROVENANCE["data"]["splits"]["val"] = {"bytes": 8}
+    save_models()
+    at = page()
+    at.session_state["origin"] = True
+    write(at, "")
+    (block,) = [element.proto.body for element in at.get("html")]
+    drawn = re.findall(r'<span title="([^"]*)"[^>]*>(.*?)</span>', block)
+    assert drawn == [(f"{size} bytes, as at byte 10 of the training text", html.escape(known))]
+    assert re.sub(r"<[^>]*>", "", block) == f"new {html.escape(known)} new"
+    share = f"{100 * size / (size + 8):.0f} %"
+    assert any(caption.value.startswith(share) for caption in at.caption)
+    paths.INPUT.write_text("another text")
+    assert "is not in data/input.txt" in at.run().text[0].value
 
 
 def test_page_and_terminal_write_the_same(capsys: pytest.CaptureFixture[str]) -> None:
