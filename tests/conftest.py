@@ -124,7 +124,6 @@ def make_train_settings():
             "grad_clip": 1.0,
             "average": 0.0,
             "split_tokens": 0.0,
-            "replace_tokens": 0.0,
             "patience": 0,
             "val_tokens": 1_000_000,
             "precision": "float32",

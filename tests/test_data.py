@@ -18,7 +18,6 @@ from stages.lm.data import (
     epoch_starts,
     gather,
     read_chunks,
-    replace_tokens,
     split_bounds,
     split_tokens,
     token_dtype,
@@ -371,12 +370,3 @@ def test_each_merge_is_undone_with_the_chance_asked_for():
     assert halved == pytest.approx(0.3 * 0.7, abs=0.015)
     assert single == pytest.approx(0.3 * 0.3, abs=0.015)
     assert np.array_equal(split_tokens(rows, MERGES, 0.0, np.random.default_rng(1)), rows)
-
-
-def test_replaced_tokens_are_others_of_the_same_rows():
-    rows = np.random.default_rng(3).integers(0, 1000, (20, 50))
-    noised = replace_tokens(rows, 0.3, np.random.default_rng(1))
-    assert noised.shape == rows.shape and set(noised.ravel()) <= set(rows.ravel())
-    assert 0.25 < (noised != rows).mean() < 0.35
-    assert np.array_equal(replace_tokens(rows, 0.3, np.random.default_rng(1)), noised)
-    assert np.array_equal(replace_tokens(rows, 0.0, np.random.default_rng(1)), rows)

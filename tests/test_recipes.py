@@ -44,7 +44,6 @@ SET = {
     "train.accumulate": 3,
     "train.average": 0.4375,
     "train.split_tokens": 0.5625,
-    "train.replace_tokens": 0.1875,
     "train.lr": 0.0625,
     "train.embedding_lr": 0.125,
     "train.head_lr": 0.25,

@@ -129,20 +129,14 @@ def test_a_stopped_run_continues_as_if_it_had_not(make_run, trained, tmp_path, a
 def test_a_run_stopped_after_every_step_continues_as_if_it_had_not(
     begun, make_run, tmp_path, optimizer, from_bigrams
 ):
-    straight = begun(
-        from_bigrams, optimizer=optimizer, average=0.9, split_tokens=0.3, replace_tokens=0.2
-    )
+    straight = begun(from_bigrams, optimizer=optimizer, average=0.9, split_tokens=0.3)
     straight.run(nothing, never)
     assert straight.settings.accumulate == 2 and straight.model.config.dropout > 0
-    piece = begun(
-        from_bigrams, optimizer=optimizer, average=0.9, split_tokens=0.3, replace_tokens=0.2
-    )
+    piece = begun(from_bigrams, optimizer=optimizer, average=0.9, split_tokens=0.3)
     for _ in range(straight.total_steps):
         piece.run(nothing, after(1))
         write_artifact(tmp_path / "state.pt", "training state", 1, piece.state())
-        piece = make_run(
-            model_seed=98, optimizer=optimizer, average=0.9, split_tokens=0.3, replace_tokens=0.2
-        )
+        piece = make_run(model_seed=98, optimizer=optimizer, average=0.9, split_tokens=0.3)
         torch.manual_seed(12345)
         assert piece.restore(read_artifact(tmp_path / "state.pt", {"training state": 1})[1]) == ""
     assert_equal(straight, piece)

@@ -263,14 +263,3 @@ def split_tokens(
             row, whole = row[:length], whole[:length]
         split.append(row)
     return np.stack(split)
-
-
-def replace_tokens(rows: np.ndarray, share: float, random: np.random.Generator) -> np.ndarray:
-    """`rows` with about a `share` of the tokens replaced by others of the same rows.
-
-    A model that reads such rows cannot rely on any single token before the one it predicts (word
-    noising by unigrams, Xie et al. 2017).
-    """
-    return np.where(
-        random.random(rows.shape) < share, random.choice(rows.ravel(), rows.shape), rows
-    )

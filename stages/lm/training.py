@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .bigrams import fit_bigrams
-from .data import TokenData, WindowOrder, gather, replace_tokens, split_tokens
+from .data import TokenData, WindowOrder, gather, split_tokens
 from .errors import UserError
 from .metrics import duration, loss_units, timestamp
 from .model import Transformer, initialise
@@ -246,20 +246,16 @@ class TrainingRun:
             ids = gather(self.data.train, part, self.order.length)
             if settings.split_tokens:
                 ids = split_tokens(ids, self.data.merges, settings.split_tokens * rate, random)
-            inputs, targets = ids[:, :-1], ids[:, 1:]
-            if settings.replace_tokens:
-                inputs = replace_tokens(inputs, settings.replace_tokens * rate, random)
+            rows = torch.from_numpy(ids)
+            rows = rows.to(self.machine.device, non_blocking=True)
             with self.machine.autocast():
-                loss = self.model(self._on_device(inputs), targets=self._on_device(targets))
+                loss = self.model(rows[:, :-1], targets=rows[:, 1:])
             loss_sum += self._finite(loss.item(), "loss")
             (loss / settings.accumulate).backward()
         limit = settings.grad_clip or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
         self._finite(norm.item(), "norm of the gradient")
         return loss_sum / settings.accumulate
-
-    def _on_device(self, ids: np.ndarray) -> Tensor:
-        return torch.from_numpy(ids).to(self.machine.device, non_blocking=True)
 
     @torch.no_grad()
     def _update_average(self) -> None:

@@ -309,7 +309,6 @@ SETTINGS = TrainSettings(
     grad_clip=1.0,
     average=0.0,
     split_tokens=0.0,
-    replace_tokens=0.0,
     patience=0,
     val_tokens=1,
     precision="auto",

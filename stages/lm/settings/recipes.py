@@ -30,7 +30,6 @@ COMMON: dict[str, Any] = {
     "train.beta2": 0.95,
     "train.average": 0.0,
     "train.split_tokens": 0.0,
-    "train.replace_tokens": 0.0,
 }
 """Of every recipe, unless it says otherwise. Two batches of 16 windows take half the memory of one
 of 32, which matters to the processor's caches too."""
@@ -44,7 +43,6 @@ SLOW: dict[str, Any] = {
     "train.weight_decay": 0.3,
     "train.average": 0.98,
     "train.split_tokens": 0.15,
-    "train.replace_tokens": 0.1,
 }
 """Of `best`, and of short texts: many passes need every means against learning by heart."""
 SHORT: dict[str, Any] = SLOW | {
@@ -68,7 +66,7 @@ BY_SIZE: dict[str, list[tuple[int, dict[str, Any]]]] = {
     "best": [
         (0, SHORT | {"model.width": 192, "model.dropout": 0.4, "train.epochs": 24}),
         (200_000, SLOW | {"tokenize.vocab_size": 512, "model.dropout": 0.3, "train.epochs": 14}),
-        (700_000, SLOW | {"tokenize.vocab_size": 1024, "train.epochs": 16}),
+        (700_000, SLOW | {"tokenize.vocab_size": 1024, "train.epochs": 12}),
         (2_000_000, SLOW | {"tokenize.vocab_size": 2048, "train.epochs": 8, "model.dropout": 0.1}),
         (6_000_000, SLOW | {"tokenize.vocab_size": 4096, "train.epochs": 2, "model.dropout": 0.0}),
         (20_000_000, SLOW | {"tokenize.vocab_size": 4096, "train.epochs": 1, "model.dropout": 0.0}),

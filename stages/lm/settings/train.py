@@ -69,10 +69,6 @@ class TrainSettings:
     """Chance of each merged token of a batch to be taken apart, so that passes over a text differ;
     it falls with the learning rates. 0 is off."""
 
-    replace_tokens: Annotated[float, Range(0, 0.9)]
-    """Chance of each token a batch reads, not of those it predicts, to be another one of the text;
-    it falls with the learning rates. 0 is off."""
-
     patience: Annotated[int, Range(0, 100_000)]
     """Stop after this many epochs without a better validation loss. 0 is never."""
 
