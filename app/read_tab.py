@@ -3,16 +3,19 @@
 import math
 from itertools import islice
 
+import altair as alt
 import streamlit as st
 from marking import draw_text, marked, visible
 
 from stages.lm.loading import LoadedModel
-from stages.lm.reading import ReadToken, read
+from stages.lm.reading import ReadToken, attention, read
 
 LONGEST = 20_000
 """Characters; the browser draws each token by itself."""
 NATS_AT_FULL_COLOUR = 7
 """A token of one chance in a thousand has all the colour."""
+DRAWN = 40
+"""Tokens in the picture of attention; more are too small to see."""
 EXAMPLE = "Paste any text: your own, one the model wrote, or one it never saw."
 
 
@@ -32,6 +35,44 @@ def read_tab(loaded: LoadedModel) -> None:
             "its probability and what was expected instead."
         )
         most_surprising(tokens)
+        attention_chart(loaded, b"".join(token.data for token in tokens))
+
+
+def attention_chart(loaded: LoadedModel, text: bytes) -> None:
+    """Which tokens each token attends to, for a layer and a head of choice."""
+    box = st.expander("Attention", key="attention", on_change="rerun")
+    with box:
+        if not box.open:
+            return
+        config = loaded.model.config
+        left, right = st.columns(2)
+        layer = left.selectbox("Layer", range(1, config.layers + 1), key="layer")
+        head = right.selectbox("Head", range(1, config.heads + 1), key="head")
+        tokens, shares = attention(loaded, text, layer - 1)
+        names = [f"{place + 1} {visible(token)}" for place, token in enumerate(tokens[:DRAWN])]
+        chart = attention_cells(names, shares[head - 1].tolist())
+        st.altair_chart(chart, height=120 + 14 * len(names))
+        st.caption(
+            "Each row is a token; the darker a cell, the more of its attention goes to the token "
+            f"above it. The first {DRAWN} tokens are drawn."
+        )
+
+
+def attention_cells(names: list[str], shares: list[list[float]]) -> alt.Chart:
+    """A picture of `shares`, a row a token; as many rows and columns as there are names."""
+    cells = [
+        {"token": name, "attends to": names[column], "share": line[column]}
+        for row, (name, line) in enumerate(zip(names, shares, strict=False))
+        for column in range(row + 1)
+    ]
+    axis = alt.Axis(labelFontSize=10, labelOverlap=False)
+    chart = alt.Chart({"values": cells}).mark_rect()
+    return chart.encode(
+        x=alt.X("attends to:N", sort=names, axis=axis),
+        y=alt.Y("token:N", sort=names, axis=axis),
+        color=alt.Color("share:Q", scale=alt.Scale(scheme="teals", domain=[0, 1])),
+        tooltip=["token:N", "attends to:N", alt.Tooltip("share:Q", format=".1%")],
+    )
 
 
 def figures(tokens: list[ReadToken]) -> None:

@@ -107,9 +107,11 @@ def test_every_third_party_import_is_a_requirement():
     names = {"pyyaml": "yaml", "tiktoken": "tiktoken"}
     lines = (ROOT / "requirements.txt").read_text("utf-8").splitlines()
     required = {line.split("==")[0] for line in lines if "==" in line}
-    modules = {names.get(name, name) for name in required} | {"stages", "app"}
+    pages = list((ROOT / "app").glob("*.py"))
+    modules = {names.get(name, name) for name in required}
+    modules |= {"stages"} | {page.stem for page in pages}
     used = set()
-    for file in [*LIBRARY, *ENTRIES, *(ROOT / "app").glob("*.py")]:
+    for file in [*LIBRARY, *ENTRIES, *pages]:
         for node in ast.walk(ast.parse(file.read_text("utf-8"))):
             if isinstance(node, ast.Import):
                 used |= {alias.name.split(".")[0] for alias in node.names}

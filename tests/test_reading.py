@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import streamlit as st
 import torch
 from test_app import page, save_models
 
-from stages.lm import paths
+from stages.lm import model, paths
 from stages.lm.loading import LoadedModel, load_model
-from stages.lm.reading import LEAD, read
+from stages.lm.reading import LEAD, attention, read
 from stages.lm.runtime import Machine
 from stages.lm.scoring import score
 
@@ -56,6 +57,31 @@ def test_ranks_and_alternatives_agree_with_the_probability(loaded: LoadedModel) 
             assert token.likeliest[token.rank] == (token.data, pytest.approx(math.exp(-token.nats)))
 
 
+@pytest.mark.parametrize("layer", [0, 1])
+def test_attention_is_what_the_model_mixes_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layer: int
+) -> None:
+    for name in ("CHECKPOINT", "QUANTIZED"):
+        monkeypatch.setattr(paths, name, tmp_path / getattr(paths, name).name)
+    save_models(layers=2, heads=4, kv_heads=2, context=32)
+    loaded = load_model(paths.CHECKPOINT)
+    seen = {}
+
+    def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        mixed = attended(query, key, value)
+        seen[len(seen)] = value, mixed
+        return mixed
+
+    attended = model.attend
+    monkeypatch.setattr(model, "attend", attend)
+    text = b"the cat sat on the mat"
+    tokens, shares = attention(loaded, text, layer)
+    loaded.model(torch.tensor([loaded.tokenizer.encode(text)]))
+    value, mixed = (part[0] for part in seen[layer + layer])  # `attention` ran the blocks before it
+    assert b"".join(tokens) == text and shares.shape == (4, len(tokens), len(tokens))
+    torch.testing.assert_close(shares @ value.repeat_interleave(2, dim=0), mixed)
+
+
 def test_the_page_colours_each_token_and_nothing_acts(loaded: LoadedModel) -> None:
     at = page()
     at.text_area(key="text").set_value("the cat <script>alert(1)</script>\n<b>")
@@ -68,3 +94,22 @@ def test_the_page_colours_each_token_and_nothing_acts(loaded: LoadedModel) -> No
     tokens = read(load_model(paths.QUANTIZED), b"the cat <script>alert(1)</script>\n<b>")
     bits = math.fsum(t.nats for t in tokens) / sum(len(t.data) for t in tokens) / math.log(2)
     assert {metric.label: metric.value for metric in at.metric}["Bits per byte"] == f"{bits:.3f}"
+
+
+def test_the_page_draws_the_attention_of_the_chosen_head(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    charts = []
+    monkeypatch.setattr(st, "altair_chart", lambda chart, **_: charts.append(chart.to_dict()))
+    at = page()
+    at.session_state["attention"] = True
+    at.text_area(key="text").set_value("the cat sat")
+    at.button(key="read").click().run()
+    at.selectbox(key="head").set_value(2).run()
+    assert not at.exception
+    (cells,) = charts[-1]["datasets"].values()
+    tokens, shares = attention(load_model(paths.QUANTIZED), b"the cat sat", 0)
+    rows = range(len(tokens))
+    expected = [float(shares[1, row, column]) for row in rows for column in range(row + 1)]
+    assert [cell["share"] for cell in cells] == pytest.approx(expected)
+    assert cells[-1]["token"] == cells[-1]["attends to"] == f"{len(tokens)} t"

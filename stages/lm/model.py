@@ -123,18 +123,21 @@ class Attention(nn.Module):
         self, x: Tensor, rope: tuple[Tensor, Tensor] | None, remember: Remember | None
     ) -> Tensor:
         """(B, T, W) -> (B, T, W)."""
-        batch, length, _ = x.shape
-        if rope is not None:
-            query, key, value = HeadsFunction.apply(
-                self.qkv(x), self.query_norm.weight, self.key_norm.weight, *rope, self.split[0]
-            )
-        else:
-            heads = self.qkv(x).view(batch, length, -1, self.head_size).transpose(1, 2)
-            query, key, value = heads.split(self.split, dim=1)
+        query, key, value = self.heads(x, rope)
         if remember is not None:
             key, value = remember(key, value)
         mixed = attend(query, key, value)
-        return self.out(mixed.transpose(1, 2).reshape(batch, length, -1))
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+    def heads(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, H, T, S), keys and values (B, K, T, S) of x (B, T, W)."""
+        if rope is not None:
+            return HeadsFunction.apply(
+                self.qkv(x), self.query_norm.weight, self.key_norm.weight, *rope, self.split[0]
+            )
+        heads = self.qkv(x).unflatten(2, (-1, self.head_size)).transpose(1, 2)
+        query, key, value = heads.split(self.split, dim=1)
+        return query, key, value
 
 
 class SwiGLU(nn.Module):
@@ -219,13 +222,7 @@ class Transformer(nn.Module):
         start = cache.length if cache is not None else 0
         end = start + tokens.size(1)
         assert end <= self.config.context, f"{end} tokens do not fit {self.config.context}"
-        x = self.token_embedding(tokens)
-        rope = None
-        if self.config.arch == "qwen3":
-            rope = (self.cos[start:end], self.sin[start:end])
-        else:
-            x = x + self.position_embedding.weight[start:end]
-        x = self.dropout(x)
+        x, rope = self.embed(tokens, start)
         for layer, block in enumerate(self.blocks):
             x = block(x, rope, None if cache is None else partial(cache.append, layer))
         if cache is not None:
@@ -237,6 +234,16 @@ class Transformer(nn.Module):
             return F.linear(x, head.weight)[..., : self.config.vocab_size]
         weight = head.weight[: self.config.vocab_size]
         return head_loss(x.flatten(0, 1), weight, targets.flatten())
+
+    def embed(self, tokens: Tensor, start: int) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """What enters the first block for tokens (B, T) at positions `start` and on, (B, T, W),
+        and the rotary tables of these positions, where the architecture has such.
+        """
+        x = self.token_embedding(tokens)
+        places = slice(start, start + tokens.size(1))
+        if self.config.arch == "qwen3":
+            return self.dropout(x), (self.cos[places], self.sin[places])
+        return self.dropout(x + self.position_embedding.weight[places]), None
 
     def block_matrices(self) -> list[tuple[nn.Parameter, list[int]]]:
         """The matrices of the blocks; a parameter holds one or several, of these heights."""

@@ -1,6 +1,7 @@
 """What a model makes of a given text, token by token. Knows nothing about how it is shown."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,6 +67,26 @@ def explained(
             ids.tolist(), *(column.tolist() for column in columns), strict=True
         )
     ]
+
+
+@torch.inference_mode()
+def attention(loaded: LoadedModel, text: bytes, layer: int) -> tuple[list[bytes], torch.Tensor]:
+    """The tokens of `text` that fit the context, and how each attends to each: (H, T, T).
+
+    Row i of a head holds the shares of its attention that token i gives to tokens 0 ... i.
+    """
+    model = loaded.model
+    ids = loaded.tokenizer.encode(text)[: model.config.context]
+    x, rope = model.embed(torch.tensor([ids], device=device_of(loaded)), 0)
+    for block in model.blocks[:layer]:
+        x = block(x, rope, None)
+    last: Any = model.blocks[layer]
+    query, key, _ = last.attention.heads(last.attention_norm(x), rope)
+    key = key.repeat_interleave(query.size(1) // key.size(1), dim=1)
+    scores = query @ key.mT * query.size(3) ** -0.5
+    future = torch.ones_like(scores[0, 0], dtype=torch.bool).triu(1)
+    shares = scores.masked_fill(future, float("-inf")).softmax(dim=-1)[0]
+    return [loaded.tokenizer.tokens[token] for token in ids], shares
 
 
 def device_of(loaded: LoadedModel) -> torch.device:
