@@ -4,6 +4,7 @@ Continues by itself where an earlier run with the same settings, text and code w
 """
 
 import signal
+import time
 from contextlib import suppress
 from dataclasses import asdict
 from types import FrameType
@@ -41,6 +42,33 @@ class StopSignal:
     def requested(self) -> bool:
         """Whether a signal came."""
         return self.number != 0
+
+
+class Reporter:
+    """Writes once a second how far the run is, for the page to show."""
+
+    def __init__(self, run: TrainingRun) -> None:
+        self.run = run
+        self.due = time.monotonic()
+
+    def __call__(self, loss: float, speed: float) -> None:
+        """See `TrainingRun.run`."""
+        if time.monotonic() < self.due:
+            return
+        self.due = time.monotonic() + 1
+        run = self.run
+        left = (run.total_steps - run.progress.step) * run.order.batch * run.order.length
+        figures = {
+            "step": run.progress.step,
+            "steps": run.total_steps,
+            "epoch": run.epochs_done() + 1,
+            "epochs": run.settings.epochs,
+            "loss": loss,
+            "tokens_per_second": speed,
+            "seconds_left": left / speed if speed else None,
+        }
+        with suppress(UserError):  # nothing depends on it
+            write_json(paths.PROGRESS, figures)
 
 
 def main() -> int:
@@ -131,11 +159,13 @@ def train(
 
     publish(run, model_settings)
     try:
-        run.run(save, stop.requested, checkpoint_steps)
+        run.run(save, stop.requested, checkpoint_steps, Reporter(run))
     except UserError as error:
         with suppress(UserError):  # a full disk, say; what stopped the run matters more
             append_missing_lines(paths.TRAINING_LOG, [f"{timestamp()}  {error}"])
         raise
+    finally:
+        paths.PROGRESS.unlink(missing_ok=True)
     save()
     if run.progress.finished:
         print(f"best epoch {run.progress.best_epoch}, written to {paths.shown(paths.CHECKPOINT)}")

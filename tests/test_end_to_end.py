@@ -210,6 +210,20 @@ def test_a_clone_without_its_own_text_refuses_instead_of_training_on_the_sample(
     assert not (tmp_path / "clone" / "data" / "input.txt").exists()
 
 
+COMPARED = """
+import sys
+sys.path[:0] = ["app", "."]
+from experiments import experiments, figures, load_experiment
+from stages.lm import paths
+one = next(each for each in experiments() if each.name == "fewer")
+(key, values), = one.changed.items()
+loaded = load_experiment(one.revision, one.name)
+epochs = figures(one.revision, paths.TRAIN_METRICS)["epochs"]
+print(one.name, key, *values, epochs, loaded.tokenizer.vocab_size)
+"""
+"""What the page's comparison finds of an experiment: its setting, its figures, its model."""
+
+
 def test_an_experiment_in_a_copy_trains_on_the_text_of_the_workspace(built):
     text = built / "data" / "input.txt"
     before = text.read_bytes()
@@ -221,6 +235,8 @@ def test_an_experiment_in_a_copy_trains_on_the_text_of_the_workspace(built):
         assert "fewer" in names
         shown = json.loads(dvc(built, "exp", "show", "--json").stdout)
         assert str(len(before) + 32) in json.dumps(shown)
+        told = run(built, sys.executable, "-c", COMPARED).stdout.split()
+        assert told == ["fewer", "train.epochs", "3", "1", "1", "300"]
     finally:
         text.write_bytes(before)
 

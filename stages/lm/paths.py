@@ -8,6 +8,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 PARAMS = ROOT / "params.yaml"
 
+PROGRESS = ROOT / "models" / "resume" / "progress.json"
+"""How far a run is that goes on now; for people to look at, read by nothing that trains."""
+
 INPUT = ROOT / "data" / "input.txt"
 BASE = ROOT / "data" / "base"
 TOKENS = ROOT / "data" / "tokens"

@@ -161,8 +161,11 @@ class TrainingRun:
         save: Callable[[], None],
         stop_requested: Callable[[], bool],
         checkpoint_steps: int = 0,
+        report: Callable[[float, float], None] = lambda loss, speed: None,
     ) -> None:
         """Train until the last step, until patience ends, or until a stop is requested.
+
+        Each step is followed by a `report` of its loss and of the speed in tokens/s.
 
         Raises:
             UserError: a loss or a gradient is not finite; the step is not taken, those before
@@ -194,6 +197,7 @@ class TrainingRun:
                 speed = tokens_per_step * (bar.format_dict["rate"] or 0)
                 bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s", False)
                 bar.update()
+                report(loss, speed)
                 if self.epochs_done() > epochs_before:
                     taken = progress.step - epoch_began_step
                     rate = taken * tokens_per_step / (time.monotonic() - epoch_began)

@@ -1,0 +1,114 @@
+"""What DVC keeps of earlier runs: the settings, figures and models of its experiments.
+
+Read through git and DVC's cache, without a lock, so that a run may go on meanwhile. Knows nothing
+about the page.
+"""
+
+import json
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from stages.lm import paths
+from stages.lm.errors import UserError
+from stages.lm.loading import LoadedModel, load_model
+
+REFS = "refs/exps/"
+NO_EXPERIMENTS = (REFS + "exec/", REFS + "celery/", REFS + "apply/")
+"""What DVC keeps for itself beside the experiments."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One result of `dvc exp run`."""
+
+    name: str
+    revision: str
+    changed: dict[str, tuple[Any, Any]]
+    """Settings of which the value is another than in the workspace: that one and its own."""
+
+
+def experiments() -> list[Experiment]:
+    """Every experiment in this repository, the newest first; none where there is no git."""
+    lines = git("for-each-ref", "--sort=-creatordate", "--format=%(objectname) %(refname)", REFS)
+    ours = settings(paths.PARAMS.read_text("utf-8"))
+    found = []
+    for line in (lines or "").splitlines():
+        revision, _, name = line.partition(" ")
+        if name.startswith(NO_EXPERIMENTS):
+            continue
+        theirs = settings(at_revision(revision, paths.PARAMS) or "")
+        changed = {
+            key: (ours.get(key), theirs.get(key))
+            for key in [*theirs, *(ours.keys() - theirs.keys())]
+            if theirs.get(key) != ours.get(key)
+        }
+        found.append(Experiment(name.rpartition("/")[2], revision, changed))
+    return found
+
+
+def settings(text: str) -> dict[str, Any]:
+    """The values of a `params.yaml` by their whole names; none of a text that is not one."""
+    try:
+        sections = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return {}
+    values: dict[str, Any] = {}
+    for section, keys in (sections if isinstance(sections, dict) else {}).items():
+        if isinstance(keys, dict):
+            values |= {f"{section}.{key}": value for key, value in keys.items()}
+        else:
+            values[str(section)] = keys
+    return values
+
+
+def figures(revision: str | None, path: Path) -> dict[str, Any]:
+    """A file of metrics as an experiment left it, or of the workspace; empty without one."""
+    try:
+        text = path.read_text("utf-8") if revision is None else at_revision(revision, path)
+        found = json.loads(text or "{}")
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def load_experiment(revision: str, name: str) -> LoadedModel:
+    """The quantized model of the experiment `name`, from DVC's cache or a remote.
+
+    Raises:
+        UserError: neither has it, or it cannot be used.
+    """
+    from dvc.api import DVCFileSystem  # a second, for those who compare
+    from dvc.exceptions import DvcException
+
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / paths.QUANTIZED.name
+        try:
+            files = DVCFileSystem(str(paths.ROOT), rev=revision)
+            files.get_file(str(paths.QUANTIZED.relative_to(paths.ROOT)), str(copy))
+        except (OSError, DvcException) as error:
+            raise UserError(
+                f"the model of experiment {name} is not in DVC's cache ({error}); "
+                f"`dvc exp apply {name}` and `dvc repro` make it again."
+            ) from error
+        return load_model(copy)
+
+
+def at_revision(revision: str, path: Path) -> str | None:
+    """The text of a file that git tracks as it was at a revision."""
+    return git("show", f"{revision}:./{path.relative_to(paths.ROOT).as_posix()}")
+
+
+def git(*arguments: str) -> str | None:
+    """What a git command prints in the project's folder; None where it fails."""
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=paths.ROOT, capture_output=True, check=True, timeout=30
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.decode("utf-8", "replace")

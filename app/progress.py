@@ -1,0 +1,41 @@
+"""How far a training run is that goes on now."""
+
+import time
+
+import streamlit as st
+
+from stages.lm import paths
+from stages.lm.errors import UserError
+from stages.lm.files import read_json
+from stages.lm.metrics import duration
+
+STALE_SECONDS = 60
+"""A run writes every second; one that has been silent for longer was killed."""
+
+
+def training() -> tuple[float, str] | None:
+    """The share of its steps that a run going on now has done, and where it is in words."""
+    try:
+        if time.time() - paths.PROGRESS.stat().st_mtime > STALE_SECONDS:
+            return None
+        run = read_json(paths.PROGRESS)
+        left = run["seconds_left"]
+        return min(1.0, run["step"] / run["steps"]), (
+            f"Training: epoch {run['epoch']} of {run['epochs']}, step {run['step']:,} of "
+            f"{run['steps']:,}, loss {run['loss']:.3f}, {run['tokens_per_second']:,.0f} tokens/s"
+            + (f", {duration(left)} left" if left else "")
+        )
+    except (OSError, UserError, ArithmeticError, LookupError, TypeError, ValueError):
+        return None
+
+
+@st.fragment(run_every=2)
+def training_progress() -> None:
+    """A bar while a run goes on; the page is drawn anew when it has ended."""
+    run = training()
+    if run:
+        st.progress(*run)
+    elif st.session_state.get("was training"):
+        st.session_state["was training"] = False
+        st.rerun()
+    st.session_state["was training"] = run is not None
