@@ -16,6 +16,7 @@ from typing import Any
 import altair as alt
 import streamlit as st
 from marking import draw_text, marked
+from progress import training_progress
 from read_tab import read_tab
 from streamlit.delta_generator import DeltaGenerator
 
@@ -64,6 +65,7 @@ def main() -> None:
     st.set_page_config("Write with your model", layout="wide")
     st.title("Write with your model")
     st.markdown("Give the beginning of a text; the language model you trained goes on with it.")
+    training_progress()
     path, request = sidebar()
     loaded = model_or_stop(path)
     writing, reading, about = st.tabs(["Write", "Read", "About this model"])

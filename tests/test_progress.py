@@ -67,9 +67,7 @@ def test_the_trainer_tells_what_the_page_reads(monkeypatch: pytest.MonkeyPatch) 
     report(1.25, 100.0)
     share, words = progress.training() or (0.0, "")
     assert share == 0.25
-    assert words == (
-        "Training: epoch 2 of 4, step 3 of 12, loss 1.250, 100 tokens/s, 0:00:09 left"
-    )
+    assert words == ("Training: epoch 2 of 4, step 3 of 12, loss 1.250, 100 tokens/s, 0:00:09 left")
     paths.PROGRESS.unlink()
     report(1.25, 100.0)
     assert not paths.PROGRESS.exists(), "written twice within a second"
