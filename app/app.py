@@ -4,17 +4,20 @@ Start it with `streamlit run app/app.py`. Streamlit runs this file anew at every
 outlive a click is in `st.session_state`. Models and decoding are the library's.
 """
 
+import codecs
 import csv
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import altair as alt
 import streamlit as st
+from compare_tab import compare_tab
 from marking import draw_text, marked
 from progress import training_progress
 from read_tab import read_tab
@@ -25,7 +28,13 @@ from stages.lm.copying import SPAN_BYTES, Copy, copies
 from stages.lm.errors import UserError
 from stages.lm.files import read_json
 from stages.lm.loading import LoadedModel, load_model
-from stages.lm.sampling import DEFAULT_LENGTH, DEFAULT_SEED, SamplingSettings, stream_text
+from stages.lm.sampling import (
+    DEFAULT_LENGTH,
+    DEFAULT_SEED,
+    SamplingSettings,
+    stream_bytes,
+    stream_text,
+)
 
 # How often the browser gets the text so far: every token of a long text would choke it. (A string
 # here would land on the page: Streamlit shows expressions that stand alone.)
@@ -68,11 +77,13 @@ def main() -> None:
     training_progress()
     path, request = sidebar()
     loaded = model_or_stop(path)
-    writing, reading, about = st.tabs(["Write", "Read", "About this model"])
+    writing, reading, comparing, about = st.tabs(["Write", "Read", "Compare", "About this model"])
     with writing:
         write_tab(loaded, paths.shown(path), request)
     with reading:
         read_tab(loaded)
+    with comparing:
+        compare_tab(workspace_model, partial(written, request))
     with about:
         about_tab(loaded, paths.shown(path))
 
@@ -101,11 +112,21 @@ def cached_model(path: Path, mtime_ns: int, size: int, inode: int) -> LoadedMode
     return load_model(path)
 
 
+def workspace_model(path: Path) -> LoadedModel:
+    """The model in a file as it is now.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UserError: it cannot be used.
+    """
+    state = path.stat()
+    return cached_model(path, state.st_mtime_ns, state.st_size, state.st_ino)
+
+
 def model_or_stop(path: Path) -> LoadedModel:
     """The model in a file as it is now. Without one the page says why and ends here."""
     try:
-        state = path.stat()
-        return cached_model(path, state.st_mtime_ns, state.st_size, state.st_ino)
+        return workspace_model(path)
     except FileNotFoundError:
         missing = f"`{paths.shown(path)}` does not exist yet."
         st.info(f"{missing} Run `dvc repro` in the project's folder, then reload this page.")
@@ -149,6 +170,14 @@ def stream(loaded: LoadedModel, result: Result) -> None:
             drawn = time.perf_counter()
     result.seconds = time.perf_counter() - start
     draw(result, places)
+
+
+def written(request: Request, loaded: LoadedModel, prompt: str) -> Iterator[tuple[int, str]]:
+    """After each token how many there are, and its piece of the text."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    tokens = stream_bytes(loaded, prompt, request.length, request.sampling, request.seed)
+    for count, data in enumerate(tokens, 1):
+        yield count, decoder.decode(data, final=count == request.length)
 
 
 def text_places(count: int) -> list[DeltaGenerator]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
 
+import pandas as pd
 import streamlit as st
 from experiments import Experiment, experiments, figures, load_experiment
 from streamlit.delta_generator import DeltaGenerator
@@ -89,15 +90,17 @@ def cached_experiments() -> list[Experiment]:
 
 def described(experiment: Experiment) -> str:
     """An experiment's name and what it changes."""
-    changes = [f"{key} {theirs}" for key, (_, theirs) in experiment.changed.items()]
+    changes = [
+        f"{key} {'default' if theirs is None else theirs}"
+        for key, (_, theirs) in experiment.changed.items()
+    ]
     return ": ".join([experiment.name, *([", ".join(changes)] if changes else [])])
 
 
 def table(picked: list[Choice]) -> None:
     """The figures of both, under each other."""
     columns = [facts(choice) for choice in picked]
-    rows = [{"": name, "Left": columns[0][name], "Right": columns[1][name]} for name in columns[0]]
-    st.table(rows)
+    st.table(pd.DataFrame(columns, index=["Left", "Right"]).T)
 
 
 def facts(choice: Choice) -> dict[str, str]:
