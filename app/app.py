@@ -5,18 +5,16 @@ outlive a click is in `st.session_state`. Models and decoding are the library's.
 """
 
 import codecs
-import csv
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
-import altair as alt
 import streamlit as st
+from about_tab import about_tab
 from compare_tab import compare_tab
 from marking import draw_text, marked
 from progress import training_progress
@@ -26,7 +24,6 @@ from streamlit.delta_generator import DeltaGenerator
 from stages.lm import paths
 from stages.lm.copying import SPAN_BYTES, Copy, copies
 from stages.lm.errors import UserError
-from stages.lm.files import read_json
 from stages.lm.loading import LoadedModel, load_model
 from stages.lm.sampling import (
     DEFAULT_LENGTH,
@@ -261,94 +258,6 @@ def summary(result: Result) -> str:
         f"{tokens:,} tokens, {outcome} · {result.model}, temperature {chosen.temperature:g}, "
         f"top-k {chosen.top_k or 'off'}, top-p {chosen.top_p:g}, seed {request.seed}"
     )
-
-
-def about_tab(loaded: LoadedModel, name: str) -> None:
-    """The model's card: what it is, what it was trained on, how good it is."""
-    config = loaded.model.config
-    st.caption(
-        f"{name}: {config.arch}, {config.layers} layers of width {config.width}, vocabulary of "
-        f"{config.vocab_size:,} tokens, sees {config.context:,} tokens at once"
-    )
-    figures = {"Parameters": short(loaded.model.parameter_count()), "Weights": loaded.scheme}
-    figures["File"] = short(loaded.file_bytes) + "B"
-    metric_row(figures | training_figures(loaded.provenance))
-    shown_if_there(paths.EVALUATE_METRICS, lambda: held_out(loaded))
-    shown_if_there(paths.LOSS_CURVE, loss_chart)
-
-
-def training_figures(provenance: dict[str, Any]) -> dict[str, str]:
-    """What the file tells about its training; nothing where it tells nothing."""
-    figures = {}
-    with suppress(KeyError, TypeError, ArithmeticError):
-        train = provenance["data"]["splits"]["train"]
-        figures["Training text"] = short(train["bytes"]) + "B"
-        figures["Training tokens"] = short(train["tokens"])
-    with suppress(KeyError, TypeError):
-        figures["Epochs trained"] = str(provenance["metrics"]["epochs"])
-        figures["Best epoch, kept"] = str(provenance["metrics"]["best_epoch"])
-    return figures
-
-
-def metric_row(figures: dict[str, str]) -> None:
-    """Figures under their names, as many beside each other as there is room for."""
-    with st.container(horizontal=True):
-        for name, value in figures.items():
-            st.metric(name, value, border=True, width=170)
-
-
-def held_out(loaded: LoadedModel) -> None:
-    """Bits per byte on text the model never saw, beside those of compressors."""
-    st.subheader("On held-out text")
-    results = read_json(paths.EVALUATE_METRICS)
-    ours = results["float" if loaded.scheme == "float32" else "quantized"]["held_out"]
-    bits = {"This model": ours["bits_per_byte"]} | results.get("baselines", {})
-    metric_row({name: f"{value:.3f}" for name, value in bits.items()})
-    st.caption("Bits for each byte of text that was not trained on; lower is better.")
-    if copied := results.get("memorisation"):
-        st.caption(
-            f"In spans of {copied['span_bytes']} bytes or more, "
-            f"{100 * copied['copied_share']:.1f} % of the text sampled from the quantized model "
-            f"and {100 * copied['held_out_copied_share']:.1f} % of the held-out text stand word "
-            "for word in the training text."
-        )
-
-
-def loss_chart() -> None:
-    """Training and validation loss over the steps."""
-    st.subheader("Loss while training")
-    names = {"train_loss": "training", "val_loss": "validation"}
-    table = csv.DictReader(paths.LOSS_CURVE.read_text("utf-8").splitlines(), delimiter="\t")
-    points = [
-        {"step": int(row["step"]), "text": name, "loss": float(row[column])}
-        for row in table
-        for column, name in names.items()
-        if row[column] != "nan"
-    ]
-    lines = alt.Chart({"values": points}).encode(
-        x=alt.X("step:Q", title="step"),
-        y=alt.Y("loss:Q", title="loss, nats per token", scale=alt.Scale(zero=False)),
-        color=alt.Color("text:N", title=None, legend=alt.Legend(orient="top")),
-        tooltip=["text:N", "step:Q", alt.Tooltip("loss:Q", format=".4f")],
-    )
-    validation = lines.transform_filter(alt.datum.text == "validation")
-    st.altair_chart(lines.mark_line() + validation.mark_point(filled=True, size=60), height=320)
-
-
-def shown_if_there(path: Path, draw: Callable[[], None]) -> None:
-    """Draw a file's part of the card; a missing file has none, a damaged one a sentence."""
-    if not path.exists():
-        return
-    try:
-        draw()
-    except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError):
-        st.warning(f"`{paths.shown(path)}` cannot be read. Run `dvc repro` to make it again.")
-
-
-def short(number: int) -> str:
-    """A number in four digits and the prefix of its unit, such as `3.993 M`."""
-    power = min(3, (len(str(number)) - 1) // 3)
-    return f"{number / 1000**power:.4g} {('', 'k', 'M', 'G')[power]}"
 
 
 main()

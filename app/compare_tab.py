@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import streamlit as st
+from about_tab import short
 from experiments import Experiment, experiments, figures, load_experiment
 from streamlit.delta_generator import DeltaGenerator
 
@@ -114,7 +115,7 @@ def facts(choice: Choice) -> dict[str, str]:
     size = sizes.get("file_bytes" if quantized else "checkpoint_bytes")
     return {
         "Bits per byte of held-out text": shown(held_out.get("bits_per_byte"), "{:.4f}"),
-        "File": shown(size, "{:,} bytes"),
+        "File": NOTHING if size is None else f"{short(size)}B",
         "Parameters": shown(trained.get("parameters"), "{:,}"),
         "Best epoch": shown(trained.get("best_epoch"), "{:,}"),
     }

@@ -60,13 +60,22 @@ def read(page: Page) -> None:
     page.locator("span[title]").first.wait_for(timeout=60_000)
 
 
+def compare(page: Page) -> None:
+    """Have two models write."""
+    page.get_by_role("tab", name="Compare").click()
+    page.get_by_role("textbox", name="Prompt for both").fill(PROMPT)
+    page.get_by_role("button", name="Write with both").click()
+    page.locator("code").nth(1).wait_for(timeout=60_000)
+    page.get_by_role("button", name="Stop").wait_for(state="hidden", timeout=60_000)
+
+
 def about(page: Page) -> None:
     """Show the model's card."""
     page.get_by_role("tab", name="About this model").click()
     page.get_by_text("Loss while training").wait_for(timeout=60_000)
 
 
-VIEWS = {"write": write, "read": read, "about": about}
+VIEWS = {"write": write, "read": read, "compare": compare, "about": about}
 
 
 def main() -> None:

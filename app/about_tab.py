@@ -1,0 +1,133 @@
+"""The tab that tells what the model is, what it was trained on and how good it is."""
+
+import csv
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import streamlit as st
+
+from stages.lm import paths
+from stages.lm.errors import UserError
+from stages.lm.files import read_json
+from stages.lm.loading import LoadedModel
+
+THIS = "This model"
+
+
+def about_tab(loaded: LoadedModel, name: str) -> None:
+    """The model's card: what it is, what it was trained on, how good it is."""
+    config = loaded.model.config
+    st.caption(
+        f"{name}: {config.arch}, {config.layers} layers of width {config.width}, vocabulary of "
+        f"{config.vocab_size:,} tokens, sees {config.context:,} tokens at once"
+    )
+    figures = {"Parameters": short(loaded.model.parameter_count()), "Weights": loaded.scheme}
+    figures["File"] = short(loaded.file_bytes) + "B"
+    metric_row(figures | training_figures(loaded.provenance))
+    shown_if_there(paths.EVALUATE_METRICS, lambda: held_out(loaded))
+    shown_if_there(paths.LOSS_CURVE, loss_chart)
+
+
+def training_figures(provenance: dict[str, Any]) -> dict[str, str]:
+    """What the file tells about its training; nothing where it tells nothing."""
+    figures = {}
+    with suppress(KeyError, TypeError, ArithmeticError):
+        train = provenance["data"]["splits"]["train"]
+        figures["Training text"] = short(train["bytes"]) + "B"
+        figures["Training tokens"] = short(train["tokens"])
+    with suppress(KeyError, TypeError):
+        figures["Epochs trained"] = str(provenance["metrics"]["epochs"])
+        figures["Best epoch, kept"] = str(provenance["metrics"]["best_epoch"])
+    return figures
+
+
+def metric_row(figures: dict[str, str]) -> None:
+    """Figures under their names, as many beside each other as there is room for."""
+    with st.container(horizontal=True):
+        for name, value in figures.items():
+            st.metric(name, value, border=True, width=170)
+
+
+def held_out(loaded: LoadedModel) -> None:
+    """Bits per byte on text the model never saw, beside those of compressors."""
+    st.subheader("On held-out text")
+    results = read_json(paths.EVALUATE_METRICS)
+    ours = results["float" if loaded.scheme == "float32" else "quantized"]["held_out"]
+    bits = {THIS: ours["bits_per_byte"]} | results.get("baselines", {})
+    bits = dict(sorted(bits.items(), key=lambda item: item[1]))
+    rows = [{"of": name, "bits": value} for name, value in bits.items()]
+    bars = alt.Chart({"values": rows}).encode(
+        x=alt.X("bits:Q", title="bits for each byte; fewer is better"),
+        y=alt.Y("of:N", title=None, sort=list(bits)),
+        tooltip=["of:N", alt.Tooltip("bits:Q", format=".3f")],
+    )
+    mine = alt.condition(alt.datum.of == THIS, alt.value("#0f766e"), alt.value("#94a3a0"))
+    labels = bars.mark_text(align="left", dx=4, color="#94a3a0").encode(
+        text=alt.Text("bits:Q", format=".3f")
+    )
+    st.altair_chart(bars.mark_bar(height=16).encode(color=mine) + labels, height=40 * len(bits))
+    st.caption(compared(bits))
+    if copied := results.get("memorisation"):
+        st.caption(
+            f"In spans of {copied['span_bytes']} bytes or more, "
+            f"{100 * copied['copied_share']:.1f} % of the text sampled from the quantized model "
+            f"and {100 * copied['held_out_copied_share']:.1f} % of the held-out text stand word "
+            "for word in the training text."
+        )
+
+
+def compared(bits: dict[str, float]) -> str:
+    """What the bits per byte mean, in a sentence or two."""
+    ours = bits[THIS]
+    told = (
+        "A byte is 8 bits; who knows what is likely to come next needs fewer. This model needs "
+        f"{ours:.2f} for each byte of text that it has never seen."
+    )
+    sides = {
+        "less than": [name for name, value in bits.items() if value > ours],
+        "more than": [name for name, value in bits.items() if value < ours],
+    }
+    known = [f"{word} {' and '.join(names)}" for word, names in sides.items() if names]
+    if known:
+        told += f" That is {' and '.join(known)}, compressors that read the training text first."
+    return told
+
+
+def loss_chart() -> None:
+    """Training and validation loss over the steps."""
+    st.subheader("Loss while training")
+    names = {"train_loss": "training", "val_loss": "validation"}
+    table = csv.DictReader(paths.LOSS_CURVE.read_text("utf-8").splitlines(), delimiter="\t")
+    points = [
+        {"step": int(row["step"]), "text": name, "loss": float(row[column])}
+        for row in table
+        for column, name in names.items()
+        if row[column] != "nan"
+    ]
+    lines = alt.Chart({"values": points}).encode(
+        x=alt.X("step:Q", title="step"),
+        y=alt.Y("loss:Q", title="loss, nats per token", scale=alt.Scale(zero=False)),
+        color=alt.Color("text:N", title=None, legend=alt.Legend(orient="top")),
+        tooltip=["text:N", "step:Q", alt.Tooltip("loss:Q", format=".4f")],
+    )
+    validation = lines.transform_filter(alt.datum.text == "validation")
+    st.altair_chart(lines.mark_line() + validation.mark_point(filled=True, size=60), height=320)
+
+
+def shown_if_there(path: Path, draw: Callable[[], None]) -> None:
+    """Draw a file's part of the card; a missing file has none, a damaged one a sentence."""
+    if not path.exists():
+        return
+    try:
+        draw()
+    except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError):
+        st.warning(f"`{paths.shown(path)}` cannot be read. Run `dvc repro` to make it again.")
+
+
+def short(number: int) -> str:
+    """A number in four digits and the prefix of its unit, such as `3.993 M`."""
+    power = min(3, (len(str(number)) - 1) // 3)
+    return f"{number / 1000**power:.4g} {('', 'k', 'M', 'G')[power]}"
