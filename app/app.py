@@ -4,65 +4,36 @@ Start it with `streamlit run app/app.py`. Streamlit runs this file anew at every
 outlive a click is in `st.session_state`. Models and decoding are the library's.
 """
 
-import codecs
-import time
 from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
-from itertools import zip_longest
 from pathlib import Path
 
 import streamlit as st
 from about_tab import about_tab
 from compare_tab import compare_tab
-from marking import draw_text, marked
 from progress import training_progress
 from read_tab import read_tab
-from streamlit.delta_generator import DeltaGenerator
+from write_tab import write_tab
+from writing import Request
 
 from stages.lm import paths
-from stages.lm.copying import SPAN_BYTES, Copy, copies
 from stages.lm.errors import UserError
 from stages.lm.loading import LoadedModel, load_model
-from stages.lm.sampling import (
-    DEFAULT_LENGTH,
-    DEFAULT_SEED,
-    SamplingSettings,
-    stream_bytes,
-    stream_text,
-)
+from stages.lm.sampling import DEFAULT_LENGTH, DEFAULT_SEED, SamplingSettings, steps
 
-# How often the browser gets the text so far: every token of a long text would choke it. (A string
-# here would land on the page: Streamlit shows expressions that stand alone.)
-REDRAW_SECONDS = 0.05
-EMPTY = "The beginning of a text. Empty starts on a new line."
 HEAT = "Low keeps to the likely, high dares more. 0 always takes the most likely token."
 TOP_K = "Choose among this many most likely tokens. 0 is off."
 TOP_P = "Choose among the fewest tokens whose probabilities reach this sum. 1 is off."
+MIN_P = "Choose among the tokens at least this many times as likely as the likeliest. 0 is off."
+PENALTY = "Above 1, what the text already has is less likely to come again. 1 is off."
+STOP = r"A text ends before the first of these, one a line. \\n stands for a new line."
 SAME = "The same prompt, settings and seed give the same text, here and in the terminal."
-
-
-@dataclass
-class Request:
-    """What the widgets ask for."""
-
-    prompt: str
-    length: int
-    sequences: int
-    sampling: SamplingSettings
-    seed: int
-
-
-@dataclass
-class Result:
-    """A request and the texts written for it so far."""
-
-    request: Request
-    model: str
-    texts: list[str]
-    seconds: float | None = None
-    """Time the whole of it took; None until then."""
+PRESETS = {
+    "Balanced": SamplingSettings(),
+    "Careful": SamplingSettings(temperature=0.5, top_p=0.9),
+    "Daring": SamplingSettings(temperature=1.1, top_p=1.0, min_p=0.05),
+    "Likeliest": SamplingSettings(temperature=0.0, top_p=1.0),
+}
 
 
 def main() -> None:
@@ -88,19 +59,48 @@ def main() -> None:
 def sidebar() -> tuple[Path, Request]:
     """The model's file and a request that still lacks its prompt."""
     files = {"Quantized": paths.QUANTIZED, "Checkpoint (float32)": paths.CHECKPOINT}
-    ours = SamplingSettings()
     with st.sidebar:
         file = st.radio("Model", list(files), key="model")
         st.divider()
         length = st.number_input("Length in tokens", 1, 10_000, DEFAULT_LENGTH, key="length")
         sequences = st.slider("Sequences", 1, 4, 1, key="sequences")
-        st.divider()
-        heat = st.slider("Temperature", 0.0, 2.0, ours.temperature, 0.05, key="heat", help=HEAT)
-        top_k = st.number_input("Top-k", 0, 1_000_000, ours.top_k, key="top_k", help=TOP_K)
-        top_p = st.slider("Top-p", 0.0, 1.0, ours.top_p, 0.01, key="top_p", help=TOP_P)
         seed = st.number_input("Seed", 0, 2**31 - 1, DEFAULT_SEED, key="seed", help=SAME)
-    sampling = SamplingSettings(temperature=heat, top_k=top_k, top_p=top_p)
+        st.divider()
+        sampling = sampling_widgets()
     return files[file], Request("", length, sequences, sampling, seed)
+
+
+def sampling_widgets() -> SamplingSettings:
+    """How a token is chosen: a preset, and every value of it."""
+    ours = SamplingSettings()
+    st.pills("How to choose", list(PRESETS), key="preset", on_change=take_preset)
+    heat = st.slider("Temperature", 0.0, 2.0, ours.temperature, 0.05, key="heat", help=HEAT)
+    top_p = st.slider("Top-p", 0.0, 1.0, ours.top_p, 0.01, key="top_p", help=TOP_P)
+    with st.expander("More"):
+        top_k = st.number_input("Top-k", 0, 1_000_000, ours.top_k, key="top_k", help=TOP_K)
+        min_p = st.slider("Min-p", 0.0, 1.0, ours.min_p, 0.01, key="min_p", help=MIN_P)
+        usual = ours.repetition_penalty
+        penalty = st.slider(
+            "Repetition penalty", 1.0, 2.0, usual, 0.05, key="penalty", help=PENALTY
+        )
+        stop = st.text_area("Stop strings", key="stop", height=68, help=STOP)
+    return SamplingSettings(
+        temperature=heat,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=penalty,
+        stop=tuple(line.replace("\\n", "\n") for line in stop.split("\n") if line),
+    )
+
+
+def take_preset() -> None:
+    """Set the samplers' widgets to the preset's values."""
+    state = st.session_state
+    if preset := PRESETS.get(state["preset"]):
+        state["heat"], state["top_k"] = preset.temperature, preset.top_k
+        state["top_p"], state["min_p"] = preset.top_p, preset.min_p
+        state["penalty"] = preset.repetition_penalty
 
 
 @st.cache_resource(max_entries=2, show_spinner="Reading the model…")
@@ -134,130 +134,11 @@ def model_or_stop(path: Path) -> LoadedModel:
     st.stop()
 
 
-def write_tab(loaded: LoadedModel, name: str, request: Request) -> None:
-    """Prompt, button and the latest texts."""
-    with st.form("prompt form", border=False):
-        request.prompt = st.text_area("Prompt", key="prompt", height=140, placeholder=EMPTY)
-        pressed = st.form_submit_button("Continue the text", key="write", type="primary")
-    if pressed:
-        # Stored before it is done: whoever touches a setting meanwhile keeps what is there.
-        st.session_state["result"] = Result(request, name, [""] * request.sequences)
-        stream(loaded, st.session_state["result"])
-    elif result := st.session_state.get("result"):
-        draw(result, text_places(len(result.texts)))
-    if result := st.session_state.get("result"):
-        st.caption(summary(result))
-        origin(loaded, result)
-
-
-def stream(loaded: LoadedModel, result: Result) -> None:
-    """Generate all sequences side by side into `result` and onto the page."""
-    request = result.request
-    places = text_places(request.sequences)
-    draw(result, places)
-    asked = (request.prompt, request.length, request.sampling, request.seed)
-    streams = [stream_text(loaded, *asked, index) for index in range(request.sequences)]
-    start = drawn = time.perf_counter()
-    for pieces in zip_longest(*streams, fillvalue=""):
-        result.texts = [text + piece for text, piece in zip(result.texts, pieces, strict=True)]
-        # Streamlit ends a run that was stopped where it uses the session's state or draws.
-        st.session_state["result"] = result
-        if time.perf_counter() - drawn > REDRAW_SECONDS:
-            draw(result, places)
-            drawn = time.perf_counter()
-    result.seconds = time.perf_counter() - start
-    draw(result, places)
-
-
 def written(request: Request, loaded: LoadedModel, prompt: str) -> Iterator[tuple[int, str]]:
     """After each token how many there are, and its piece of the text."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    tokens = stream_bytes(loaded, prompt, request.length, request.sampling, request.seed)
-    for count, data in enumerate(tokens, 1):
-        yield count, decoder.decode(data, final=count == request.length)
-
-
-def text_places(count: int) -> list[DeltaGenerator]:
-    """Where the texts go: one over the full width, more in two columns (one on a phone)."""
-    rows = [st.columns(min(count, 2)) for _ in range(0, count, 2)]
-    return [cell.empty() for row in rows for cell in row][:count]
-
-
-def draw(result: Result, places: list[DeltaGenerator]) -> None:
-    """Put the prompt and what follows it into each place, as text that cannot act."""
-    for place, text in zip(places, result.texts, strict=True):
-        # st.code drops one newline at either end; these two are for it to drop.
-        body = f"\n{result.request.prompt}{text}\n"
-        place.code(body, language=None, wrap_lines=True)
-
-
-def origin(loaded: LoadedModel, result: Result) -> None:
-    """Which parts of the texts stand word for word in the training text, and where."""
-    with st.expander(
-        "What is copied from the training text?", key="origin", on_change="rerun"
-    ) as box:
-        if not box.open:
-            return
-        size = training_bytes(loaded)
-        if size is None:
-            st.text("The text this model was trained on is not in data/input.txt.")
-            return
-        for text in result.texts:
-            data = text.encode("utf-8", "replace")
-            found = copies(data, paths.INPUT, size)
-            draw_text(marked_copies(data, found))
-            covered = sum(end - start for start, end, _ in parts(found))
-            st.caption(
-                f"{100 * covered / max(1, len(data)):.0f} % stands word for word in the training "
-                f"text, in {len(found)} parts of {SPAN_BYTES} bytes or more."
-            )
-
-
-def training_bytes(loaded: LoadedModel) -> int | None:
-    """How much of `data/input.txt` the model was trained on; None where it is another text."""
-    with suppress(KeyError, TypeError, OSError):
-        splits = loaded.provenance["data"]["splits"]
-        if paths.INPUT.stat().st_size == sum(split["bytes"] for split in splits.values()):
-            return int(splits["train"]["bytes"])
-    return None
-
-
-def parts(found: list[Copy]) -> Iterator[tuple[int, int, Copy]]:
-    """What each copy adds to those before it: start, end and the copy."""
-    end = 0
-    for copy in found:
-        start, end = max(end, copy.start), copy.start + copy.length
-        yield start, end, copy
-
-
-def marked_copies(data: bytes, found: list[Copy]) -> str:
-    """A text as HTML with its copied parts marked."""
-    body, done = "", 0
-    for start, end, copy in parts(found):
-        start, end = character_start(data, start), character_start(data, end)
-        hint = f"{copy.length:,} bytes, as at byte {copy.place:,} of the training text"
-        body += marked(data[done:start].decode("utf-8", "replace"))
-        body += marked(data[start:end].decode("utf-8", "replace"), hint, 0.4)
-        done = end
-    return body + marked(data[done:].decode("utf-8", "replace"))
-
-
-def character_start(data: bytes, place: int) -> int:
-    """The beginning of the character that the byte at `place` is part of."""
-    while 0 < place < len(data) and data[place] & 0xC0 == 0x80:
-        place -= 1
-    return place
-
-
-def summary(result: Result) -> str:
-    """One line on how the texts came to be."""
-    request, chosen = result.request, result.request.sampling
-    tokens = request.length * request.sequences
-    outcome = "stopped early" if not result.seconds else f"{tokens / result.seconds:,.0f} tokens/s"
-    return (
-        f"{tokens:,} tokens, {outcome} · {result.model}, temperature {chosen.temperature:g}, "
-        f"top-k {chosen.top_k or 'off'}, top-p {chosen.top_p:g}, seed {request.seed}"
-    )
+    rows = steps(loaded, prompt, request.length, request.sampling, request.seed)
+    for count, (step,) in enumerate(rows, 1):
+        yield count, step.text if step else ""
 
 
 main()

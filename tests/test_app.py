@@ -3,14 +3,16 @@
 import html
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 from streamlit.testing.v1 import AppTest
+from app.writing import LIKELIEST
 
 from app import generate
 from stages.lm import paths, sampling
@@ -18,7 +20,7 @@ from stages.lm.checkpoint import Checkpoint
 from stages.lm.loading import load_model
 from stages.lm.model import ModelConfig, Transformer
 from stages.lm.quantization import quantize_checkpoint
-from stages.lm.sampling import SamplingSettings, generate_text, stream_text
+from stages.lm.sampling import Odds, SamplingSettings, Step, generate_text, steps
 from stages.lm.tokenizer import train_bpe
 
 PAGE = str(Path(__file__).resolve().parents[1] / "app" / "app.py")
@@ -69,7 +71,7 @@ def write(at: AppTest, prompt: str) -> list[str]:
 
 
 def shown(at: AppTest) -> list[str]:
-    return [block.value for block in at.code]
+    return [block.value for block in at.code if not block.value.startswith("python -m")]
 
 
 def test_a_missing_model_names_the_command() -> None:
@@ -107,14 +109,14 @@ def test_copies_are_marked_with_their_length_and_place(monkeypatch: pytest.Monke
     save_models()
     known = "zwölf Boxkämpfer <b>jagen</b> Viktor quer"
     size = len(known.encode())
-    monkeypatch.setattr(sampling, "stream_text", lambda *_: iter(["new ", known, " new"]))
+    replay(monkeypatch, ["new ", known, " new"])
     paths.INPUT.write_text("0123456789" + known + "the rest", "utf-8")
     monkeypatch.setitem(PROVENANCE["data"], "splits", {"train": {"tokens": 9, "bytes": size + 10}})
     PROVENANCE["data"]["splits"]["val"] = {"bytes": 8}
     save_models()
     at = page()
-    at.session_state["origin"] = True
     write(at, "")
+    at.segmented_control(key="view").set_value("Copied parts").run()
     (block,) = [element.proto.body for element in at.get("html")]
     drawn = re.findall(r'<span title="([^"]*)"[^>]*>(.*?)</span>', block)
     assert drawn == [(f"{size} bytes, as at byte 10 of the training text", html.escape(known))]
@@ -131,15 +133,23 @@ def test_page_and_terminal_write_the_same(capsys: pytest.CaptureFixture[str]) ->
     assert [capsys.readouterr().out] == [text + "\n" for text in write(page(), "the rat")]
 
 
+def replay(monkeypatch: pytest.MonkeyPatch, pieces: Iterable[str]) -> list[tuple[Any, ...]]:
+    """Have the engine write these pieces; returns the list of what it is called with."""
+    calls: list[tuple[Any, ...]] = []
+    odds = Odds(-0.5, [(0, -0.5)])
+
+    def replayed(*arguments: Any) -> Iterator[list[Step]]:
+        calls.append(arguments)
+        for piece in pieces:
+            yield [Step(0, piece.encode(), piece, odds, odds)] * len(arguments[5])
+
+    monkeypatch.setattr(sampling, "steps", replayed)
+    return calls
+
+
 def test_every_setting_reaches_the_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
     save_models()
-    calls: list[tuple[Any, ...]] = []
-
-    def record(*arguments: Any) -> Any:
-        calls.append(arguments)
-        return iter(["ok"])
-
-    monkeypatch.setattr(sampling, "stream_text", record)
+    calls = replay(monkeypatch, ["ok"])
     at = page()
     at.radio(key="model").set_value("Checkpoint (float32)")
     at.number_input(key="length").set_value(7)
@@ -147,11 +157,27 @@ def test_every_setting_reaches_the_sampler(monkeypatch: pytest.MonkeyPatch) -> N
     at.slider(key="heat").set_value(1.5)
     at.number_input(key="top_k").set_value(11)
     at.slider(key="top_p").set_value(0.5)
+    at.slider(key="min_p").set_value(0.25)
+    at.slider(key="penalty").set_value(1.5)
+    at.text_area(key="stop").set_value("END\n\\n\\n")
     at.number_input(key="seed").set_value(99)
     assert write(at, "hello") == ["hellook"] * 3
-    settings = SamplingSettings(temperature=1.5, top_k=11, top_p=0.5)
-    assert [call[1:] for call in calls] == [("hello", 7, settings, 99, i) for i in range(3)]
+    settings = SamplingSettings(
+        temperature=1.5, top_k=11, top_p=0.5, min_p=0.25, repetition_penalty=1.5,
+        stop=("END", "\n\n"),
+    )  # fmt: skip
+    assert [call[1:] for call in calls] == [("hello", 7, settings, 99, range(3), LIKELIEST)]
     assert {call[0].scheme for call in calls} == {"float32"}
+
+
+def test_a_preset_sets_the_samplers(monkeypatch: pytest.MonkeyPatch) -> None:
+    save_models()
+    calls = replay(monkeypatch, ["ok"])
+    at = page()
+    at.number_input(key="top_k").set_value(11)
+    at.pills(key="preset").set_value("Likeliest").run()
+    write(at, "")
+    assert calls[0][3] == SamplingSettings(temperature=0, top_p=1)
 
 
 def test_sequences_are_those_of_their_index() -> None:
@@ -189,7 +215,7 @@ def test_any_prompt_is_continued_as_it_stands(prompt: str) -> None:
 def test_a_stop_comes_before_the_next_token(monkeypatch: pytest.MonkeyPatch) -> None:
     save_models()
 
-    def stopped_at_the_third(*_: Any) -> Iterator[str]:
+    def stopped_at_the_third() -> Iterator[str]:
         for token in "abcdef":
             if token == "c":
                 context = get_script_run_ctx()
@@ -197,7 +223,7 @@ def test_a_stop_comes_before_the_next_token(monkeypatch: pytest.MonkeyPatch) -> 
                 context.script_requests.request_stop()
             yield token
 
-    monkeypatch.setattr(sampling, "stream_text", stopped_at_the_third)
+    replay(monkeypatch, stopped_at_the_third())
     at = page()
     write(at, "")
     assert shown(at.run()) == ["abc"]
@@ -209,13 +235,13 @@ def test_a_text_outlives_its_models_file(replaced: bool, monkeypatch: pytest.Mon
     save_models(0)
     text = generate_text(load_model(paths.QUANTIZED), "the", 200, SamplingSettings(), 1337)
 
-    def interrupted(*arguments: Any) -> Iterator[str]:
-        pieces = stream_text(*arguments)
-        yield next(pieces)
+    def interrupted(*arguments: Any) -> Iterator[list[Step | None]]:
+        rows = steps(*arguments)
+        yield next(rows)
         save_models(1) if replaced else paths.QUANTIZED.unlink()
-        yield from pieces
+        yield from rows
 
-    monkeypatch.setattr(sampling, "stream_text", interrupted)
+    monkeypatch.setattr(sampling, "steps", interrupted)
     at = page()
     assert write(at, "the") == ["the" + text]
     assert len(at.run().info) == (not replaced)

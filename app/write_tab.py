@@ -1,0 +1,214 @@
+"""The tab that writes: a prompt in, texts out, and how each of their tokens came to be."""
+
+import math
+import time
+from dataclasses import replace
+
+import streamlit as st
+from copied import copied_parts
+from marking import draw_text, marked, visible
+from streamlit.delta_generator import DeltaGenerator
+from writing import LIKELIEST, History, Request, Result, alternatives, command, text_before
+
+from stages.lm import paths, sampling
+from stages.lm.loading import LoadedModel
+from stages.lm.sampling import Step
+
+# How often the browser gets the text so far: every token of a long text would choke it. (A string
+# here would land on the page: Streamlit shows expressions that stand alone.)
+REDRAW_SECONDS = 0.05
+NATS_AT_FULL_COLOUR = 7
+EMPTY = "The beginning of a text. Empty starts on a new line."
+VIEWS = {"Text": "text", "Probabilities": "odds", "Copied parts": "copied"}
+
+
+def write_tab(loaded: LoadedModel, name: str, request: Request) -> None:
+    """Prompt, button and the texts that are shown."""
+    history: History = st.session_state.setdefault("history", History())
+    with st.form("prompt form", border=False):
+        prompt = st.text_area("Prompt", key="prompt", height=140, placeholder=EMPTY)
+        pressed = st.form_submit_button("Continue the text", key="write", type="primary")
+    asked, parent = st.session_state.pop("asked", (None, None))
+    if pressed:
+        asked, parent = replace(request, prompt=prompt), None
+    if asked:
+        stream(loaded, history.begin(asked, name, parent))
+    elif history.shown:
+        branches(history)
+        view(loaded, history, history.shown)
+    if history.shown:
+        st.caption(summary(history.shown))
+        actions(history, history.shown, request)
+
+
+def ask(request: Request, parent: Result) -> None:
+    """Have the next run of the page write a branch of `parent`."""
+    st.session_state["asked"] = request, parent
+
+
+def stream(loaded: LoadedModel, result: Result) -> None:
+    """Generate all sequences together into `result` and onto the page."""
+    request = result.request
+    stop = st.empty()
+    # Any button ends this run where it draws next; what has been written is kept.
+    stop.button("Stop", key="stop writing")
+    places = text_places(request.sequences)
+    draw(result, places)
+    asked = (request.prompt, request.length, request.sampling, request.seed)
+    start = drawn = time.perf_counter()
+    for row in sampling.steps(loaded, *asked, range(request.sequences), LIKELIEST):
+        for written, step in zip(result.steps, row, strict=True):
+            written += [step] if step else []
+        now = time.perf_counter()
+        if not result.first_seconds:
+            result.first_seconds = now - start
+            draw(result, places)
+        # Streamlit ends a run that was stopped where it uses the session's state or draws.
+        st.session_state["history"].shown = result
+        if now - drawn > REDRAW_SECONDS:
+            draw(result, places)
+            drawn = time.perf_counter()
+    result.seconds = time.perf_counter() - start
+    draw(result, places)
+    stop.empty()
+
+
+def text_places(count: int) -> list[DeltaGenerator]:
+    """Where the texts go: one over the full width, more in two columns (one on a phone)."""
+    rows = [st.columns(min(count, 2)) for _ in range(0, count, 2)]
+    return [cell.empty() for row in rows for cell in row][:count]
+
+
+def draw(result: Result, places: list[DeltaGenerator]) -> None:
+    """Put the prompt and what follows it into each place, as text that cannot act."""
+    for place, text in zip(places, result.texts(), strict=True):
+        # st.code drops one newline at either end; these two are for it to drop.
+        place.code(f"\n{result.request.prompt}{text}\n", language=None, wrap_lines=True)
+
+
+def branches(history: History) -> None:
+    """Every text of this visit, to go back to."""
+    if len(history.results) < 2:
+        return
+    tree = history.tree()
+    labels = [each.label for each in tree]
+    # The widget follows what is shown, however that came to be shown.
+    st.session_state["branch"] = history.shown.label if history.shown else None
+
+    def show() -> None:
+        chosen = st.session_state["branch"]
+        history.shown = next((each for each in tree if each.label == chosen), history.shown)
+
+    st.pills("Texts and their branches", labels, key="branch", on_change=show)
+
+
+def view(loaded: LoadedModel, history: History, result: Result) -> None:
+    """The texts as they are, by the odds of each token, or by what is copied in them."""
+    kind = VIEWS[
+        st.segmented_control("Show", list(VIEWS), default="Text", key="view", required=True)
+        or "Text"
+    ]
+    if kind == "copied":
+        copied_parts(loaded, result.texts())
+        return
+    places = text_places(len(result.steps))
+    if kind == "text":
+        draw(result, places)
+        return
+    for place, written in zip(places, result.steps, strict=True):
+        with place:
+            draw_text(marked(result.request.prompt) + "".join(coloured(loaded, s) for s in written))
+    st.caption(
+        "The stronger the colour, the less likely the token was. Point at one to see what else "
+        "could have come."
+    )
+    branching(loaded, result)
+
+
+def coloured(loaded: LoadedModel, step: Step) -> str:
+    """A token as HTML, coloured by the model's surprise, its odds in the hint."""
+    assert step.before
+    others = [(loaded.tokenizer.tokens[each.token], each) for each in alternatives(step)]
+    odds = ", ".join(f"{visible(data)} {percent(each.before)}" for data, each in others)
+    hint = f"{percent(math.exp(step.before.chosen))}. Likeliest here: {odds}"
+    return marked(step.text, hint, -step.before.chosen / NATS_AT_FULL_COLOUR)
+
+
+def branching(loaded: LoadedModel, result: Result) -> None:
+    """A token to look at, and the others that could stand in its place."""
+    sequence = 0
+    if len(result.steps) > 1:
+        names = range(1, len(result.steps) + 1)
+        sequence = st.selectbox("Text", names, key="branch text") - 1
+    written = result.steps[sequence]
+    if not written:
+        return
+    tokens = loaded.tokenizer.tokens
+
+    def named(place: int) -> str:
+        before = text_before(result, sequence, place)[-24:]
+        return f"{place + 1} {visible(before.encode() + written[place].data)}"
+
+    place = st.selectbox("Token", range(len(written)), key="place", format_func=named)
+    labels = {
+        each.token: f"{visible(tokens[each.token])} {percent(each.before)} → {percent(each.after)}"
+        for each in alternatives(written[place])
+    }
+
+    def branch() -> None:
+        token = st.session_state.pop("alternative")
+        if token is None:
+            return
+        start = text_before(result, sequence, place) + tokens[token].decode("utf-8", "replace")
+        length = max(1, result.request.length - place - 1)
+        ask(replace(result.request, prompt=start, length=length, sequences=1), result)
+
+    st.pills(
+        "Go on from here with another token (its probability from the model → after the samplers)",
+        list(labels),
+        key="alternative",
+        format_func=labels.__getitem__,
+        on_change=branch,
+    )
+
+
+def percent(share: float) -> str:
+    """A probability in two digits."""
+    return f"{100 * share:.2g} %"
+
+
+def actions(history: History, result: Result, request: Request) -> None:
+    """What can be done with the texts: go on, take back, keep, repeat."""
+    many = len(result.steps) > 1
+    with st.container(horizontal=True):
+        for index, text in enumerate(result.texts()):
+            whole = result.request.prompt + text
+            number = f" {index + 1}" if many else ""
+            longer = replace(request, prompt=whole, sequences=1)
+            st.button(f"Go on{number}", key=f"go on {index}", on_click=ask, args=(longer, result))
+            st.download_button(
+                f"Download{number}", whole, "text.txt", on_click="ignore", key=f"download {index}"
+            )
+        st.button("Undo", key="undo", on_click=history.undo)
+    with st.expander("The same in a terminal"):
+        st.code(command(result, result.model, paths.shown(paths.QUANTIZED)), language=None)
+
+
+def summary(result: Result) -> str:
+    """One line on how the texts came to be."""
+    request, chosen = result.request, result.request.sampling
+    speed = "stopped early"
+    if result.seconds:
+        speed = f"{result.tokens() / result.seconds:,.0f} tokens/s"
+    more = {
+        f"min-p {chosen.min_p:g}": chosen.min_p > 0,
+        f"repetition penalty {chosen.repetition_penalty:g}": chosen.repetition_penalty != 1,
+        f"{len(chosen.stop)} stop strings": len(chosen.stop) > 0,
+    }
+    return (
+        f"{result.tokens():,} tokens, first after {1000 * result.first_seconds:,.0f} ms, {speed} · "
+        f"{result.model}, temperature {chosen.temperature:g}, top-k {chosen.top_k or 'off'}, "
+        f"top-p {chosen.top_p:g}, "
+        + "".join(f"{text}, " for text, on in more.items() if on)
+        + f"seed {request.seed}"
+    )
