@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from stages.lm.copying import SPAN_BYTES, Copy, copies
 from stages.lm.errors import UserError
 from stages.lm.files import read_json
 from stages.lm.loading import LoadedModel, load_model
-from stages.lm.sampling import DEFAULT_LENGTH, DEFAULT_SEED, SamplingSettings, stream_text
+from stages.lm.sampling import DEFAULT_LENGTH, DEFAULT_SEED, SamplingSettings, steps
 
 # How often the browser gets the text so far: every token of a long text would choke it. (A string
 # here would land on the page: Streamlit shows expressions that stand alone.)
@@ -33,6 +32,9 @@ EMPTY = "The beginning of a text. Empty starts on a new line."
 HEAT = "Low keeps to the likely, high dares more. 0 always takes the most likely token."
 TOP_K = "Choose among this many most likely tokens. 0 is off."
 TOP_P = "Choose among the fewest tokens whose probabilities reach this sum. 1 is off."
+MIN_P = "Choose among the tokens at least this many times as likely as the likeliest. 0 is off."
+PENALTY = "Above 1, what the text already has is less likely to come again. 1 is off."
+STOP = "A text ends before the first of these, one a line. `\\n` stands for a new line."
 SAME = "The same prompt, settings and seed give the same text, here and in the terminal."
 
 
@@ -54,6 +56,7 @@ class Result:
     request: Request
     model: str
     texts: list[str]
+    tokens: int = 0
     seconds: float | None = None
     """Time the whole of it took; None until then."""
 
@@ -88,8 +91,26 @@ def sidebar() -> tuple[Path, Request]:
         heat = st.slider("Temperature", 0.0, 2.0, ours.temperature, 0.05, key="heat", help=HEAT)
         top_k = st.number_input("Top-k", 0, 1_000_000, ours.top_k, key="top_k", help=TOP_K)
         top_p = st.slider("Top-p", 0.0, 1.0, ours.top_p, 0.01, key="top_p", help=TOP_P)
+        min_p = st.slider("Min-p", 0.0, 1.0, ours.min_p, 0.01, key="min_p", help=MIN_P)
+        penalty = st.slider(
+            "Repetition penalty",
+            1.0,
+            2.0,
+            ours.repetition_penalty,
+            0.05,
+            key="penalty",
+            help=PENALTY,
+        )
+        stop = st.text_area("Stop strings", key="stop", height=68, help=STOP)
         seed = st.number_input("Seed", 0, 2**31 - 1, DEFAULT_SEED, key="seed", help=SAME)
-    sampling = SamplingSettings(temperature=heat, top_k=top_k, top_p=top_p)
+    sampling = SamplingSettings(
+        temperature=heat,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=penalty,
+        stop=tuple(line.replace("\\n", "\n") for line in stop.split("\n") if line),
+    )
     return files[file], Request("", length, sequences, sampling, seed)
 
 
@@ -131,15 +152,16 @@ def write_tab(loaded: LoadedModel, name: str, request: Request) -> None:
 
 
 def stream(loaded: LoadedModel, result: Result) -> None:
-    """Generate all sequences side by side into `result` and onto the page."""
+    """Generate all sequences together into `result` and onto the page."""
     request = result.request
     places = text_places(request.sequences)
     draw(result, places)
     asked = (request.prompt, request.length, request.sampling, request.seed)
-    streams = [stream_text(loaded, *asked, index) for index in range(request.sequences)]
     start = drawn = time.perf_counter()
-    for pieces in zip_longest(*streams, fillvalue=""):
-        result.texts = [text + piece for text, piece in zip(result.texts, pieces, strict=True)]
+    for row in steps(loaded, *asked, range(request.sequences)):
+        grown = [step.text if step else "" for step in row]
+        result.texts = [text + more for text, more in zip(result.texts, grown, strict=True)]
+        result.tokens += sum(step is not None for step in row)
         # Streamlit ends a run that was stopped where it uses the session's state or draws.
         st.session_state["result"] = result
         if time.perf_counter() - drawn > REDRAW_SECONDS:
@@ -224,11 +246,18 @@ def character_start(data: bytes, place: int) -> int:
 def summary(result: Result) -> str:
     """One line on how the texts came to be."""
     request, chosen = result.request, result.request.sampling
-    tokens = request.length * request.sequences
-    outcome = "stopped early" if not result.seconds else f"{tokens / result.seconds:,.0f} tokens/s"
+    rate = result.tokens / result.seconds if result.seconds else None
+    switched_on = {
+        f"min-p {chosen.min_p:g}": chosen.min_p > 0,
+        f"repetition penalty {chosen.repetition_penalty:g}": chosen.repetition_penalty != 1,
+        f"{len(chosen.stop)} stop strings": len(chosen.stop) > 0,
+    }
     return (
-        f"{tokens:,} tokens, {outcome} · {result.model}, temperature {chosen.temperature:g}, "
-        f"top-k {chosen.top_k or 'off'}, top-p {chosen.top_p:g}, seed {request.seed}"
+        f"{result.tokens:,} tokens, {f'{rate:,.0f} tokens/s' if rate else 'stopped early'} · "
+        f"{result.model}, temperature {chosen.temperature:g}, top-k {chosen.top_k or 'off'}, "
+        f"top-p {chosen.top_p:g}, "
+        + "".join(f"{text}, " for text, on in switched_on.items() if on)
+        + f"seed {request.seed}"
     )
 
 

@@ -18,7 +18,7 @@ from stages.lm.checkpoint import Checkpoint
 from stages.lm.loading import load_model
 from stages.lm.model import ModelConfig, Transformer
 from stages.lm.quantization import quantize_checkpoint
-from stages.lm.sampling import SamplingSettings, generate_text, stream_text
+from stages.lm.sampling import SamplingSettings, Step, generate_text, steps
 from stages.lm.tokenizer import train_bpe
 
 PAGE = str(Path(__file__).resolve().parents[1] / "app" / "app.py")
@@ -68,6 +68,11 @@ def write(at: AppTest, prompt: str) -> list[str]:
     return shown(at)
 
 
+def rows(*pieces: str, count: int = 1) -> Iterator[list[Step | None]]:
+    """What `steps` gives for sequences that all say these pieces."""
+    return iter([[Step(0, piece.encode(), piece)] * count for piece in pieces])
+
+
 def shown(at: AppTest) -> list[str]:
     return [block.value for block in at.code]
 
@@ -107,7 +112,7 @@ def test_copies_are_marked_with_their_length_and_place(monkeypatch: pytest.Monke
     save_models()
     known = "zwölf Boxkämpfer <b>jagen</b> Viktor quer"
     size = len(known.encode())
-    monkeypatch.setattr(sampling, "stream_text", lambda *_: iter(["new ", known, " new"]))
+    monkeypatch.setattr(sampling, "steps", lambda *_: rows("new ", known, " new"))
     paths.INPUT.write_text("0123456789" + known + "the rest", "utf-8")
     monkeypatch.setitem(PROVENANCE["data"], "splits", {"train": {"tokens": 9, "bytes": size + 10}})
     PROVENANCE["data"]["splits"]["val"] = {"bytes": 8}
@@ -137,9 +142,9 @@ def test_every_setting_reaches_the_sampler(monkeypatch: pytest.MonkeyPatch) -> N
 
     def record(*arguments: Any) -> Any:
         calls.append(arguments)
-        return iter(["ok"])
+        return rows("ok", count=3)
 
-    monkeypatch.setattr(sampling, "stream_text", record)
+    monkeypatch.setattr(sampling, "steps", record)
     at = page()
     at.radio(key="model").set_value("Checkpoint (float32)")
     at.number_input(key="length").set_value(7)
@@ -147,11 +152,45 @@ def test_every_setting_reaches_the_sampler(monkeypatch: pytest.MonkeyPatch) -> N
     at.slider(key="heat").set_value(1.5)
     at.number_input(key="top_k").set_value(11)
     at.slider(key="top_p").set_value(0.5)
+    at.slider(key="min_p").set_value(0.25)
+    at.slider(key="penalty").set_value(1.15)
+    at.text_area(key="stop").set_value("THE END\n\n\\n\\n")
     at.number_input(key="seed").set_value(99)
     assert write(at, "hello") == ["hellook"] * 3
-    settings = SamplingSettings(temperature=1.5, top_k=11, top_p=0.5)
-    assert [call[1:] for call in calls] == [("hello", 7, settings, 99, i) for i in range(3)]
-    assert {call[0].scheme for call in calls} == {"float32"}
+    settings = SamplingSettings(
+        temperature=1.5,
+        top_k=11,
+        top_p=0.5,
+        min_p=0.25,
+        repetition_penalty=1.15,
+        stop=("THE END", "\n\n"),
+    )
+    ((loaded, *asked),) = calls
+    assert asked == ["hello", 7, settings, 99, range(3)]
+    assert loaded.scheme == "float32"
+    told = at.caption[0].value
+    assert "min-p 0.25, repetition penalty 1.15, 2 stop strings, seed 99" in told
+
+
+def test_the_summary_is_silent_about_samplers_that_are_off() -> None:
+    save_models()
+    at = page()
+    write(at, "the")
+    assert at.caption[0].value.endswith("temperature 0.8, top-k off, top-p 0.95, seed 1337")
+
+
+def test_a_text_that_stops_tells_how_many_tokens_it_has() -> None:
+    save_models()
+    at = page()
+    at.text_area(key="stop").set_value("t")
+    at.slider(key="sequences").set_value(2)
+    settings = SamplingSettings(stop=("t",))
+    loaded = load_model(paths.QUANTIZED)
+    texts = [generate_text(loaded, "the", 200, settings, 1337, i) for i in range(2)]
+    assert write(at, "the") == ["the" + text for text in texts]
+    taken = [step for row in steps(loaded, "the", 200, settings, 1337, range(2)) for step in row]
+    count = sum(step is not None for step in taken)
+    assert at.caption[0].value.startswith(f"{count} tokens, ") and count < 400
 
 
 def test_sequences_are_those_of_their_index() -> None:
@@ -189,15 +228,15 @@ def test_any_prompt_is_continued_as_it_stands(prompt: str) -> None:
 def test_a_stop_comes_before_the_next_token(monkeypatch: pytest.MonkeyPatch) -> None:
     save_models()
 
-    def stopped_at_the_third(*_: Any) -> Iterator[str]:
-        for token in "abcdef":
-            if token == "c":
+    def stopped_at_the_third(*_: Any) -> Iterator[list[Step | None]]:
+        for row in rows(*"abcdef"):
+            if row[0] and row[0].text == "c":
                 context = get_script_run_ctx()
                 assert context and context.script_requests
                 context.script_requests.request_stop()
-            yield token
+            yield row
 
-    monkeypatch.setattr(sampling, "stream_text", stopped_at_the_third)
+    monkeypatch.setattr(sampling, "steps", stopped_at_the_third)
     at = page()
     write(at, "")
     assert shown(at.run()) == ["abc"]
@@ -209,13 +248,13 @@ def test_a_text_outlives_its_models_file(replaced: bool, monkeypatch: pytest.Mon
     save_models(0)
     text = generate_text(load_model(paths.QUANTIZED), "the", 200, SamplingSettings(), 1337)
 
-    def interrupted(*arguments: Any) -> Iterator[str]:
-        pieces = stream_text(*arguments)
-        yield next(pieces)
+    def interrupted(*arguments: Any) -> Iterator[list[Step | None]]:
+        written = steps(*arguments)
+        yield next(written)
         save_models(1) if replaced else paths.QUANTIZED.unlink()
-        yield from pieces
+        yield from written
 
-    monkeypatch.setattr(sampling, "stream_text", interrupted)
+    monkeypatch.setattr(sampling, "steps", interrupted)
     at = page()
     assert write(at, "the") == ["the" + text]
     assert len(at.run().info) == (not replaced)
