@@ -177,7 +177,7 @@ def test_a_prompt_of_any_length_is_continued(loaded, length):
 
 def test_only_the_end_of_a_long_prompt_is_seen(loaded):
     context = loaded.model.config.context
-    prompt = bytes(range(40, 100)).decode()
+    prompt = bytes(range(64, 100)).decode()
     assert len(loaded.tokenizer.encode(prompt.encode())) == len(prompt)
     assert tokens_of(loaded, prompt, 5) == tokens_of(loaded, prompt[-(context // 2) :], 5)
 
