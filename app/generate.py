@@ -7,14 +7,26 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import tee
+from operator import itemgetter
 from pathlib import Path
 from typing import NoReturn
 
 from stages.lm import paths
 from stages.lm.errors import UserError, run_stage
-from stages.lm.loading import load_model
-from stages.lm.sampling import DEFAULT_LENGTH, DEFAULT_SEED, SamplingSettings, stream_text
+from stages.lm.loading import LoadedModel, load_model
+from stages.lm.sampling import (
+    DEFAULT_LENGTH,
+    DEFAULT_SEED,
+    Odds,
+    SamplingSettings,
+    Step,
+    steps,
+)
+
+BATCH = 16
+"""Sequences written together; each has keys and values in memory."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -82,6 +94,34 @@ def parser() -> Parser:
         help="choose among the fewest tokens that reach this probability; 1 is off (%(default)s)",
     )
     made.add_argument(
+        "--min-p",
+        type=number(float, 0, 1),
+        default=defaults.min_p,
+        help="choose among the tokens at least this many times as likely as the likeliest; 0 is "
+        "off (%(default)s)",
+    )
+    made.add_argument(
+        "--repetition-penalty",
+        type=number(float, 1, 100),
+        default=defaults.repetition_penalty,
+        help="above 1, what the text already has is less likely to come again; 1 is off "
+        "(%(default)s)",
+    )
+    made.add_argument(
+        "--stop",
+        type=stop_string,
+        action="append",
+        default=[],
+        help=r"the text ends before this string; \n stands for a new line; may be given repeatedly",
+    )
+    made.add_argument(
+        "--logprobs",
+        type=number(int, 0, 1000),
+        help="after each text, a line for each of its tokens: the natural logarithm of its "
+        "probability, and so many of the likeliest tokens with theirs, from the model | after the "
+        "samplers",
+    )
+    made.add_argument(
         "--seed",
         type=number(int, 0, 2**31 - 1),
         default=DEFAULT_SEED,
@@ -96,24 +136,66 @@ def parser() -> Parser:
     return made
 
 
+def stop_string(text: str) -> str:
+    """A string that is not empty, its line ends written out."""
+    if not text:
+        raise argparse.ArgumentTypeError("'' would stop before the first token; give a string")
+    return text.replace("\\n", "\n")
+
+
+def sequences(
+    loaded: LoadedModel, asked: argparse.Namespace, sampling: SamplingSettings
+) -> Iterator[tuple[int, Iterator[Step]]]:
+    """Each sequence's index and steps. The first of a batch comes as it is written, the others,
+    which are written beside it, once it is done.
+    """
+    for first in range(0, asked.sequences, BATCH):
+        indices = range(first, min(first + BATCH, asked.sequences))
+        rows = steps(
+            loaded, asked.prompt, asked.length, sampling, asked.seed, indices, asked.logprobs
+        )
+        for place, copy in enumerate(tee(rows, len(indices))):
+            yield first + place, filter(None, map(itemgetter(place), copy))
+
+
+def explained(loaded: LoadedModel, step: Step) -> str:
+    """One line on a token and its odds before and after the samplers."""
+
+    def told(odds: Odds | None) -> str:
+        assert odds is not None
+        named = [f"{loaded.tokenizer.tokens[i]!r} {log:.4f}" for i, log in odds.top]
+        return "  ".join([f"{odds.chosen:.4f}", *named])
+
+    return f"{step.data!r}  {told(step.before)}  |  {told(step.after)}\n"
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Write the texts to standard output; returns the exit code."""
     asked = parser().parse_args(arguments)
-    sampling = SamplingSettings(temperature=asked.temperature, top_k=asked.top_k, top_p=asked.top_p)
+    sampling = SamplingSettings(
+        temperature=asked.temperature,
+        top_k=asked.top_k,
+        top_p=asked.top_p,
+        min_p=asked.min_p,
+        repetition_penalty=asked.repetition_penalty,
+        stop=tuple(asked.stop),
+    )
     if isinstance(sys.stdout, io.TextIOWrapper):
         # The model may write any character, whatever the terminal's encoding is.
         sys.stdout.reconfigure(encoding="utf-8", errors="replace")
     loaded = load_model(asked.model)
     try:
-        for index in range(asked.sequences):
+        for index, written in sequences(loaded, asked, sampling):
             if asked.sequences > 1:
                 print(f"--- {index + 1} of {asked.sequences} ---")
             print(asked.prompt, end="", flush=True)
-            for piece in stream_text(
-                loaded, asked.prompt, asked.length, sampling, asked.seed, index
-            ):
-                print(piece, end="", flush=True)
+            taken = []
+            for step in written:
+                print(step.text, end="", flush=True)
+                taken.append(step)
             print(flush=True)
+            if asked.logprobs is not None:
+                print("".join(explained(loaded, step) for step in taken), end="", flush=True)
     except BrokenPipeError:
         # The reader (`head`, a closed pager) has all it wants. What Python still holds goes
         # nowhere, or it would complain when it leaves.

@@ -32,11 +32,13 @@ def write_tab(loaded: LoadedModel, name: str, request: Request) -> None:
     if pressed:
         asked, parent = replace(request, prompt=prompt), None
     if asked:
-        stream(loaded, history.begin(asked, name, parent))
-    elif history.shown:
-        branches(history)
-        view(loaded, history, history.shown)
+        meanwhile = st.empty()
+        with meanwhile.container():
+            stream(loaded, history.begin(asked, name, parent))
+        meanwhile.empty()
     if history.shown:
+        branches(history)
+        view(loaded, history.shown)
         st.caption(summary(history.shown))
         actions(history, history.shown, request)
 
@@ -49,9 +51,8 @@ def ask(request: Request, parent: Result) -> None:
 def stream(loaded: LoadedModel, result: Result) -> None:
     """Generate all sequences together into `result` and onto the page."""
     request = result.request
-    stop = st.empty()
     # Any button ends this run where it draws next; what has been written is kept.
-    stop.button("Stop", key="stop writing")
+    st.button("Stop", key="stop writing")
     places = text_places(request.sequences)
     draw(result, places)
     asked = (request.prompt, request.length, request.sampling, request.seed)
@@ -69,8 +70,6 @@ def stream(loaded: LoadedModel, result: Result) -> None:
             draw(result, places)
             drawn = time.perf_counter()
     result.seconds = time.perf_counter() - start
-    draw(result, places)
-    stop.empty()
 
 
 def text_places(count: int) -> list[DeltaGenerator]:
@@ -102,7 +101,7 @@ def branches(history: History) -> None:
     st.pills("Texts and their branches", labels, key="branch", on_change=show)
 
 
-def view(loaded: LoadedModel, history: History, result: Result) -> None:
+def view(loaded: LoadedModel, result: Result) -> None:
     """The texts as they are, by the odds of each token, or by what is copied in them."""
     kind = VIEWS[
         st.segmented_control("Show", list(VIEWS), default="Text", key="view", required=True)

@@ -14,7 +14,7 @@ from stages.lm.files import read_json, write_json, write_text
 from stages.lm.loading import LoadedModel, load_model
 from stages.lm.metrics import loss_units
 from stages.lm.runtime import Machine, pick_machine
-from stages.lm.sampling import SamplingSettings, stream_bytes
+from stages.lm.sampling import SamplingSettings, steps
 from stages.lm.scoring import score
 from stages.lm.settings.evaluate import EvaluateSettings
 from stages.lm.settings.loader import load_section
@@ -139,10 +139,12 @@ def sampled(loaded: LoadedModel, settings: EvaluateSettings) -> list[bytes]:
         temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p
     )
     asked = (settings.prompt, settings.sample_tokens, sampling, settings.seed)
-    return [
-        b"".join(stream_bytes(loaded, *asked, index))
-        for index in tqdm(range(settings.samples), desc="samples", unit="text")
-    ]
+    samples = [b""] * settings.samples
+    if samples:
+        rows = steps(loaded, *asked, range(settings.samples))
+        for row in tqdm(rows, total=settings.sample_tokens, desc="samples", unit="token"):
+            samples = [text + step.data for text, step in zip(samples, row, strict=True) if step]
+    return samples
 
 
 def memorisation(data: TokenData, samples: list[bytes]) -> dict[str, float]:

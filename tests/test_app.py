@@ -2,19 +2,20 @@
 
 import html
 import json
+import math
 import re
+import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 from streamlit.testing.v1 import AppTest
-from app.writing import LIKELIEST
 
 from app import generate
+from app.writing import LIKELIEST
 from stages.lm import paths, sampling
 from stages.lm.checkpoint import Checkpoint
 from stages.lm.loading import load_model
@@ -168,6 +169,29 @@ def test_every_setting_reaches_the_sampler(monkeypatch: pytest.MonkeyPatch) -> N
     )  # fmt: skip
     assert [call[1:] for call in calls] == [("hello", 7, settings, 99, range(3), LIKELIEST)]
     assert {call[0].scheme for call in calls} == {"float32"}
+    told = at.caption[0].value
+    assert "min-p 0.25, repetition penalty 1.5, 2 stop strings, seed 99" in told
+
+
+def test_the_summary_is_silent_about_samplers_that_are_off() -> None:
+    save_models()
+    at = page()
+    write(at, "the")
+    assert at.caption[0].value.endswith("temperature 0.8, top-k off, top-p 0.95, seed 1337")
+
+
+def test_a_text_that_stops_tells_how_many_tokens_it_has() -> None:
+    save_models()
+    at = page()
+    at.text_area(key="stop").set_value("t")
+    at.slider(key="sequences").set_value(2)
+    settings = SamplingSettings(stop=("t",))
+    loaded = load_model(paths.QUANTIZED)
+    texts = [generate_text(loaded, "the", 200, settings, 1337, i) for i in range(2)]
+    assert write(at, "the") == ["the" + text for text in texts]
+    taken = [step for row in steps(loaded, "the", 200, settings, 1337, range(2)) for step in row]
+    count = sum(step is not None for step in taken)
+    assert at.caption[0].value.startswith(f"{count} tokens, ") and count < 400
 
 
 def test_a_preset_sets_the_samplers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,3 +328,68 @@ def test_damaged_figures_leave_the_page_working() -> None:
     at = page()
     assert len(at.warning) == 2 and all("`dvc repro`" in each.value for each in at.warning)
     assert write(at, "the")[0].startswith("the")
+
+
+def test_going_on_continues_a_text_and_undo_takes_it_back() -> None:
+    save_models()
+    at = page()
+    at.number_input(key="length").set_value(20)
+    first = write(at, "the cat")
+    at.button(key="go on 0").click().run()
+    assert not at.exception
+    sampling = SamplingSettings()
+    more = generate_text(load_model(paths.QUANTIZED), first[0], 20, sampling, 1337)
+    assert shown(at) == [first[0] + more]
+    assert at.pills(key="branch").options == ["1", "1.1"]
+    at.pills(key="branch").set_value("1").run()
+    assert shown(at) == first
+    at.pills(key="branch").set_value("1.1").run()
+    at.button(key="undo").click().run()
+    assert shown(at) == first
+    at.button(key="undo").click().run()
+    assert shown(at) == []
+
+
+def test_a_branch_goes_on_from_another_token_and_reproduces() -> None:
+    save_models()
+    at = page()
+    at.number_input(key="length").set_value(20)
+    write(at, "the cat")
+    at.segmented_control(key="view").set_value("Probabilities").run()
+    (block,) = [element.proto.body for element in at.get("html")]
+    loaded = load_model(paths.QUANTIZED)
+    rows = list(steps(loaded, "the cat", 20, SamplingSettings(), 1337, (0,), LIKELIEST))
+    written = [step for (step,) in rows if step]
+    drawn = html.unescape(re.sub(r"<[^>]*>", "", block))
+    assert drawn == "the cat" + "".join(step.text for step in written)
+    place = next(i for i, step in enumerate(written) if i > 2 and all(s.text for s in written[:i]))
+    at.selectbox(key="place").set_value(place).run()
+    start = "the cat" + "".join(step.text for step in written[:place])
+    options = at.pills(key="alternative").options
+    before = written[place].before
+    assert before and len(options) >= LIKELIEST
+    token = before.top[0][0]
+    share = math.exp(before.top[0][1])
+    assert options[0].split(" → ")[0].endswith(f" {100 * share:.2g} %")
+    at.pills(key="alternative").set_value(token).run()
+    assert not at.exception
+    at.segmented_control(key="view").set_value("Text").run()
+    start += loaded.tokenizer.tokens[token].decode("utf-8", "replace")
+    text = generate_text(loaded, start, 19 - place, SamplingSettings(), 1337)
+    assert shown(at) == [start + text]
+
+
+def test_the_terminal_command_repeats_the_text(capsys: pytest.CaptureFixture[str]) -> None:
+    save_models()
+    at = page()
+    at.radio(key="model").set_value("Checkpoint (float32)")
+    at.number_input(key="length").set_value(30)
+    at.slider(key="heat").set_value(1.25)
+    at.slider(key="penalty").set_value(1.5)
+    at.text_area(key="stop").set_value("\\n\\n\n-q")
+    texts = write(at, '-- it\'s\nthe "rat" ')
+    (line,) = [block.value for block in at.code if block.value.startswith("python -m")]
+    words = shlex.split(line)
+    assert words[:3] == ["python", "-m", "app.generate"]
+    generate.main(words[3:])
+    assert capsys.readouterr().out == texts[0] + "\n"

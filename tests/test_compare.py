@@ -4,12 +4,12 @@ import json
 import subprocess
 from pathlib import Path
 
-from app import experiments
 import pytest
 import streamlit as st
 from test_app import files as files  # the fixture that keeps the project's own files away
 from test_app import page, save_models
 
+from app import experiments
 from stages.lm import paths
 from stages.lm.loading import load_model
 from stages.lm.sampling import SamplingSettings, generate_text

@@ -15,7 +15,7 @@ from stages.lm.errors import UserError
 from stages.lm.loading import load_model
 from stages.lm.model import ModelConfig, Transformer
 from stages.lm.quantization import quantize_checkpoint
-from stages.lm.sampling import SamplingSettings, generate_text
+from stages.lm.sampling import SamplingSettings, generate_text, steps
 from stages.lm.tokenizer import train_bpe
 
 
@@ -77,6 +77,48 @@ def test_sequences_are_numbered_and_each_its_own(
     assert texts[0] != texts[1]
 
 
+def test_every_sampler_and_stop_string_has_its_flag(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = SamplingSettings(
+        temperature=2, top_p=1, min_p=0.01, repetition_penalty=1.2, stop=("cat", "\n")
+    )
+    flags = "--temperature 2 --top-p 1 --min-p 0.01 --repetition-penalty 1.2 --stop cat --stop \\n"
+    generate.main(["the", *flags.split(), "--length", "150", "--model", str(model)])
+    text = generate_text(load_model(model), "the", 150, settings, 1337)
+    assert capsys.readouterr().out == f"the{text}\n"
+    assert not {"cat", "\n"} & {*text} and len(text) < 150
+
+
+def test_logprobs_are_a_line_for_each_token(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--length", "5", "--logprobs", "2", "--top-k", "1", "--sequences", "2"]
+    generate.main(["the", *flags, "--model", str(model)])
+    loaded = load_model(model)
+    printed = capsys.readouterr().out
+    for row in steps(loaded, "the", 5, SamplingSettings(top_k=1), 1337, likeliest=2):
+        (step,) = row
+        assert step and step.before
+        (first, log), (second, other) = step.before.top
+        names = [loaded.tokenizer.tokens[i] for i in (first, second)]
+        line = f"{step.data!r}  {log:.4f}  {names[0]!r} {log:.4f}  {names[1]!r} {other:.4f}  |  "
+        line += f"0.0000  {step.data!r} 0.0000\n"  # alone after top-k 1, so certain
+        assert line.replace("-0.0000", "0.0000") in printed.replace("-0.0000", "0.0000")
+    assert printed.count("  |  ") == 10
+
+
+def test_more_sequences_than_a_batch_holds_are_all_written(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ["the", "--sequences", "5", "--length", "9", "--model", str(model)]
+    generate.main(flags)
+    together = capsys.readouterr().out
+    monkeypatch.setattr(generate, "BATCH", 2)
+    generate.main(flags)
+    assert capsys.readouterr().out == together and together.count("---\n") == 5
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -87,6 +129,10 @@ def test_sequences_are_numbered_and_each_its_own(
         ["--temperature", "nan"],
         ["--top-k", "-1"],
         ["--top-p", "1.5"],
+        ["--min-p", "-0.5"],
+        ["--repetition-penalty", "0"],
+        ["--stop", ""],
+        ["--logprobs", "-2"],
         ["--seed", "-3"],
         ["--colour=red"],
         ["--model", "models/none.pt"],

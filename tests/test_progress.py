@@ -5,10 +5,10 @@ import os
 import time
 from pathlib import Path
 
-from app import progress
 import pytest
 from test_app import page
 
+from app import progress
 from stages import train
 from stages.lm import paths
 

@@ -1,22 +1,18 @@
 """The same call writes the same text, chosen as the filters and the probabilities say."""
 
-import itertools
-
 import pytest
 import torch
-from transformers import TopKLogitsWarper, TopPLogitsWarper
 
-from stages.lm.decoder import TorchDecoder, make_decoder
+from stages.lm.decoder import TorchDecoder
 from stages.lm.loading import LoadedModel
+from stages.lm.samplers import draw as draw_one
+from stages.lm.samplers import keep_top_p
 from stages.lm.sampling import (
     SamplingSettings,
-    choose,
     generate_text,
-    generate_tokens,
-    keep_top_k,
-    keep_top_p,
+    sampled_logits,
     sequence_generator,
-    stream_text,
+    steps,
 )
 
 PLAIN = SamplingSettings(temperature=1.0, top_k=0, top_p=1.0)
@@ -33,57 +29,13 @@ def rows(count, size=200):
     return torch.randn(count, size, generator=torch.Generator().manual_seed(2), dtype=torch.double)
 
 
-# Filters ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("k", [1, 2, 17, 199, 200])
-def test_top_k_keeps_what_transformers_keeps(k):
-    for logits in rows(20):
-        expected = TopKLogitsWarper(top_k=k)(None, logits.unsqueeze(0))[0]
-        assert torch.equal(keep_top_k(logits, k), expected)
-
-
-@pytest.mark.parametrize("p", [0.01, 0.3, 0.5, 0.9, 0.95, 0.999])
-def test_top_p_keeps_what_transformers_keeps(p):
-    for scale, logits in itertools.product((0.2, 1, 5), rows(20)):
-        expected = TopPLogitsWarper(top_p=p)(None, logits.unsqueeze(0) * scale)[0]
-        assert torch.equal(keep_top_p(logits * scale, p), expected)
-
-
-@pytest.mark.parametrize("k", [0, -1, 200, 1000])
-def test_top_k_is_off_at_zero_and_beyond_the_vocabulary(k):
-    assert torch.equal(keep_top_k(rows(1)[0], k), rows(1)[0])
-
-
-def test_top_p_is_off_at_one():
-    assert torch.equal(keep_top_p(rows(1)[0], 1.0), rows(1)[0])
-
-
-def test_top_p_keeps_the_fewest_that_reach_the_sum():
-    logits = torch.tensor([0.15, 0.5, 0.05, 0.3], dtype=torch.double).log()
-    for p, kept in [(0.4, [1]), (0.6, [1, 3]), (0.81, [0, 1, 3]), (0.96, [0, 1, 2, 3])]:
-        assert keep_top_p(logits, p).isfinite().nonzero().flatten().tolist() == kept
-
-
-def test_top_p_stops_where_the_sum_is_reached_exactly():
-    assert keep_top_p(torch.zeros(4, dtype=torch.double), 0.5).isfinite().sum() == 2
-
-
-def test_top_p_keeps_at_least_one():
-    assert keep_top_p(rows(1)[0], 0.0).isfinite().sum() == 1
-
-
-def test_ties_with_the_last_of_top_k_stay():
-    logits = torch.tensor([1.0, 2.0, 2.0, 0.0])
-    assert keep_top_k(logits, 1).isfinite().tolist() == [False, True, True, False]
-
-
 # Choice -------------------------------------------------------------------------------------------
 
 
 def draw(logits, settings, count, seed=0):
     generator = sequence_generator(seed, 0)
-    return [choose(logits, settings, generator) for _ in range(count)]
+    left = sampled_logits(logits.double(), settings, None)
+    return [draw_one(left, generator) for _ in range(count)]
 
 
 def test_temperature_zero_takes_the_most_likely():
@@ -126,7 +78,7 @@ def test_a_token_without_probability_never_comes():
 def test_the_ends_of_the_draw_choose_a_possible_token(monkeypatch, point):
     monkeypatch.setattr(torch, "rand", lambda *a, **k: torch.tensor(point, dtype=torch.double))
     logits = torch.tensor([float("-inf"), 0.0, 0.0, float("-inf")])
-    assert choose(logits, PLAIN, torch.Generator()) == (1 if point == 0 else 2)
+    assert draw(logits, PLAIN, 1) == [1 if point == 0 else 2]
 
 
 def test_the_number_format_of_the_logits_does_not_matter():
@@ -173,39 +125,60 @@ def test_nearby_seeds_and_indices_give_different_draws():
     assert len(set(firsts)) == 400
 
 
-def test_interleaved_streams_give_the_texts_they_give_alone(loaded):
+@pytest.mark.parametrize(
+    "settings",
+    [
+        PLAIN,
+        SamplingSettings(temperature=0),
+        SamplingSettings(temperature=1.5, top_k=20, min_p=0.05, repetition_penalty=1.3),
+        SamplingSettings(temperature=2, stop=("e", "\x05")),
+    ],
+    ids=["plain", "greedy", "everything", "stops"],
+)
+@pytest.mark.parametrize("prompt", ["", "The quick brown fox jumps over the lazy dog"])
+def test_a_batch_gives_the_texts_that_each_gives_alone(loaded, settings, prompt):
+    alone = [generate_text(loaded, prompt, 40, settings, 7, index) for index in (0, 1, 2, 5)]
+    rows = list(steps(loaded, prompt, 40, settings, 7, (0, 1, 2, 5)))
+    together = ["".join(step.text for step in column if step) for column in zip(*rows, strict=True)]
+    assert together == alone
+    assert len(rows) == max(sum(step is not None for step in c) for c in zip(*rows, strict=True))
+
+
+def test_interleaved_runs_give_the_texts_they_give_alone(loaded):
     alone = [generate_text(loaded, "The", 25, PLAIN, 7, index) for index in range(2)]
-    streams = [stream_text(loaded, "The", 25, PLAIN, 7, index) for index in range(2)]
-    pieces = list(itertools.zip_longest(*streams, fillvalue=""))
-    assert ["".join(stream) for stream in zip(*pieces, strict=True)] == alone
+    runs = [steps(loaded, "The", 25, PLAIN, 7, (index,)) for index in range(2)]
+    texts = zip(*[(a.text, b.text) for (a,), (b,) in zip(*runs, strict=True)], strict=True)
+    assert ["".join(pieces) for pieces in texts] == alone
 
 
 def tokens_of(loaded, prompt, count, settings=PLAIN, seed=0):
-    generator = sequence_generator(seed, 0)
-    return list(generate_tokens(make_decoder(loaded), prompt, count, settings, generator))
+    return [step.token for (step,) in steps(loaded, prompt, count, settings, seed)]
 
 
 @pytest.mark.parametrize("length", [1, 8, 16, 17, 30])
 def test_decoding_follows_full_forward_passes_and_forgets_the_older_half(loaded, length):
     context = loaded.model.config.context
-    prompt = list(range(60, 60 + length))
+    prompt = [ord("<"), *range(60, 60 + length - 1)]
+    text = loaded.tokenizer.decode(prompt).decode()
+    assert loaded.tokenizer.encode(text.encode()) == prompt
     seen = prompt if length <= context else prompt[-(context // 2) :]
     expected = []
     for _ in range(40):
         seen = seen if len(seen) <= context else seen[-(context // 2) :]
         expected.append(int(loaded.model(torch.tensor([seen]))[0, -1].argmax()))
         seen = [*seen, expected[-1]]
-    assert tokens_of(loaded, prompt, 40, SamplingSettings(temperature=0)) == expected
+    assert tokens_of(loaded, text, 40, SamplingSettings(temperature=0)) == expected
 
 
 @pytest.mark.parametrize("length", [15, 16, 17, 100])
 def test_a_prompt_of_any_length_is_continued(loaded, length):
-    assert len(tokens_of(loaded, [65] * length, 60)) == 60
+    assert len(tokens_of(loaded, "\x05" * length, 60)) == 60
 
 
 def test_only_the_end_of_a_long_prompt_is_seen(loaded):
     context = loaded.model.config.context
-    prompt = list(range(40, 140))
+    prompt = bytes(range(64, 100)).decode()
+    assert len(loaded.tokenizer.encode(prompt.encode())) == len(prompt)
     assert tokens_of(loaded, prompt, 5) == tokens_of(loaded, prompt[-(context // 2) :], 5)
 
 
@@ -233,17 +206,19 @@ def test_a_prompt_that_is_no_unicode_is_continued(loaded):
 def test_ids_of_the_padding_never_come(loaded):
     config = loaded.model.config
     assert config.padded_vocab > config.vocab_size
-    drawn = tokens_of(loaded, [1], 600, WILD)
+    drawn = tokens_of(loaded, "a", 600, WILD)
     assert max(drawn) < config.vocab_size and len(set(drawn)) > 200
 
 
 # Text from tokens ---------------------------------------------------------------------------------
 
 
-def spoken(monkeypatch, loaded, ids):
+def spoken(monkeypatch, loaded, ids, stop=()):
     """The pieces of a model that says exactly `ids`."""
-    monkeypatch.setattr("stages.lm.sampling.generate_tokens", lambda *_: iter(ids))
-    return list(stream_text(loaded, "x", len(ids), PLAIN, 0))
+    said = iter(ids)
+    monkeypatch.setattr("stages.lm.sampling.draw", lambda *_: next(said))
+    rows = steps(loaded, "x", len(ids), SamplingSettings(stop=stop), 0)
+    return [step.text for (step,) in rows if step.text]
 
 
 def test_a_character_in_several_tokens_comes_whole(monkeypatch, loaded):
@@ -258,12 +233,10 @@ def test_pieces_joined_are_the_text_of_the_tokens(monkeypatch, loaded, text):
 
 
 def test_random_tokens_make_valid_text(loaded):
-    pieces = list(stream_text(loaded, "The", 400, WILD, 9))
-    assert "" not in pieces
-    assert generate_text(loaded, "The", 400, WILD, 9) == "".join(pieces)
-    tokens = tokens_of(loaded, loaded.tokenizer.encode(b"The"), 400, WILD, seed=9)
-    assert "".join(pieces) == loaded.tokenizer.decode(tokens).decode("utf-8", "replace")
-    assert "\ufffd" in "".join(pieces)
+    text = generate_text(loaded, "The", 400, WILD, 9)
+    tokens = tokens_of(loaded, "The", 400, WILD, seed=9)
+    assert text == loaded.tokenizer.decode(tokens).decode("utf-8", "replace")
+    assert "\ufffd" in text
 
 
 @pytest.mark.parametrize(
@@ -277,3 +250,69 @@ def test_random_tokens_make_valid_text(loaded):
 )
 def test_broken_characters_become_replacement_characters(monkeypatch, loaded, data, text):
     assert "".join(spoken(monkeypatch, loaded, list(data))) == text
+
+
+# Stop strings -------------------------------------------------------------------------------------
+
+
+def test_a_text_ends_before_a_stop_string_in_several_tokens(monkeypatch, loaded):
+    ids = [*b"one\n\ntwo"]
+    assert spoken(monkeypatch, loaded, ids, ("\n\n",)) == ["o", "n", "e"]
+    assert spoken(monkeypatch, loaded, ids, ("\n\nx", "wo")) == ["o", "n", "e", "\n\nt"]
+
+
+def test_what_could_have_become_a_stop_string_comes_at_the_end(monkeypatch, loaded):
+    assert spoken(monkeypatch, loaded, [*b"ab<en"], ("<end>",)) == ["a", "b", "<en"]
+
+
+def test_a_stop_string_within_a_token_ends_the_text(monkeypatch, loaded):
+    (token,) = (i for i, data in enumerate(loaded.tokenizer.tokens) if data == b"the")
+    assert spoken(monkeypatch, loaded, [*b"to ", token, *b" end"], ("h",)) == ["t", "o", " ", "t"]
+
+
+def test_stop_strings_of_characters_in_several_tokens(monkeypatch, loaded):
+    ids = [*"a🙃b🙂c".encode()]
+    assert spoken(monkeypatch, loaded, ids, ("🙂",)) == ["a", "🙃", "b"]
+
+
+def test_nothing_is_chosen_after_the_stop_string(monkeypatch, loaded):
+    said = iter(b"ab.")  # a fourth would raise
+    monkeypatch.setattr("stages.lm.sampling.draw", lambda *_: next(said))
+    rows = list(steps(loaded, "x", 50, SamplingSettings(stop=(".",)), 0))
+    assert [step.data for (step,) in rows] == [b"a", b"b", b"."]
+
+
+# Odds ---------------------------------------------------------------------------------------------
+
+
+def test_odds_are_the_models_and_the_samplers(loaded):
+    settings = SamplingSettings(temperature=1.7, top_k=4, top_p=1, repetition_penalty=1.5)
+    prompt = loaded.tokenizer.encode(b"The")
+    (row,) = steps(loaded, "The", 1, settings, 3, likeliest=6)
+    (step,) = row
+    logits = loaded.model(torch.tensor([prompt]))[0, -1].double()
+    before = logits.log_softmax(-1)
+    assert step.before.chosen == pytest.approx(before[step.token].item())
+    assert [i for i, _ in step.before.top] == before.topk(6).indices.tolist()
+    assert [log for _, log in step.before.top] == pytest.approx(before.topk(6).values.tolist())
+    seen = torch.zeros(len(logits), dtype=torch.bool)
+    seen[prompt] = True
+    after = sampled_logits(logits, settings, seen).log_softmax(-1)
+    assert step.after.chosen == pytest.approx(after[step.token].item())
+    assert [i for i, _ in step.after.top] == after.topk(4).indices.tolist()
+    assert sum(torch.tensor([log for _, log in step.after.top]).exp()) == pytest.approx(1)
+
+
+def test_odds_change_no_text_and_are_only_there_if_asked_for(loaded):
+    plain = [step for (step,) in steps(loaded, "The", 20, PLAIN, 3)]
+    told = [step for (step,) in steps(loaded, "The", 20, PLAIN, 3, likeliest=0)]
+    assert [step.token for step in plain] == [step.token for step in told]
+    assert all(step.before is step.after is None for step in plain)
+    assert all(step.before.top == [] and step.before.chosen < 0 for step in told)
+
+
+def test_the_penalty_sees_the_prompt_and_every_token_so_far(loaded):
+    settings = SamplingSettings(temperature=0, repetition_penalty=1e6)
+    ids = loaded.tokenizer.encode(b"The quick")
+    tokens = tokens_of(loaded, "The quick", 60, settings)
+    assert len({*ids, *tokens}) == len({*ids}) + 60

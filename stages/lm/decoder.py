@@ -37,28 +37,42 @@ class Decoder(Protocol):
 
 
 class TorchDecoder:
-    """The model itself with a key/value cache: on any device, for any weights."""
+    """The model itself with a key/value cache: on any device, for any weights.
+
+    Each sequence goes through it alone: a product with several rows rounds otherwise than one with
+    a single row, and what a sequence becomes must not depend on those beside it.
+    """
 
     def __init__(self, loaded: LoadedModel, batch: int) -> None:
         self.model = loaded.model
-        self.batch = batch
         self.context = loaded.model.config.context
-        self.cache = KVCache(loaded.model.config, batch, loaded.model.token_embedding.weight)
+        like = loaded.model.token_embedding.weight
+        self.caches = [KVCache(loaded.model.config, 1, like) for _ in range(batch)]
 
     @property
     def length(self) -> int:
         """Tokens each sequence has."""
-        return self.cache.length
+        return self.caches[0].length
 
     @torch.inference_mode()
     def feed(self, tokens: list[list[int]]) -> Tensor:
         """See `Decoder`."""
         rows = torch.tensor(tokens, device=self.model.token_embedding.weight.device)
-        return self.model(rows.expand(self.batch, -1), self.cache)[:, -1].float()
+        first, *others = self.caches
+        if len(tokens) == 1 and not self.length:  # a prompt that all share is read once
+            logits = self.model(rows, first)[:, -1].float()
+            for cache in others:
+                cache.keys.copy_(first.keys)
+                cache.values.copy_(first.values)
+                cache.length = first.length
+            return logits.expand(len(self.caches), -1)
+        pairs = zip(rows.expand(len(self.caches), -1), self.caches, strict=True)
+        return torch.cat([self.model(row[None], cache)[:, -1] for row, cache in pairs]).float()
 
     def forget(self) -> None:
         """See `Decoder`."""
-        self.cache.length = 0
+        for cache in self.caches:
+            cache.length = 0
 
 
 def make_decoder(loaded: LoadedModel, batch: int = 1) -> Decoder:

@@ -1,18 +1,27 @@
-"""Decoding: a prompt in, text out, token by token, from a model with a key/value cache.
+"""Decoding: a prompt in, texts out, token by token, from a model with a key/value cache.
 
 The app, the terminal and evaluate all generate through here, so the same call gives the same
-text everywhere.
+text everywhere, alone or beside others.
 """
 
 import codecs
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .decoder import Decoder, make_decoder
+from .decoder import make_decoder
 from .loading import LoadedModel
+from .samplers import (
+    StopStrings,
+    draw,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    penalise_repetition,
+    scale_temperature,
+)
 
 DEFAULT_LENGTH = 200
 """Tokens that the page and the terminal write unless told otherwise."""
@@ -21,7 +30,7 @@ DEFAULT_SEED = 1337
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingSettings:
-    """How a token is chosen from the logits."""
+    """How a token is chosen from the logits, and where the text stops."""
 
     temperature: float = 0.8
     """Divides the logits; 0 always takes the most likely token."""
@@ -29,43 +38,52 @@ class SamplingSettings:
     """Choose among this many most likely tokens only; 0 is off."""
     top_p: float = 0.95
     """Choose among the fewest tokens whose probabilities reach this sum; 1 is off."""
+    min_p: float = 0.0
+    """Choose among the tokens at least this many times as likely as the likeliest; 0 is off."""
+    repetition_penalty: float = 1.0
+    """Makes every token of the prompt and the text so far less likely to come again; 1 is off."""
+    stop: tuple[str, ...] = ()
+    """The text ends before the first of these to appear in it."""
 
 
-def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """Logits (V,) with all but the `k` largest at -inf; ties with the k-th stay."""
-    if k <= 0 or k >= logits.numel():
-        return logits
-    threshold = torch.topk(logits, k).values[-1]
-    return logits.masked_fill(logits < threshold, float("-inf"))
+@dataclass(frozen=True)
+class Odds:
+    """Natural logarithms of probabilities at one place in a text."""
+
+    chosen: float
+    """Of the token that was chosen."""
+    top: list[tuple[int, float]]
+    """Token ids and theirs, likeliest first; impossible ones left out."""
 
 
-def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """Logits (V,) with all at -inf but the fewest whose probabilities reach `p`; at least one.
+@dataclass(frozen=True)
+class Step:
+    """A token that was added to a text."""
 
-    Nucleus sampling (Holtzman et al. 2020).
+    token: int
+    data: bytes
+    """The token's bytes."""
+    text: str
+    """What the text grew by. A character that comes in several tokens is held back until it is
+    whole (broken ones become U+FFFD), and so is what may still become a stop string."""
+    before: Odds | None = None
+    """As the model gave them; None unless asked for."""
+    after: Odds | None = None
+    """As the samplers left them."""
+
+
+def sampled_logits(logits: Tensor, settings: SamplingSettings, seen: Tensor | None) -> Tensor:
+    """Float64 logits (V,) that a token is drawn from; `seen` (V,) marks the tokens so far.
+
+    Repetition penalty, temperature, top-k, top-p, min-p: transformers' order.
     """
-    if p >= 1:
-        return logits
-    ordered, places = torch.sort(logits, descending=True, stable=True)
-    probabilities = ordered.softmax(dim=-1)
-    # A token goes when those before it already reach p.
-    surplus = probabilities.cumsum(dim=-1) - probabilities >= p
-    surplus[0] = False
-    return logits.index_fill(0, places[surplus], float("-inf"))
-
-
-def choose(logits: Tensor, settings: SamplingSettings, generator: torch.Generator) -> int:
-    """A token id drawn from logits (V,): temperature, then top-k, then top-p."""
+    if seen is not None:
+        logits = penalise_repetition(logits, seen, settings.repetition_penalty)
+    logits = scale_temperature(logits, settings.temperature)
     if settings.temperature == 0:
-        return int(logits.argmax())
-    # On the CPU in float64: the same draw on every device and with any number of threads.
-    logits = logits.double().cpu()
-    logits = logits - logits.max()
-    logits = keep_top_p(keep_top_k(logits / settings.temperature, settings.top_k), settings.top_p)
-    sums = logits.softmax(dim=-1).cumsum(dim=-1)
-    point = torch.rand((), generator=generator, dtype=torch.float64) * sums[-1]
-    place = int(torch.searchsorted(sums, point, right=True))
-    return min(place, int(logits.isfinite().nonzero()[-1]))
+        return logits
+    logits = keep_top_p(keep_top_k(logits, settings.top_k), settings.top_p)
+    return keep_min_p(logits, settings.min_p)
 
 
 def sequence_generator(seed: int, index: int) -> torch.Generator:
@@ -75,69 +93,83 @@ def sequence_generator(seed: int, index: int) -> torch.Generator:
     return torch.Generator().manual_seed((seed + index * 0x9E3779B97F4A7C15) % 2**63)
 
 
-def generate_tokens(
-    decoder: Decoder,
-    prompt: list[int],
+class _Writer:
+    """One sequence of a batch: chooses its tokens and turns them into text."""
+
+    def __init__(
+        self, loaded: LoadedModel, prompt: list[int], settings: SamplingSettings, seed: int, i: int
+    ) -> None:
+        self.known = loaded.tokenizer.tokens
+        self.settings = settings
+        self.generator = sequence_generator(seed, i)
+        self.stops = StopStrings(settings.stop)
+        self.characters = codecs.getincrementaldecoder("utf-8")("replace")
+        self.seen = None
+        if settings.repetition_penalty != 1:
+            self.seen = torch.zeros(len(self.known), dtype=torch.bool)
+            self.seen[prompt] = True
+
+    def step(self, logits: Tensor, last: bool, likeliest: int | None) -> Step:
+        """Choose a token from logits (V,)."""
+        # On the CPU in float64: the same draw on every device and with any number of threads.
+        given = logits.double().cpu()
+        left = sampled_logits(given, self.settings, self.seen)
+        token = draw(left, self.generator)
+        if self.seen is not None:
+            self.seen[token] = True
+        data = self.stops.feed(self.known[token])
+        final = last or self.stops.met
+        text = self.characters.decode(data + self.stops.held * final, final)
+        odds = (None if likeliest is None else odds_of(x, token, likeliest) for x in (given, left))
+        return Step(token, self.known[token], text, *odds)
+
+
+def odds_of(logits: Tensor, token: int, likeliest: int) -> Odds:
+    """The log-probability that logits (V,) give `token`, and those of the likeliest tokens."""
+    logs = logits.log_softmax(dim=-1)
+    top = logs.topk(min(likeliest, logs.numel()))
+    pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    return Odds(logs[token].item(), [(i, log) for i, log in pairs if log > float("-inf")])
+
+
+def steps(
+    loaded: LoadedModel,
+    prompt: str,
     count: int,
     settings: SamplingSettings,
-    generator: torch.Generator,
-) -> Iterator[int]:
-    """`count` tokens that continue `prompt` (at least one token), as they are chosen.
+    seed: int,
+    indices: Sequence[int] = (0,),
+    likeliest: int | None = None,
+) -> Iterator[list[Step | None]]:
+    """The steps of up to `count` tokens that continue `prompt`, as they come, for each sequence.
 
-    When the sequence outgrows the model's context, its older half is forgotten and the cache is
-    filled anew from the rest.
+    A sequence is the same function of its index whatever the others are; after its stop string it
+    gives None. With `likeliest`, each step tells the odds of its token and of so many others. An
+    empty prompt stands for a new line. When the sequences outgrow the model's context, their older
+    half is forgotten and the cache is filled anew from the rest.
     """
+    ids = loaded.tokenizer.encode((prompt or "\n").encode("utf-8", "replace"))
+    writers = [_Writer(loaded, ids, settings, seed, index) for index in indices]
+    decoder = make_decoder(loaded, len(writers))
     context = decoder.context
-    recent = prompt[-context:] if len(prompt) <= context else prompt[-(context // 2) :]
-    fresh = list(recent)
-    for _ in range(count):
-        if decoder.length + len(fresh) > context:
-            recent = recent[-(context // 2) :]
-            fresh = list(recent)
+    recent = [list(ids[-context:] if len(ids) <= context else ids[-(context // 2) :])]
+    fresh = recent
+    for place in range(count):
+        if decoder.length + len(fresh[0]) > context:
+            recent = fresh = [row[-(context // 2) :] for row in recent]
             decoder.forget()
-        token = choose(decoder.feed([fresh])[0], settings, generator)
-        yield token
-        fresh = [token]
-        recent.append(token)
-
-
-def stream_bytes(
-    loaded: LoadedModel,
-    prompt: str,
-    count: int,
-    settings: SamplingSettings,
-    seed: int,
-    index: int = 0,
-) -> Iterator[bytes]:
-    """The bytes of each of `count` tokens that continue `prompt`, as they come.
-
-    An empty prompt stands for a new line.
-    """
-    tokens = loaded.tokenizer.encode((prompt or "\n").encode("utf-8", "replace"))
-    generator = sequence_generator(seed, index)
-    for token in generate_tokens(make_decoder(loaded), tokens, count, settings, generator):
-        yield loaded.tokenizer.decode([token])
-
-
-def stream_text(
-    loaded: LoadedModel,
-    prompt: str,
-    count: int,
-    settings: SamplingSettings,
-    seed: int,
-    index: int = 0,
-) -> Iterator[str]:
-    """What `stream_bytes` gives, as text in pieces.
-
-    Joined, the pieces are valid text: a character whose bytes come in several tokens is held back
-    until it is whole, and broken ones become U+FFFD.
-    """
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    for data in stream_bytes(loaded, prompt, count, settings, seed, index):
-        if piece := decoder.decode(data):
-            yield piece
-    if rest := decoder.decode(b"", final=True):
-        yield rest
+        row = [
+            None if writer.stops.met else writer.step(logits, place == count - 1, likeliest)
+            for writer, logits in zip(writers, decoder.feed(fresh), strict=True)
+        ]
+        yield row
+        if all(writer.stops.met for writer in writers):
+            return
+        # A sequence that is over goes on with any token: nothing reads it.
+        fresh = [[step.token if step else 0] for step in row]
+        recent = [
+            [*old, *new] for old, new in zip(recent * (len(row) // len(recent)), fresh, strict=True)
+        ]
 
 
 def generate_text(
@@ -148,5 +180,6 @@ def generate_text(
     seed: int,
     index: int = 0,
 ) -> str:
-    """All of `stream_text` at once."""
-    return "".join(stream_text(loaded, prompt, count, settings, seed, index))
+    """All of one sequence's text at once."""
+    rows = steps(loaded, prompt, count, settings, seed, (index,))
+    return "".join(step.text for (step,) in rows if step)

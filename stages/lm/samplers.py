@@ -1,0 +1,103 @@
+"""What is done to the logits before a token is drawn, and where a text stops.
+
+Pure functions of logits (V,): a token at -inf cannot be drawn. Knows nothing about models or text.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+CUT = float("-inf")
+
+
+def penalise_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Logits (V,) with those of `seen` (V,), bool, less likely; 1 is off.
+
+    Positive ones are divided by `penalty`, others multiplied by it (Keskar et al. 2019,
+    arXiv 1909.05858).
+    """
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def scale_temperature(logits: Tensor, temperature: float) -> Tensor:
+    """Logits (V,) over `temperature`, the largest at 0; a temperature of 0 leaves it alone."""
+    if temperature == 0:
+        likeliest = torch.full_like(logits, CUT)
+        likeliest[logits.argmax()] = 0
+        return likeliest
+    # Shifted first: however small the temperature, nothing overflows.
+    return (logits - logits.max()) / temperature
+
+
+def keep_top_k(logits: Tensor, k: int) -> Tensor:
+    """Logits (V,) with all but the `k` largest at -inf; ties with the k-th stay. 0 is off."""
+    if k <= 0 or k >= logits.numel():
+        return logits
+    threshold = torch.topk(logits, k).values[-1]
+    return logits.masked_fill(logits < threshold, CUT)
+
+
+def keep_top_p(logits: Tensor, p: float) -> Tensor:
+    """Logits (V,) with all at -inf but the fewest whose probabilities reach `p`; at least one.
+
+    Nucleus sampling (Holtzman et al. 2020); 1 is off.
+    """
+    if p >= 1:
+        return logits
+    ordered, places = torch.sort(logits, descending=True, stable=True)
+    probabilities = ordered.softmax(dim=-1)
+    # A token goes when those before it already reach p.
+    surplus = probabilities.cumsum(dim=-1) - probabilities >= p
+    surplus[0] = False
+    return logits.index_fill(0, places[surplus], CUT)
+
+
+def keep_min_p(logits: Tensor, p: float) -> Tensor:
+    """Logits (V,) with those at -inf that are less than `p` times as likely as the likeliest.
+
+    Nguyen et al. 2024 (arXiv 2407.01082); 0 is off.
+    """
+    if p <= 0:
+        return logits
+    return logits.masked_fill(logits < logits.max() + math.log(p), CUT)
+
+
+def draw(logits: Tensor, generator: torch.Generator) -> int:
+    """A token id drawn from float64 logits (V,) by their softmax."""
+    sums = logits.softmax(dim=-1).cumsum(dim=-1)
+    point = torch.rand((), generator=generator, dtype=torch.float64) * sums[-1]
+    place = int(torch.searchsorted(sums, point, right=True))
+    return min(place, int(logits.isfinite().nonzero()[-1]))
+
+
+class StopStrings:
+    """Ends a text before the stop string that is the first to be complete.
+
+    It takes the text in pieces of bytes and holds back what may still become a stop string, so the
+    text that comes out does not depend on the pieces.
+    """
+
+    def __init__(self, stops: tuple[str, ...]) -> None:
+        # A lone surrogate, which no text holds, must not stop at the "?" that stands for it.
+        self.stops = [stop.encode("utf-8", "surrogatepass") for stop in stops if stop]
+        self.held = b""
+        self.met = False
+        """A stop string came; the text is over."""
+
+    def feed(self, data: bytes) -> bytes:
+        """The bytes that are now certain to be part of the text."""
+        text, self.held = self.held + data, b""
+        found = [(text.find(stop) + len(stop), text.find(stop)) for stop in self.stops]
+        if ends := [(end, start) for end, start in found if start >= 0]:
+            self.met = True
+            return text[: min(ends)[1]]
+        kept = max((overlap(text, stop) for stop in self.stops), default=0)
+        self.held = text[len(text) - kept :]
+        return text[: len(text) - kept]
+
+
+def overlap(text: bytes, stop: bytes) -> int:
+    """How many of the last bytes of `text` begin `stop`, without being all of it."""
+    sizes = range(min(len(text), len(stop) - 1), 0, -1)
+    return next((size for size in sizes if text.endswith(stop[:size])), 0)
