@@ -60,7 +60,7 @@ def held_out(loaded: LoadedModel) -> None:
     bits = dict(sorted(bits.items(), key=lambda item: item[1]))
     rows = [{"of": name, "bits": value} for name, value in bits.items()]
     bars = alt.Chart({"values": rows}).encode(
-        x=alt.X("bits:Q", title="bits for each byte; fewer is better"),
+        x=alt.X("bits:Q", title="bits for each byte; fewer is better", axis=alt.Axis(tickCount=6)),
         y=alt.Y("of:N", title=None, sort=list(bits)),
         tooltip=["of:N", alt.Tooltip("bits:Q", format=".3f")],
     )

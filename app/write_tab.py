@@ -145,8 +145,8 @@ def branching(loaded: LoadedModel, result: Result) -> None:
     tokens = loaded.tokenizer.tokens
 
     def named(place: int) -> str:
-        before = text_before(result, sequence, place)[-24:]
-        return f"{place + 1} {visible(before.encode() + written[place].data)}"
+        before = text_before(result, sequence, place)[-24:].encode("utf-8", "replace")
+        return f"{place + 1} …{visible(before + written[place].data)}"
 
     place = st.selectbox("Token", range(len(written)), key="place", format_func=named)
     labels = {

@@ -52,6 +52,16 @@ def write(page: Page) -> None:
     page.get_by_text("tokens/s").wait_for(timeout=60_000)
 
 
+def odds(page: Page) -> None:
+    """Show the odds of each token that was written."""
+    write(page)
+    page.get_by_role("radio", name="Probabilities").or_(
+        page.get_by_role("button", name="Probabilities")
+    ).first.click()
+    page.locator("span[title]").first.wait_for(timeout=60_000)
+    page.get_by_role("button", name="Go on", exact=True).scroll_into_view_if_needed()
+
+
 def read(page: Page) -> None:
     """Have a text read."""
     page.get_by_role("tab", name="Read").click()
@@ -75,7 +85,7 @@ def about(page: Page) -> None:
     page.get_by_text("Loss while training").wait_for(timeout=60_000)
 
 
-VIEWS = {"write": write, "read": read, "compare": compare, "about": about}
+VIEWS = {"write": write, "odds": odds, "read": read, "compare": compare, "about": about}
 
 
 def main() -> None:
