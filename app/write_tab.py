@@ -87,18 +87,18 @@ def draw(result: Result, places: list[DeltaGenerator]) -> None:
 
 def branches(history: History) -> None:
     """Every text of this visit, to go back to."""
-    if len(history.results) < 2:
+    if len(history.results) < 2 or not history.shown:
         return
-    tree = history.tree()
-    labels = [each.label for each in tree]
-    # The widget follows what is shown, however that came to be shown.
-    st.session_state["branch"] = history.shown.label if history.shown else None
+    # A widget of its own for each state: one that had to follow the state would also report it.
+    key = f"branch {history.shown.label} of {len(history.results)}"
 
     def show() -> None:
-        chosen = st.session_state["branch"]
-        history.shown = next((each for each in tree if each.label == chosen), history.shown)
+        chosen = st.session_state[key]
+        history.shown = next((r for r in history.results if r.label == chosen), history.shown)
 
-    st.pills("Texts and their branches", labels, key="branch", on_change=show)
+    labels = [each.label for each in history.tree()]
+    default = history.shown.label
+    st.pills("Texts and their branches", labels, default=default, key=key, on_change=show)
 
 
 def view(loaded: LoadedModel, result: Result) -> None:

@@ -340,10 +340,10 @@ def test_going_on_continues_a_text_and_undo_takes_it_back() -> None:
     sampling = SamplingSettings()
     more = generate_text(load_model(paths.QUANTIZED), first[0], 20, sampling, 1337)
     assert shown(at) == [first[0] + more]
-    assert at.pills(key="branch").options == ["1", "1.1"]
-    at.pills(key="branch").set_value("1").run()
+    assert at.pills(key="branch 1.1 of 2").options == ["1", "1.1"]
+    at.pills(key="branch 1.1 of 2").set_value("1").run()
     assert shown(at) == first
-    at.pills(key="branch").set_value("1.1").run()
+    at.pills(key="branch 1 of 2").set_value("1.1").run()
     at.button(key="undo").click().run()
     assert shown(at) == first
     at.button(key="undo").click().run()
