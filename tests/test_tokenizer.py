@@ -9,12 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiktoken.load import load_tiktoken_bpe
 from tokenizers import Regex
-from tokenizers import Tokenizer as HuggingFaceTokenizer
-from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
+from tokenizers.pre_tokenizers import Split
 
-from stages.lm import tokenizer as module
 from stages.lm.errors import UserError
+from stages.lm.huggingface import written_tokenizer
 from stages.lm.tokenizer import PATTERNS, Tokenizer, named_tokenizer, train_bpe
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -72,28 +70,6 @@ def test_each_pattern_cuts_as_its_name_promises(pattern, pieces):
     assert [piece for piece, _ in cut] == expected
 
 
-def hugging_face(tokenizer):
-    """The same vocabulary in the other library, its merges given by ours."""
-    characters = {byte: char for char, byte in module._byte_characters().items()}
-
-    def spelled(token):
-        return "".join(characters[byte] for byte in token)
-
-    merges = [
-        (spelled(tokenizer.tokens[left]), spelled(tokenizer.tokens[right]))
-        for left, right in tokenizer.merges()[256:]
-    ]
-    vocabulary = {spelled(token): rank for token, rank in tokenizer.ranks.items()}
-    other = HuggingFaceTokenizer(BPE(vocabulary, merges))
-    other.pre_tokenizer = Sequence(
-        [
-            Split(Regex(tokenizer.pattern), "isolated"),
-            ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    return other
-
-
 @EACH_PATTERN
 @settings(max_examples=60)
 @given(pieces=st.lists(st.one_of(PIECES, st.text(st.characters(codec="utf-8"), max_size=8))))
@@ -104,7 +80,7 @@ def test_ids_equal_those_of_hugging_face(trained, pattern, others, pieces):
 
 @pytest.fixture(scope="module")
 def others(trained):
-    return {name: hugging_face(tokenizer) for name, tokenizer in trained.items()}
+    return {name: written_tokenizer(tokenizer) for name, tokenizer in trained.items()}
 
 
 def test_training_compresses_the_text_it_saw(trained, text):

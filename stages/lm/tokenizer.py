@@ -16,6 +16,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 from tokenizers.trainers import BpeTrainer
 
+from .byte_level import byte_characters
 from .errors import UserError
 
 _SPACES = r"\s+(?!\S)|\s+"
@@ -182,7 +183,7 @@ def train_bpe(texts: Iterator[str], vocab_size: int, pattern_name: str) -> Token
     token's id is its place in the order of merging, after the 256 bytes, which is what tiktoken
     encodes by. Short texts give fewer tokens.
     """
-    alphabet = _byte_characters()
+    alphabet = byte_characters()
     trainable = BPETrainable(BPE())
     trainable.pre_tokenizer = Sequence(
         [
@@ -203,15 +204,6 @@ def train_bpe(texts: Iterator[str], vocab_size: int, pattern_name: str) -> Token
     tokens += [bytes(alphabet[char] for char in token) for token in merged]
     ranks = {token: rank for rank, token in enumerate(tokens)}
     return Tokenizer(ranks, PATTERNS[pattern_name], "bpe")
-
-
-def _byte_characters() -> dict[str, int]:
-    # GPT-2's printable stand-ins for bytes: printable Latin-1 is itself, the rest follow U+0100.
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {
-        chr(0x100 + place): byte for place, byte in enumerate(others)
-    }
 
 
 def named_tokenizer(name: str) -> Tokenizer:

@@ -1,0 +1,193 @@
+"""A folder that transformers opens, and with it vLLM, MLX and others."""
+
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from tokenizers import Regex, decoders, pre_tokenizers
+from tokenizers import Tokenizer as Written
+from tokenizers.models import BPE
+
+from .byte_level import printed_merges, printed_tokens
+from .files import write_json, write_text
+from .foreign import LAYER_NORM_EPSILON, pattern_name, renamed, separate_tensors
+from .fused import EPSILON
+from .loading import LoadedModel
+from .model import ModelConfig
+from .sampling import DEFAULT_LENGTH, SamplingSettings
+from .tokenizer import PATTERNS, Tokenizer
+
+NAMES = {
+    "qwen3": {
+        "token_embedding": "model.embed_tokens",
+        "final_norm": "model.norm",
+        "head": "lm_head",
+        "attention_norm": "model.layers.{}.input_layernorm",
+        "attention.query": "model.layers.{}.self_attn.q_proj",
+        "attention.key": "model.layers.{}.self_attn.k_proj",
+        "attention.value": "model.layers.{}.self_attn.v_proj",
+        "attention.query_norm": "model.layers.{}.self_attn.q_norm",
+        "attention.key_norm": "model.layers.{}.self_attn.k_norm",
+        "attention.out": "model.layers.{}.self_attn.o_proj",
+        "feed_forward_norm": "model.layers.{}.post_attention_layernorm",
+        "feed_forward.gate": "model.layers.{}.mlp.gate_proj",
+        "feed_forward.up": "model.layers.{}.mlp.up_proj",
+        "feed_forward.down": "model.layers.{}.mlp.down_proj",
+    },
+    "gpt2": {
+        "token_embedding": "transformer.wte",
+        "position_embedding": "transformer.wpe",
+        "final_norm": "transformer.ln_f",
+        "head": "lm_head",
+        "attention_norm": "transformer.h.{}.ln_1",
+        "attention.qkv": "transformer.h.{}.attn.c_attn",
+        "attention.out": "transformer.h.{}.attn.c_proj",
+        "feed_forward_norm": "transformer.h.{}.ln_2",
+        "feed_forward.up": "transformer.h.{}.mlp.c_fc",
+        "feed_forward.down": "transformer.h.{}.mlp.c_proj",
+    },
+}
+"""transformers' names of each architecture's tensors."""
+
+
+def write_huggingface(loaded: LoadedModel, folder: Path) -> None:
+    """Write a model's float32 weights, its configuration, tokenizer and card into a folder.
+
+    Raises:
+        UserError: the tokenizer's pattern cannot be exported, or a file cannot be written.
+    """
+    config = loaded.model.config
+    tensors = renamed(separate_tensors(config, loaded.model.state_dict()), NAMES[config.arch])
+    for name, tensor in tensors.items():
+        # GPT-2's layers in transformers hold their matrices the other way round.
+        turned = config.arch == "gpt2" and ".h." in name and tensor.ndim == 2
+        tensors[name] = (tensor.T if turned else tensor).contiguous()
+    tokenizer = written_tokenizer(loaded.tokenizer)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    tokenizer.save(str(folder / "tokenizer.json"))
+    write_json(folder / "config.json", written_config(config))
+    write_json(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": config.context,
+            "clean_up_tokenization_spaces": False,
+        },
+    )
+    ours = SamplingSettings()
+    write_json(
+        folder / "generation_config.json",
+        {
+            "do_sample": True,
+            "temperature": ours.temperature,
+            "top_k": ours.top_k,
+            "top_p": ours.top_p,
+            "max_new_tokens": DEFAULT_LENGTH,
+        },
+    )
+    write_text(folder / "README.md", card(loaded))
+
+
+def written_config(config: ModelConfig) -> dict[str, Any]:
+    """`config.json`: the model's shape in transformers' words."""
+    shared = {
+        "dtype": "float32",
+        "vocab_size": config.vocab_size,
+        "tie_word_embeddings": config.tie_embeddings,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+    if config.arch == "qwen3":
+        return shared | {
+            "architectures": ["Qwen3ForCausalLM"],
+            "model_type": "qwen3",
+            "hidden_size": config.width,
+            "intermediate_size": config.ff_width,
+            "num_hidden_layers": config.layers,
+            "num_attention_heads": config.heads,
+            "num_key_value_heads": config.kv_heads,
+            "head_dim": config.head_size,
+            "hidden_act": "silu",
+            "max_position_embeddings": config.context,
+            "rms_norm_eps": EPSILON,
+            # The second is how transformers before version 5 and other programs call it.
+            "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_base},
+            "rope_theta": config.rope_base,
+            "attention_bias": False,
+        }
+    return shared | {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "n_embd": config.width,
+        "n_inner": config.ff_width,
+        "n_layer": config.layers,
+        "n_head": config.heads,
+        "n_positions": config.context,
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": LAYER_NORM_EPSILON,
+        "embd_pdrop": config.dropout,
+        "resid_pdrop": config.dropout,
+        "attn_pdrop": 0.0,
+    }
+
+
+def written_tokenizer(tokenizer: Tokenizer) -> Written:
+    """The tokenizer in the form of Hugging Face `tokenizers`."""
+    printed = printed_tokens(tokenizer.tokens)
+    merges = printed_merges(printed, tokenizer.merges())
+    # As tiktoken does: a piece of text that is a token is taken whole, whatever the merges say.
+    model = BPE({token: i for i, token in enumerate(printed)}, merges, ignore_merges=True)
+    written = Written(model)
+    written.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PATTERNS[pattern_name(tokenizer)]), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    written.decoder = decoders.ByteLevel()
+    return written
+
+
+def card(loaded: LoadedModel) -> str:
+    """`README.md`: what the model is and how to use it."""
+    config = loaded.model.config
+    lines = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        "---",
+        "",
+        "# A small language model",
+        "",
+        f"{config.arch}, {loaded.model.parameter_count():,} parameters: {config.layers} layers of "
+        f"width {config.width}, {config.heads} heads ({config.kv_heads} for keys and values), "
+        f"{config.vocab_size:,} tokens, {config.context:,} tokens of context.",
+    ]
+    if loaded.scheme != "float32":
+        lines += ["", f"The weights were quantized ({loaded.scheme}) and are stored as float32."]
+    lines += ["", *trained_on(loaded.provenance)]
+    lines += [
+        "",
+        "It continues text. It knows no special tokens, no end of text and no chat.",
+        "",
+        "```python",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        'model = AutoModelForCausalLM.from_pretrained("FOLDER")',
+        'tokenizer = AutoTokenizer.from_pretrained("FOLDER")',
+        'prompt = tokenizer("Once upon a time", return_tensors="pt")',
+        "print(tokenizer.decode(model.generate(**prompt)[0]))",
+        "```",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def trained_on(provenance: dict[str, Any]) -> list[str]:
+    """A sentence on the training, as far as the model file tells."""
+    try:
+        train = provenance["data"]["splits"]["train"]
+        epochs = provenance["metrics"]["best_epoch"]
+        text = f"Trained on {train['bytes']:,} bytes ({train['tokens']:,} tokens), {epochs} epochs."
+    except (LookupError, TypeError, ValueError):
+        return ["What it was trained on is not recorded."]
+    return [text]

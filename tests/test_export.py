@@ -1,0 +1,368 @@
+"""Other programs read what we export: the same logits, the same token ids."""
+
+import json
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import tiktoken_ext.openai_public
+import torch
+from gguf.quants import quantize
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel, Qwen3ForCausalLM
+
+from stages import export
+from stages.lm.byte_level import byte_characters, printed_tokens
+from stages.lm.checkpoint import Checkpoint
+from stages.lm.errors import UserError
+from stages.lm.foreign import pattern_name
+from stages.lm.gguf_file import write_gguf
+from stages.lm.huggingface import write_huggingface
+from stages.lm.loading import LoadedModel, load_model
+from stages.lm.quantization import quantize_checkpoint
+from stages.lm.tokenizer import PATTERNS, Tokenizer, train_bpe
+
+SHAPES = {
+    "qwen3": {"arch": "qwen3"},
+    "qwen3 grouped": {"arch": "qwen3", "kv_heads": 2},
+    "qwen3 wide heads": {"arch": "qwen3", "head_size": 16, "rope_base": 500_000.0},
+    "qwen3 one kv head, tied": {"arch": "qwen3", "kv_heads": 1, "tie_embeddings": True},
+    "gpt2": {"arch": "gpt2", "tie_embeddings": True},
+    "gpt2 untied": {"arch": "gpt2"},
+}
+EACH_SHAPE = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+MIXED = (
+    "Hello world, IT'S a don'tcare — 3.14159 and 1234567!\r\n\r\n  if (x):\n\t\treturn  y   \n\n\n"
+    "Привет, мир! Ёжик. 我们在这里学习语言模型。日本語のテキスト。"
+    "مرحبا بالعالم नमस्ते दुनिया Ελληνικά\n"
+    "🙂🙃👨‍👩‍👧 naïve cafe\u0301 ﬁ \u00a0\u2003\u3000 \x00\x01\x1f\x7f\x85\u2028\ufeff"
+    "\ufffd ÿ 'Ll 'VE I'm\n"
+    "HTTPServer camelCase snake_case a/b//c\\d {[<>]} ... ???!!!  trailing   "
+)
+
+
+@pytest.fixture
+def make_loaded(make_model, tokenizer):
+    def make(shape):
+        fields = {"vocab_size": tokenizer.vocab_size, "context": 48} | shape
+        return LoadedModel(make_model(**fields), tokenizer, "float32", {}, 0)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def tokenizers(text):
+    return {name: train_bpe(iter([text, MIXED * 3]), 500, name) for name in PATTERNS}
+
+
+@pytest.fixture
+def model_file(tmp_path, checkpoint):
+    path = tmp_path / "checkpoint.pt"
+    checkpoint.save(path)
+    return path
+
+
+# Hugging Face -------------------------------------------------------------------------------------
+
+
+@EACH_SHAPE
+def test_transformers_gives_the_same_logits(make_loaded, shape, tmp_path):
+    loaded = make_loaded(shape)
+    write_huggingface(loaded, tmp_path)
+    model, told = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not told["missing_keys"] and not told["unexpected_keys"]
+    assert type(model) is (Qwen3ForCausalLM if shape["arch"] == "qwen3" else GPT2LMHeadModel)
+    size = loaded.model.config.vocab_size
+    assert model.get_input_embeddings().weight.shape[0] == size < loaded.model.config.padded_vocab
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(size, (3, loaded.model.config.context), generator=generator)
+    with torch.inference_mode():
+        theirs = model(tokens).logits
+    assert theirs.dtype == torch.float32
+    assert (theirs - loaded.model(tokens)).abs().max() < 1e-5
+
+
+def test_transformers_generates_with_what_is_written(make_loaded, tmp_path):
+    loaded = make_loaded(SHAPES["gpt2"])
+    write_huggingface(loaded, tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    prompt = AutoTokenizer.from_pretrained(tmp_path)("The", return_tensors="pt")
+    written = model.generate(**prompt, max_new_tokens=20, do_sample=False)[0].tolist()
+    ids = loaded.tokenizer.encode(b"The")
+    while len(ids) < len(written):
+        ids.append(int(loaded.model(torch.tensor([ids]))[0, -1].argmax()))
+    assert written == ids
+    assert model.generation_config.top_p == 0.95
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_transformers_cuts_text_into_the_same_tokens(tokenizers, make_model, name, tmp_path):
+    tokenizer = tokenizers[name]
+    for arch in ("qwen3", "gpt2"):
+        model = make_model(arch, vocab_size=tokenizer.vocab_size)
+        write_huggingface(LoadedModel(model, tokenizer, "float32", {}, 0), tmp_path)
+        theirs = AutoTokenizer.from_pretrained(tmp_path)
+        ids = theirs(MIXED)["input_ids"]
+        assert ids == tokenizer.encode(MIXED.encode())
+        assert theirs.decode(ids) == MIXED
+        assert len(theirs) == tokenizer.vocab_size
+
+
+def test_the_card_tells_the_training_and_the_scheme(make_loaded, tmp_path):
+    loaded = make_loaded(SHAPES["qwen3"])
+    provenance = {
+        "data": {"splits": {"train": {"bytes": 1234567, "tokens": 4321}}},
+        "metrics": {"best_epoch": 7},
+    }
+    told = LoadedModel(loaded.model, loaded.tokenizer, "int8", provenance, 0)
+    write_huggingface(told, tmp_path)
+    card = (tmp_path / "README.md").read_text("utf-8")
+    assert "1,234,567 bytes (4,321 tokens), 7 epochs" in card and "quantized (int8)" in card
+    write_huggingface(loaded, tmp_path)
+    card = (tmp_path / "README.md").read_text("utf-8")
+    assert "not recorded" in card and "quantized" not in card
+
+
+# Tokens as text -----------------------------------------------------------------------------------
+
+
+def test_every_byte_has_its_own_character_and_a_space_is_gpt2s():
+    characters = byte_characters()
+    assert sorted(characters.values()) == list(range(256))
+    assert printed_tokens([b" a\n", b"\xff"]) == ["\u0120a\u010a", "ÿ"]
+
+
+def test_a_published_vocabulary_is_known_by_its_name(tokenizer, text):
+    pattern = tiktoken_ext.openai_public.r50k_pat_str
+    published = Tokenizer(tokenizer.ranks, pattern, "gpt2")
+    assert pattern_name(published) == "gpt-2"
+    for sample in (text, MIXED):
+        assert published.encode(sample.encode()) == tokenizer.encode(sample.encode())
+
+
+def test_a_pattern_without_a_name_is_refused_in_one_sentence(tokenizer):
+    with pytest.raises(UserError, match=r"tokenize\.pattern.*gpt-4o"):
+        pattern_name(Tokenizer(tokenizer.ranks, r"\p{L}+|.", "own"))
+
+
+# GGUF ---------------------------------------------------------------------------------------------
+
+
+def read(path):
+    reader = gguf.GGUFReader(path)
+    fields = {name: field.contents() for name, field in reader.fields.items()}
+    return fields, {tensor.name: tensor for tensor in reader.tensors}
+
+
+def written(loaded, tmp_path, kind):
+    path = tmp_path / f"{kind}.gguf"
+    write_gguf(loaded, path, kind)
+    return read(path)
+
+
+@EACH_SHAPE
+def test_gguf_holds_every_tensor_bit_for_bit(make_loaded, shape, tmp_path):
+    loaded = make_loaded(shape)
+    _, tensors = written(loaded, tmp_path, "f32")
+    ours = loaded.model.state_dict()
+    size, config = loaded.tokenizer.vocab_size, loaded.model.config
+
+    def same(name, expected):
+        held = tensors.pop(name)
+        assert held.tensor_type == gguf.GGMLQuantizationType.F32
+        assert torch.equal(torch.from_numpy(held.data.copy()), expected), name
+
+    same("token_embd.weight", ours["token_embedding.weight"][:size])
+    if not config.tie_embeddings:
+        same("output.weight", ours["head.weight"][:size])
+    if config.arch == "gpt2":
+        same("position_embd.weight", ours["position_embedding.weight"])
+        same("output_norm.bias", ours["final_norm.bias"])
+    same("output_norm.weight", ours["final_norm.weight"])
+    for layer in range(config.layers):
+        here, there = f"blocks.{layer}.", f"blk.{layer}."
+        kinds = ["weight"] if config.arch == "qwen3" else ["weight", "bias"]
+        for kind in kinds:
+            same(f"{there}attn_norm.{kind}", ours[f"{here}attention_norm.{kind}"])
+            same(f"{there}ffn_norm.{kind}", ours[f"{here}feed_forward_norm.{kind}"])
+            same(f"{there}attn_output.{kind}", ours[f"{here}attention.out.{kind}"])
+            same(f"{there}ffn_down.{kind}", ours[f"{here}feed_forward.down.{kind}"])
+            if config.arch == "gpt2":
+                same(f"{there}attn_qkv.{kind}", ours[f"{here}attention.qkv.{kind}"])
+                same(f"{there}ffn_up.{kind}", ours[f"{here}feed_forward.up.{kind}"])
+        if config.arch == "qwen3":
+            rows = [config.heads, config.kv_heads, config.kv_heads]
+            parts = ours[f"{here}attention.qkv.weight"].split([n * config.head_size for n in rows])
+            for name, part in zip("qkv", parts, strict=True):
+                same(f"{there}attn_{name}.weight", part)
+            same(f"{there}attn_q_norm.weight", ours[f"{here}attention.query_norm.weight"])
+            same(f"{there}attn_k_norm.weight", ours[f"{here}attention.key_norm.weight"])
+            gate, up = ours[f"{here}feed_forward.gate_up.weight"].chunk(2)
+            same(f"{there}ffn_gate.weight", gate)
+            same(f"{there}ffn_up.weight", up)
+    assert not tensors
+
+
+def test_gguf_tells_the_shape(make_loaded, tmp_path):
+    fields, _ = written(make_loaded(SHAPES["qwen3 wide heads"]), tmp_path, "f32")
+    told = {k.removeprefix("qwen3."): v for k, v in fields.items() if k.startswith("qwen3.")}
+    assert fields["general.architecture"] == "qwen3"
+    assert told == {
+        "context_length": 48,
+        "embedding_length": 32,
+        "block_count": 2,
+        "feed_forward_length": 48,
+        "attention.head_count": 4,
+        "attention.head_count_kv": 4,
+        "attention.key_length": 16,
+        "attention.value_length": 16,
+        "attention.layer_norm_rms_epsilon": pytest.approx(1e-6),
+        "rope.freq_base": 500_000,
+        "vocab_size": 300,
+    }
+    fields, _ = written(make_loaded(SHAPES["gpt2"]), tmp_path, "q8_0")
+    assert fields["general.architecture"] == "gpt2"
+    assert fields["gpt2.attention.layer_norm_epsilon"] == pytest.approx(1e-5)
+    assert fields["general.file_type"] == gguf.LlamaFileType.MOSTLY_Q8_0
+
+
+def test_gguf_tells_the_tokenizer(make_loaded, tmp_path):
+    loaded = make_loaded(SHAPES["qwen3"])
+    fields, _ = written(loaded, tmp_path, "f32")
+    told = {k.removeprefix("tokenizer.ggml."): v for k, v in fields.items() if "tokenizer" in k}
+    characters = byte_characters()
+    tokens = [bytes(characters[char] for char in token) for token in told["tokens"]]
+    assert (told["model"], told["pre"]) == ("gpt2", "gpt-2")
+    assert tokens == loaded.tokenizer.tokens
+    merged = ["".join(merge.split(" ")) for merge in told["merges"]]
+    assert merged == told["tokens"][256:]
+    assert tokens[told["eos_token_id"]] == tokens[told["bos_token_id"]] == b"\xff"
+    assert not told["add_bos_token"] and not told["add_eos_token"]
+
+
+@pytest.mark.parametrize("kind", ["q8_0", "q4_0"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_quantized_tensors_are_those_of_the_reference(make_loaded, kind, tied, tmp_path):
+    shape = {"arch": "qwen3", "ff_width": 64, "tie_embeddings": tied}
+    loaded = make_loaded(shape)
+    _, exact = written(loaded, tmp_path, "f32")
+    _, tensors = written(loaded, tmp_path, kind)
+    assert tensors.keys() == exact.keys()
+    head = "token_embd.weight" if tied else "output.weight"
+    for name, tensor in tensors.items():
+        expected = gguf.GGMLQuantizationType[kind.upper()]
+        if "norm" in name:
+            expected = gguf.GGMLQuantizationType.F32
+        elif name == head:
+            expected = gguf.GGMLQuantizationType.Q8_0
+        assert tensor.tensor_type == expected, name
+        assert np.array_equal(tensor.data, quantize(exact[name].data, expected)), name
+
+
+def test_f16_rounds_to_the_nearest_and_what_blocks_do_not_divide_is_f16(make_loaded, tmp_path):
+    loaded = make_loaded(SHAPES["gpt2"])
+    _, exact = written(loaded, tmp_path, "f32")
+    for kind in ("f16", "q4_0"):
+        _, tensors = written(loaded, tmp_path, kind)
+        for name, tensor in tensors.items():
+            if name in ("position_embd.weight",) or exact[name].data.ndim == 1:
+                assert tensor.tensor_type == gguf.GGMLQuantizationType.F32
+            elif kind == "f16" or exact[name].data.shape[1] % 32:
+                assert np.array_equal(tensor.data, exact[name].data.astype(np.float16)), name
+
+
+# The command --------------------------------------------------------------------------------------
+
+
+def test_the_command_writes_all_it_is_asked_for_and_compares(model_file, tmp_path, capsys):
+    folder = tmp_path / "new" / "out"
+    formats = ["huggingface", "gguf-f32", "gguf-f16", "gguf-q8_0", "gguf-q4_0"]
+    export.main([str(folder), "--model", str(model_file), "--format", *formats])
+    printed = capsys.readouterr().out
+    assert "token ids are the same" in printed
+    apart = float(printed.split("differ by at most ")[1].split(";")[0])
+    assert apart < 1e-5
+    names = {"model.safetensors", "config.json", "generation_config.json", "README.md"}
+    names |= {"tokenizer.json", "tokenizer_config.json"}
+    names |= {f"model-{kind}.gguf" for kind in ("f32", "f16", "q8_0", "q4_0")}
+    assert {file.name for file in folder.iterdir()} == names
+    assert [file.name for file in folder.parent.iterdir()] == ["out"]
+
+
+def test_a_quantized_model_is_exported_as_its_codes_stand_for(checkpoint, tmp_path):
+    path = tmp_path / "quantized.pt"
+    quantize_checkpoint(checkpoint, "int8").save(path)
+    export.main([str(tmp_path / "out"), "--model", str(path)])
+    tokens = torch.arange(16)[None]
+    with torch.inference_mode():
+        theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out")(tokens).logits
+    assert (theirs - load_model(path).model(tokens)).abs().max() < 1e-5
+
+
+def test_the_same_model_gives_the_same_bytes(model_file, tmp_path):
+    for name in ("a", "b"):
+        export.main([str(tmp_path / name), "--model", str(model_file)])
+    for file in (tmp_path / "a").iterdir():
+        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes(), file.name
+
+
+def test_an_empty_folder_is_taken_and_a_full_one_refused(model_file, tmp_path):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    export.main([str(folder), "--model", str(model_file), "--format", "gguf-f32"])
+    before = (folder / "model-f32.gguf").read_bytes()
+    with pytest.raises(UserError, match="is not empty"):
+        export.main([str(folder), "--model", str(model_file)])
+    assert [file.name for file in folder.iterdir()] == ["model-f32.gguf"]
+    assert (folder / "model-f32.gguf").read_bytes() == before
+
+
+def test_a_failure_leaves_nothing(model_file, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(export, "write_gguf", full)
+    with pytest.raises(UserError, match="No space left"):
+        export.main([str(tmp_path / "out"), "--model", str(model_file)])
+    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_what_transformers_reads_otherwise_is_not_kept(model_file, tmp_path, monkeypatch):
+    def wrong(loaded: LoadedModel, folder: Path) -> None:
+        write_huggingface(loaded, folder)
+        config = json.loads((folder / "config.json").read_text())
+        config["rms_norm_eps"] = 0.1
+        (folder / "config.json").write_text(json.dumps(config))
+
+    monkeypatch.setattr(export, "write_huggingface", wrong)
+    with pytest.raises(UserError, match="was not kept"):
+        export.main([str(tmp_path / "out"), "--model", str(model_file)])
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_transformers_it_is_written_all_the_same(model_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(export.importlib.util, "find_spec", lambda _: None)
+    export.main([str(tmp_path / "out"), "--model", str(model_file)])
+    assert "not installed" in capsys.readouterr().out
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["out", "--format", "onnx"], ["out", "--colour"], [], ["out", "--model", "models/none.pt"]],
+)
+def test_wrong_arguments_are_refused_in_one_sentence(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        export.main(arguments)
+    assert "\n" not in str(caught.value)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_model_whose_pattern_has_no_name_leaves_nothing(checkpoint, tmp_path):
+    tokenizer = checkpoint.tokenizer | {"pattern": r"\p{L}+|\P{L}"}
+    path = tmp_path / "own.pt"
+    Checkpoint(checkpoint.config, checkpoint.tensors, tokenizer, {}).save(path)
+    with pytest.raises(UserError, match=r"tokenize\.pattern"):
+        export.main([str(tmp_path / "out"), "--model", str(path)])
+    assert [file.name for file in tmp_path.iterdir()] == ["own.pt"]
