@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .engine import EngineDecoder
 from .loading import LoadedModel
 from .model import KVCache
 
@@ -63,4 +64,6 @@ class TorchDecoder:
 
 def make_decoder(loaded: LoadedModel, batch: int = 1) -> Decoder:
     """A decoder of empty sequences. It belongs to the caller; `loaded` may serve many."""
+    if loaded.engine is not None:
+        return EngineDecoder(loaded.engine, batch)
     return TorchDecoder(loaded, batch)

@@ -366,7 +366,7 @@ INLINE I multiply(I sum, Weights w, Quad x, int bits) {
     (void)bits;
     return (I)_mm512_dpbusd_epi32((__m512i)sum, w, _mm512_set1_epi32(x));
 }
-#elif defined(__AVX2__) && defined(__F16C__)
+#elif defined(__AVX2__)
 typedef __m256i Weights;
 INLINE Weights weights(const uint8_t *p) { return _mm256_load_si256((const void *)p); }
 INLINE Weights low(Weights w) { return _mm256_and_si256(w, _mm256_set1_epi8(0x0f)); }

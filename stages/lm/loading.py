@@ -1,14 +1,17 @@
 """From a model file to something that writes text. What is in a file decides how it is read."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from . import checkpoint, quantization
 from .artifact import REMEDY, read_artifact
 from .checkpoint import Checkpoint, build_model
+from .engine import Engine, make_engine
 from .errors import UserError
 from .model import ModelConfig, Transformer
 from .paths import shown
@@ -27,6 +30,15 @@ class LoadedModel:
     provenance: dict[str, Any]
     """`model` and `train` settings, `data` (tokens, bytes, digests) and `metrics` of training."""
     file_bytes: int
+    weights: dict[str, dict[str, Tensor]] | None = None
+    """The parts of quantized weights, by their names in `model`; None where they are float32."""
+
+    @cached_property
+    def engine(self) -> Engine | None:
+        """The weights for the C engine, where it serves them on this device."""
+        if self.weights is None or self.model.token_embedding.weight.device.type != "cpu":
+            return None
+        return make_engine(self.model.config, self.weights)
 
 
 def load_model(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
@@ -41,13 +53,14 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
     try:
         if kind == checkpoint.KIND:
             stored = Checkpoint.from_content(content, path)
-            scheme, tensors = "float32", stored.tensors
+            scheme, tensors, weights = "float32", stored.tensors, None
         else:
             quantized = quantized_from_content(content)
             stored = Checkpoint(
                 quantized.config, quantized.dequantized(), quantized.tokenizer, quantized.provenance
             )
             scheme, tensors = quantized.scheme, stored.tensors
+            weights = quantized.tensors
         parts = stored.tokenizer
         tokenizer = Tokenizer.from_text(parts["vocabulary"], parts["pattern"], parts["name"])
         model = build_model(stored.config, tensors)
@@ -58,7 +71,7 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
             )
     except (LookupError, TypeError, AttributeError, ValueError, RuntimeError, UserError) as error:
         raise UserError(f"{shown(path)} holds no whole model ({error}); {REMEDY}") from error
-    return LoadedModel(model.to(device), tokenizer, scheme, stored.provenance, size)
+    return LoadedModel(model.to(device), tokenizer, scheme, stored.provenance, size, weights)
 
 
 def quantized_from_content(content: dict[str, Any]) -> QuantizedModel:
