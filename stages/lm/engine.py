@@ -24,7 +24,7 @@ from torch import Tensor
 from .model import ModelConfig, rotary_tables
 
 SOURCE = Path(__file__).with_suffix(".c")
-FLAGS = "-std=gnu11 -O3 -ffp-contract=off -fno-math-errno -w -fPIC -shared -pthread".split()
+FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-w", "-fPIC", "-shared")
 """Without contraction, so that no compiler rounds a sum in another way than another one does."""
 NATIVE = ("-march=native", "-mcpu=native", "-O3")
 """The first that the compiler knows makes use of all that this processor can do."""
@@ -95,27 +95,21 @@ def library(native: tuple[str, ...] = NATIVE) -> ctypes.CDLL | None:
 
     `native` are flags to try one after the other until one compiles.
     """
-    compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
-    if compiler is None or not hasattr(os, "getuid"):
-        return _without("no C compiler is installed here (such as gcc)")
     try:
+        compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+        if compiler is None or not hasattr(os, "getuid"):
+            raise OSError("no C compiler, such as gcc, is installed here")
         with cache_folder() as folder:
             engine = ctypes.CDLL(str(built(Path(compiler), native, folder)))
     except OSError as error:
-        return _without(f"the library cannot be stored or loaded ({error})")
-    except subprocess.CalledProcessError as error:
-        lines = error.stderr.decode("utf-8", "replace").strip().splitlines() or [str(error)]
-        return _without(f"{compiler} does not compile it ({lines[-1]})")
+        print(f"decoding without the C engine, slower: {error}", file=sys.stderr)
+        return None
     engine.fits_4_bits.argtypes = (c_void_p, c_int64)
     engine.pack.argtypes = (c_void_p, c_void_p, *[c_int32] * 4)
     pointers = (POINTER(_Model), POINTER(_State), c_void_p)
     engine.feed.argtypes = (*pointers, c_int32, c_int32, c_int32, c_void_p, c_int32)
     engine.pack.restype = engine.feed.restype = None
     return engine
-
-
-def _without(reason: str) -> None:
-    print(f"decoding without the C engine, slower: {reason}", file=sys.stderr)
 
 
 @contextmanager
@@ -145,8 +139,7 @@ def built(compiler: Path, native: tuple[str, ...], folder: Path) -> Path:
     and processor.
 
     Raises:
-        OSError: the folder cannot be written.
-        CalledProcessError: the compiler fails with every one of `native`.
+        OSError: the folder cannot be written, or the compiler fails with every one of `native`.
     """
     source = SOURCE.read_bytes()
     found = compiler.resolve().stat()
@@ -158,11 +151,13 @@ def built(compiler: Path, native: tuple[str, ...], folder: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=folder) as work:
         new = Path(work) / "engine.so"
         for flag in native:
-            command = [compiler, *FLAGS, flag, "-o", new, SOURCE, "-lm"]
+            command = [str(compiler), *FLAGS, flag, "-o", str(new), str(SOURCE), "-lm", "-pthread"]
             result = subprocess.run(command, capture_output=True)
             if result.returncode == 0:
                 break
-        result.check_returncode()
+        else:
+            lines = result.stderr.decode("utf-8", "replace").splitlines()
+            raise OSError(f"{compiler} fails ({lines[-1] if lines else result.returncode})")
         new.replace(path)
     return path
 
@@ -310,7 +305,7 @@ class EngineDecoder:
         config = self.engine.config
         assert len(tokens) in (1, self.batch) and 0 < count <= self.context - self.length
         least, most = rows.aminmax()
-        assert 0 <= least and most < config.vocab_size, "a token is not in the vocabulary"
+        assert least >= 0 and most < config.vocab_size, "a token is not in the vocabulary"
         logits = torch.empty(self.batch, config.padded_vocab)
         self.engine.library.feed(
             byref(self.engine.model),
