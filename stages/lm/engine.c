@@ -116,6 +116,17 @@ INLINE F at(const float *p) { return *(const F *)p; }
 INLINE F choose(I mask, F yes, F no) { return (F)((mask & (I)yes) | (~mask & (I)no)); }
 INLINE F larger(F a, F b) { return choose(a > b, a, b); }
 
+/* a * b + c, rounded once where the processor can. */
+INLINE F fused(F a, F b, F c) {
+#if LANES == 16
+    return (F)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+    return (F)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+    return a * b + c;
+#endif
+}
+
 INLINE float sum_of(F x) {
     float total = 0;
     for (int i = 0; i < LANES; i++) total += x[i];
@@ -152,15 +163,14 @@ INLINE F exponential(F x) {
     x = larger(x, spread(-87));
     x = choose(x < 88, x, spread(88));
     F n = (x * 1.44269504f + ROUNDER) - ROUNDER;
-    F r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    F p = spread(1.0f / 5040);
-    p = p * r + 1.0f / 720;
-    p = p * r + 1.0f / 120;
-    p = p * r + 1.0f / 24;
-    p = p * r + 1.0f / 6;
-    p = p * r + 0.5f;
-    p = p * r + 1;
-    p = p * r + 1;
+    F r = fused(n, spread(2.12194440e-4f), fused(n, spread(-0.693359375f), x));
+    F p = fused(r, spread(1.0f / 5040), spread(1.0f / 720));
+    p = fused(p, r, spread(1.0f / 120));
+    p = fused(p, r, spread(1.0f / 24));
+    p = fused(p, r, spread(1.0f / 6));
+    p = fused(p, r, spread(0.5f));
+    p = fused(p, r, spread(1));
+    p = fused(p, r, spread(1));
     return (F)((I)p + (nearest(n) << 23));
 }
 
@@ -442,7 +452,7 @@ INLINE void multiply_tile(const Product *p, int tile, int row, const int tokens,
             UNROLL for (int part = 1; part < parts; part++) whole += sum[t * parts + part];
             F scale = spread(x_scales[t * groups + g]);
             if (grouped) scale *= widen(scales + g * LANES);
-            total[t] += __builtin_convertvector(whole, F) * scale;
+            total[t] = fused(__builtin_convertvector(whole, F), scale, total[t]);
         }
     }
     UNROLL for (int t = 0; t < tokens; t++) {
@@ -607,7 +617,7 @@ INLINE void score(const int queries, const int blocks, const float *const *query
     for (int i = 0; i < size; i++)
         UNROLL for (int b = 0; b < blocks; b++) {
             F key = widen(keys + (b * size + i) * LANES);
-            UNROLL for (int q = 0; q < queries; q++) sum[q][b] += query[q][i] * key;
+            UNROLL for (int q = 0; q < queries; q++) sum[q][b] = fused(spread(query[q][i]), key, sum[q][b]);
         }
     UNROLL for (int q = 0; q < queries; q++)
         UNROLL for (int b = 0; b < blocks; b++)
@@ -623,7 +633,7 @@ INLINE void mix(const int queries, const int strip, float *const *to, const Half
     for (int k = 0; k < keys; k++, values += size)
         UNROLL for (int v = 0; v < strip; v++) {
             F value = widen(values + v * LANES);
-            UNROLL for (int q = 0; q < queries; q++) sum[q][v] += shares[q][k] * value;
+            UNROLL for (int q = 0; q < queries; q++) sum[q][v] = fused(spread(shares[q][k]), value, sum[q][v]);
         }
     UNROLL for (int q = 0; q < queries; q++)
         UNROLL for (int v = 0; v < strip; v++) *(F *)(to[q] + v * LANES) = sum[q][v];
