@@ -3,6 +3,7 @@
 import os
 import subprocess
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,14 +62,14 @@ def make_loaded(make_config, tokenizer):
             else:
                 weights[name] = {"values": parameter.half()}
                 parameter.copy_(parameter.half())
-        return LoadedModel(model, tokenizer, kind, {}, 0, weights)
+        return LoadedModel(model.config, lambda: model, tokenizer, kind, {}, 0, weights)
 
     return make
 
 
 def tokens_of(loaded, count, seed=2):
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(loaded.model.config.vocab_size, (count,), generator=generator).tolist()
+    return torch.randint(loaded.config.vocab_size, (count,), generator=generator).tolist()
 
 
 def runs_here(flag):
@@ -97,7 +98,7 @@ def test_logits_are_those_of_the_dequantized_weights(make_loaded, compiled, shap
     loaded = make_loaded(shape, kind)
     tokens = tokens_of(loaded, CONTEXT)
     expected = loaded.model(torch.tensor([tokens]))[0].double().log_softmax(dim=1)
-    decoder = EngineDecoder(Engine(compiled, loaded.model.config, loaded.weights), 1)
+    decoder = EngineDecoder(Engine(compiled, loaded.config, loaded.weights), 1)
     found = torch.cat([decoder.feed([[token]]) for token in tokens]).double().log_softmax(dim=1)
     nats = (expected.exp() * (expected - found)).sum(dim=1)
     assert nats.mean() < 1e-4
@@ -110,7 +111,7 @@ def test_logits_are_those_of_the_dequantized_weights(make_loaded, compiled, shap
 def test_batch_threads_and_the_split_of_a_prompt_change_no_bit(make_loaded, compiled, shape, kind):
     loaded = make_loaded(shape, kind)
     tokens = tokens_of(loaded, CONTEXT - 1)
-    engine = Engine(compiled, loaded.model.config, loaded.weights)
+    engine = Engine(compiled, loaded.config, loaded.weights)
     expected = EngineDecoder(engine, 1).feed([tokens])
     for batch, threads, cuts in ((1, 3, (1, 2, 100)), (3, 1, (255, 257)), (7, 2, (16, 144, 290))):
         torch.set_num_threads(threads)
@@ -216,7 +217,7 @@ def test_matrices_that_are_not_quantized_are_left_to_torch(make_loaded):
     loaded = make_loaded()
     loaded.weights["head.weight"] = {"values": loaded.model.head.weight.half()}
     assert isinstance(make_decoder(loaded), TorchDecoder)
-    assert isinstance(make_decoder(LoadedModel(loaded.model, None, "float32", {}, 0)), TorchDecoder)
+    assert isinstance(make_decoder(replace(make_loaded(), weights=None)), TorchDecoder)
 
 
 @pytest.fixture
