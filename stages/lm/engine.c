@@ -544,7 +544,7 @@ typedef struct {
     const State *state;
     const Layer *layer;
     const int32_t *tokens;
-    int layer_number, token_stride, start, count, threads;
+    int layer_number, sequences, token_stride, start, count, threads;
     Norm norm;
     int every, first; /* normed row i is row `first + i * every` of the stream */
 } Step;
@@ -758,7 +758,7 @@ static void each_row(Step *s, int rows, Work *work) { parallel(s->threads, rows,
 static void step(Step *s) {
     const Model *m = s->model;
     const State *state = s->state;
-    int rows = state->batch * s->count;
+    int rows = s->sequences * s->count;
     s->first = 0, s->every = 1;
     each_row(s, rows, embed_row);
     for (int layer = 0; layer < m->layer_count; layer++) {
@@ -767,7 +767,7 @@ static void step(Step *s) {
         s->norm = l->attention_norm;
         each_row(s, rows, norm_row);
         product(&l->qkv, state, rows, state->wide, l->qkv.rows, 0, s->threads);
-        parallel(s->threads, state->batch * m->kv_heads, attend_head, s);
+        parallel(s->threads, s->sequences * m->kv_heads, attend_head, s);
         each_row(s, rows, mixed_row);
         product(&l->out, state, rows, state->stream, m->width, 1, s->threads);
         s->norm = l->feed_forward_norm;
@@ -778,13 +778,13 @@ static void step(Step *s) {
     }
 }
 
-/* Lengthen each sequence, now `start` tokens long, by its row of `tokens` (batch, count), or all by
-   the one row where `token_stride` is 0; logits (batch, vocab) after the last. */
-void feed(const Model *model, const State *state, const int32_t *tokens, int32_t token_stride,
+/* Lengthen the first `sequences` of the state, now `start` tokens long, by their rows of `tokens`
+   (sequences, count); logits (sequences, vocab) after the last. */
+void feed(const Model *model, const State *state, const int32_t *tokens, int32_t sequences,
           int32_t count, int32_t start, float *logits, int32_t threads) {
-    Step s = {.model = model, .state = state, .tokens = tokens, .token_stride = token_stride};
+    Step s = {.model = model, .state = state, .sequences = sequences, .token_stride = count};
     s.threads = muster(threads);
-    int most = CHUNK_ROWS / state->batch > 1 ? CHUNK_ROWS / state->batch : 1;
+    int most = CHUNK_ROWS / sequences > 1 ? CHUNK_ROWS / sequences : 1;
     for (int done = 0; done < count; done += s.count) {
         s.start = start + done;
         s.count = count - done < most ? count - done : most;
@@ -792,7 +792,7 @@ void feed(const Model *model, const State *state, const int32_t *tokens, int32_t
         step(&s);
     }
     s.norm = model->final_norm, s.first = s.count - 1, s.every = s.count;
-    each_row(&s, state->batch, norm_row);
-    product(&model->head, state, state->batch, logits, model->vocab, 0, s.threads);
+    each_row(&s, sequences, norm_row);
+    product(&model->head, state, sequences, logits, model->vocab, 0, s.threads);
     dismiss(s.threads);
 }

@@ -263,7 +263,8 @@ def serves(config: ModelConfig, weights: dict[str, Parts]) -> bool:
         tables.add("token_embedding.weight")
     for name, parts in weights.items():
         if "codes" in parts:
-            if parts["scales"].size(1) not in (1, parts["codes"].size(1) // GROUP):
+            codes, scales = parts["codes"], parts["scales"]
+            if codes.dtype != torch.int8 or scales.size(1) not in (1, codes.size(1) // GROUP):
                 return False
         elif parts["values"].ndim == 2 and name not in tables:
             return False
@@ -283,11 +284,13 @@ class EngineDecoder:
         context = -(-config.context // lanes) * lanes
         joint = config.heads * config.head_size
         columns = max(config.width, config.ff_width, joint)
-        cache = (config.layers, batch, config.kv_heads, context, config.head_size)
+        cache = (config.layers, batch, config.kv_heads)
         wide = max(joint + 2 * config.kv_heads * config.head_size, 2 * config.ff_width)
         self.buffers = {
-            "keys": torch.empty(cache, dtype=engine.half),
-            "values": torch.empty(cache, dtype=engine.half),
+            "keys": torch.empty(
+                *cache, context // lanes, config.head_size, lanes, dtype=engine.half
+            ),
+            "values": torch.empty(*cache, context, config.head_size, dtype=engine.half),
             "stream": torch.empty(rows, config.width),
             "wide": torch.empty(rows, wide),
             "mixed": torch.empty(rows, max(config.width, joint)),
@@ -301,24 +304,31 @@ class EngineDecoder:
     def feed(self, tokens: list[list[int]]) -> Tensor:
         """See `Decoder`."""
         rows = torch.tensor(tokens, dtype=torch.int32)
-        count = rows.size(1)
         config = self.engine.config
-        assert len(tokens) in (1, self.batch) and 0 < count <= self.context - self.length
         least, most = rows.aminmax()
         assert least >= 0 and most < config.vocab_size, "a token is not in the vocabulary"
-        logits = torch.empty(self.batch, config.padded_vocab)
+        if self.length and len(rows) < self.batch:
+            rows = rows.expand(self.batch, -1).contiguous()
+        count, end = rows.size(1), self.length + rows.size(1)
+        assert len(rows) in (1, self.batch) and 0 < count and end <= self.context
+        logits = torch.empty(len(rows), config.padded_vocab)
         self.engine.library.feed(
             byref(self.engine.model),
             byref(self.state),
             rows.data_ptr(),
-            count if len(tokens) > 1 else 0,
+            len(rows),
             count,
             self.length,
             logits.data_ptr(),
             torch.get_num_threads(),
         )
-        self.length += count
-        return logits[:, : config.vocab_size]
+        if len(rows) < self.batch:  # a prompt that all share is read once
+            blocks = -(-end // self.engine.lanes)
+            for cache, used in (("keys", blocks), ("values", end)):
+                every = self.buffers[cache][:, :, :, :used]
+                every[:, 1:] = every[:, :1]
+        self.length = end
+        return logits[:, : config.vocab_size].expand(self.batch, -1)
 
     def forget(self) -> None:
         """See `Decoder`."""
