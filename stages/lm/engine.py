@@ -310,7 +310,7 @@ class EngineDecoder:
         if self.length and len(rows) < self.batch:
             rows = rows.expand(self.batch, -1).contiguous()
         count, end = rows.size(1), self.length + rows.size(1)
-        assert len(rows) in (1, self.batch) and 0 < count and end <= self.context
+        assert len(rows) in (1, self.batch) and count > 0 and end <= self.context
         logits = torch.empty(len(rows), config.padded_vocab)
         self.engine.library.feed(
             byref(self.engine.model),
