@@ -237,6 +237,7 @@ static void after_fork(void) { /* threads are not inherited */
     pthread_mutex_init(&crew.lock, NULL);
     pthread_cond_init(&crew.wake, NULL);
     crew.workers = crew.sleepers = crew.limit = 0;
+    crew.ticket = GENERATION(crew.ticket) << 2 * FIELD; /* what another thread was at is void */
 }
 
 /* The threads that the caller may use until `dismiss`: just its own where another has the crew. */
@@ -311,12 +312,16 @@ int32_t fits_4_bits(const int8_t *codes, int64_t count) {
 #endif
 
 /* Where the codes of 4 columns of row `r` lie in a tile: side by side for the instructions that
-   multiply and add four, else one column after the other. */
+   multiply and add four. Else two columns side by side, and rows of the tile's second half between
+   those of its first, so that shifts alone take them apart. */
 INLINE void put_quad(uint8_t *tile, int r, uint32_t quad) {
 #if defined(__AVX2__)
     memcpy(tile + 4 * r, &quad, 4);
 #else
-    for (int c = 0; c < 4; c++) tile[c * LANES + r] = (uint8_t)(quad >> 8 * c);
+    int place = r < LANES / 2 ? 4 * r : 4 * r - 2 * LANES + 2;
+    memcpy(tile + place, &quad, 2);
+    quad >>= 16;
+    memcpy(tile + place + 2 * LANES, &quad, 2);
 #endif
 }
 
@@ -390,19 +395,22 @@ INLINE I multiply(I sum, Weights w, Quad x, int bits) {
     return sum + (I)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 }
 #else
-typedef int8_t Weights __attribute__((vector_size(4 * LANES), may_alias));
+typedef int16_t Weights __attribute__((vector_size(4 * LANES), may_alias));
 typedef int16_t Shorts __attribute__((vector_size(2 * LANES), may_alias));
+typedef int32_t Half_I __attribute__((vector_size(2 * LANES), may_alias));
 INLINE Weights weights(const uint8_t *p) { return *(const Weights *)p; }
-INLINE Weights low(Weights w) { return w & 0x0f; }
-INLINE Weights high(Weights w) { return w >> 4 & 0x0f; }
+INLINE Weights low(Weights w) { return w & 0x0f0f; }
+INLINE Weights high(Weights w) { return w >> 4 & 0x0f0f; }
 INLINE I multiply(I sum, Weights w, Quad x, int bits) {
     (void)bits;
     const int8_t *codes = (const int8_t *)&x;
-    const Bytes *columns = (const Bytes *)&w;
+    const Shorts *columns = (const Shorts *)&w;
+    Half_I *halves = (Half_I *)&sum;
     for (int c = 0; c < 4; c += 2) { /* two products of signed codes fit 16 bits */
-        Shorts pair = __builtin_convertvector(columns[c], Shorts) * codes[c];
-        pair += __builtin_convertvector(columns[c + 1], Shorts) * codes[c + 1];
-        sum += __builtin_convertvector(pair, I);
+        Shorts both = columns[c / 2];
+        Shorts pair = (both << 8 >> 8) * codes[c] + (both >> 8) * codes[c + 1];
+        halves[0] += (Half_I)pair << 16 >> 16;
+        halves[1] += (Half_I)pair >> 16;
     }
     return sum;
 }
