@@ -19,7 +19,7 @@ THIS = "This model"
 
 def about_tab(loaded: LoadedModel, name: str) -> None:
     """The model's card: what it is, what it was trained on, how good it is."""
-    config = loaded.model.config
+    config = loaded.config
     st.caption(
         f"{name}: {config.arch}, {config.layers} layers of width {config.width}, vocabulary of "
         f"{config.vocab_size:,} tokens, sees {config.context:,} tokens at once"

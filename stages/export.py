@@ -97,7 +97,7 @@ def compared(loaded: LoadedModel, folder: Path, text: str) -> str:
         return "not compared with transformers, which is not installed"
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    ids = loaded.tokenizer.encode(text.encode("utf-8", "replace"))[: loaded.model.config.context]
+    ids = loaded.tokenizer.encode(text.encode("utf-8", "replace"))[: loaded.config.context]
     same = AutoTokenizer.from_pretrained(folder)(text)["input_ids"][: len(ids)] == ids
     rows = torch.tensor([ids])
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(rows).logits

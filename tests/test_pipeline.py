@@ -48,8 +48,10 @@ def stage_file(stage: dict) -> Path:
 
 @pytest.mark.parametrize("name", STAGES)
 def test_code_dependencies_are_the_import_closure(name):
-    listed = {dep for dep in STAGES[name]["deps"] if dep.endswith(".py")}
-    assert listed == {str(file.relative_to(ROOT)) for file in closure(stage_file(STAGES[name]))}
+    listed = {dep for dep in STAGES[name]["deps"] if dep.endswith((".py", ".c"))}
+    files = closure(stage_file(STAGES[name]))
+    sources = {file.with_suffix(".c") for file in files if file.with_suffix(".c").exists()}
+    assert listed == {str(file.relative_to(ROOT)) for file in files | sources}
 
 
 @pytest.mark.parametrize("name", STAGES)

@@ -22,7 +22,7 @@ WILD = SamplingSettings(temperature=50.0, top_k=0, top_p=1.0)
 @pytest.fixture(scope="module", params=["qwen3", "gpt2"])
 def loaded(request, make_model, tokenizer):
     model = make_model(request.param, vocab_size=tokenizer.vocab_size)
-    return LoadedModel(model, tokenizer, "float32", {}, 0)
+    return LoadedModel(model.config, lambda: model, tokenizer, "float32", {}, 0)
 
 
 def rows(count, size=200):

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .engine import EngineDecoder
 from .loading import LoadedModel
 from .model import KVCache
 
@@ -45,9 +46,9 @@ class TorchDecoder:
 
     def __init__(self, loaded: LoadedModel, batch: int) -> None:
         self.model = loaded.model
-        self.context = loaded.model.config.context
+        self.context = loaded.config.context
         like = loaded.model.token_embedding.weight
-        self.caches = [KVCache(loaded.model.config, 1, like) for _ in range(batch)]
+        self.caches = [KVCache(loaded.config, 1, like) for _ in range(batch)]
 
     @property
     def length(self) -> int:
@@ -77,4 +78,6 @@ class TorchDecoder:
 
 def make_decoder(loaded: LoadedModel, batch: int = 1) -> Decoder:
     """A decoder of empty sequences. It belongs to the caller; `loaded` may serve many."""
+    if loaded.engine is not None:
+        return EngineDecoder(loaded.engine, batch)
     return TorchDecoder(loaded, batch)

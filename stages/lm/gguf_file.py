@@ -51,7 +51,7 @@ def write_gguf(loaded: LoadedModel, path: Path, kind: str) -> None:
     Raises:
         UserError: llama.cpp has no name for the tokenizer's pattern.
     """
-    config = loaded.model.config
+    config = loaded.config
     writer = gguf.GGUFWriter(path, config.arch)
     add_shape(writer, config)
     add_tokenizer(writer, loaded.tokenizer)

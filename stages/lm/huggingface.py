@@ -56,7 +56,7 @@ def write_huggingface(loaded: LoadedModel, folder: Path) -> None:
     Raises:
         UserError: the tokenizer's pattern cannot be exported, or a file cannot be written.
     """
-    config = loaded.model.config
+    config = loaded.config
     tensors = renamed(separate_tensors(config, loaded.model.state_dict()), NAMES[config.arch])
     for name, tensor in tensors.items():
         # GPT-2's layers in transformers hold their matrices the other way round.
@@ -150,7 +150,7 @@ def written_tokenizer(tokenizer: Tokenizer) -> Written:
 
 def card(loaded: LoadedModel) -> str:
     """`README.md`: what the model is and how to use it."""
-    config = loaded.model.config
+    config = loaded.config
     lines = [
         "---",
         "library_name: transformers",

@@ -1,6 +1,8 @@
 """From a model file to something that writes text. What is in a file decides how it is read."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,11 @@ import torch
 from . import checkpoint, quantization
 from .artifact import REMEDY, read_artifact
 from .checkpoint import Checkpoint, build_model
+from .engine import Engine, Parts, make_engine
 from .errors import UserError
 from .model import ModelConfig, Transformer
 from .paths import shown
-from .quantization import QuantizedModel
+from .quantization import QuantizedModel, dequantize
 from .tokenizer import Tokenizer
 
 
@@ -20,13 +23,28 @@ from .tokenizer import Tokenizer
 class LoadedModel:
     """A model ready to generate. Shared between callers: nothing in it changes by use."""
 
-    model: Transformer
+    config: ModelConfig
+    build: Callable[[], Transformer] = field(repr=False)
+    """Makes `model`, of weights that have been checked."""
     tokenizer: Tokenizer
     scheme: str
     """`float32`, or the scheme its weights were quantized with."""
     provenance: dict[str, Any]
     """`model` and `train` settings, `data` (tokens, bytes, digests) and `metrics` of training."""
     file_bytes: int
+    weights: dict[str, Parts] | None = None
+    """Quantized weights by their names in `model`; None where they are float32, or on a device
+    other than a CPU."""
+
+    @cached_property
+    def model(self) -> Transformer:
+        """The model in float32. Made when it is first asked for: the engine does without."""
+        return self.build()
+
+    @cached_property
+    def engine(self) -> Engine | None:
+        """The weights for the C engine, where it serves them."""
+        return None if self.weights is None else make_engine(self.config, self.weights)
 
 
 def load_model(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
@@ -36,29 +54,53 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
         UserError: the file is missing, damaged, forged or of another kind.
     """
     kinds = {checkpoint.KIND: checkpoint.VERSION, quantization.KIND: quantization.VERSION}
+    device = torch.device(device)
     size = path.stat().st_size if path.exists() else 0
     kind, content = read_artifact(path, kinds)
+    weights = None
     try:
         if kind == checkpoint.KIND:
             stored = Checkpoint.from_content(content, path)
-            scheme, tensors = "float32", stored.tensors
+            config, provenance, parts = stored.config, stored.provenance, stored.tokenizer
+            scheme, model = "float32", stored.build().to(device)
+
+            def build() -> Transformer:
+                return model
         else:
-            quantized = quantized_from_content(content)
-            stored = Checkpoint(
-                quantized.config, quantized.dequantized(), quantized.tokenizer, quantized.provenance
-            )
-            scheme, tensors = quantized.scheme, stored.tensors
-        parts = stored.tokenizer
+            quantized = checked(quantized_from_content(content))
+            config, provenance, parts = quantized.config, quantized.provenance, quantized.tokenizer
+            scheme = quantized.scheme
+            weights = quantized.tensors if device.type == "cpu" else None
+
+            def build() -> Transformer:
+                return build_model(config, quantized.dequantized()).to(device)
+
         tokenizer = Tokenizer.from_text(parts["vocabulary"], parts["pattern"], parts["name"])
-        model = build_model(stored.config, tensors)
-        if tokenizer.vocab_size != model.config.vocab_size:
+        if tokenizer.vocab_size != config.vocab_size:
             raise ValueError(
-                f"it is a model of {model.config.vocab_size} tokens, but a vocabulary of "
+                f"it is a model of {config.vocab_size} tokens, but a vocabulary of "
                 f"{tokenizer.vocab_size}"
             )
     except (LookupError, TypeError, AttributeError, ValueError, RuntimeError, UserError) as error:
         raise UserError(f"{shown(path)} holds no whole model ({error}); {REMEDY}") from error
-    return LoadedModel(model.to(device), tokenizer, scheme, stored.provenance, size)
+    return LoadedModel(config, build, tokenizer, scheme, provenance, size, weights)
+
+
+def checked(quantized: QuantizedModel) -> QuantizedModel:
+    """`quantized`, if a model can be built of it: all that `build` would find is found here.
+
+    Raises anything if not.
+    """
+    shapes = {}
+    for name, parts in quantized.tensors.items():
+        for part in parts.values():
+            # A product of finite scales and codes is finite: both have few bits.
+            if part.is_floating_point() and not part.isfinite().all():
+                raise ValueError(f"the stored weight {name} holds a value that is no number")
+        shapes[name] = dequantize({kind: part.to("meta") for kind, part in parts.items()})
+    build_model(quantized.config, shapes)
+    Checkpoint(quantized.config, shapes, quantized.tokenizer, quantized.provenance)
+    return quantized
 
 
 def quantized_from_content(content: dict[str, Any]) -> QuantizedModel:

@@ -1,0 +1,335 @@
+"""Decoding of quantized weights on a CPU by engine.c, compiled here when it is first needed.
+
+Builds the library, keeps it in the user's cache, packs weights for it and drives it. Where it does
+not work, or does not serve a model's shape, its functions give None and the caller does without.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ctypes import POINTER, Structure, byref, c_int32, c_int64, c_void_p
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .model import ModelConfig, rotary_tables
+
+SOURCE = Path(__file__).with_suffix(".c")
+FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-w", "-fPIC", "-shared")
+"""Without contraction, so that no compiler rounds a sum in another way than another one does."""
+NATIVE = ("-march=native", "-mcpu=native", "-O3")
+"""The first that the compiler knows makes use of all that this processor can do."""
+GROUP = 64
+"""Columns that may share a scale; a matrix has a multiple of them."""
+MAX_COLUMNS = 1 << 16
+"""Of a matrix, so that no sum of products of codes overflows."""
+
+Parts = dict[str, Tensor]
+"""Of a weight: `codes` (rows, columns), int8, and `scales` (rows, 1 or columns / 64), float16;
+or `values`, float16, where it is not quantized."""
+
+
+# The structs of engine.c -------------------------------------------------------------------------
+
+
+class _Matrix(Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("codes", "scales", "bias")),
+        *((name, c_int32) for name in ("rows", "columns", "bits", "grouped")),
+    )
+
+
+class _Norm(Structure):
+    _fields_ = (("weight", c_void_p), ("bias", c_void_p))
+
+
+class _Table(Structure):
+    _fields_ = (*((name, c_void_p) for name in ("codes", "scales", "values")), ("groups", c_int32))
+
+
+class _Layer(Structure):
+    _fields_ = (
+        *((f"{name}_norm", _Norm) for name in ("attention", "query", "key", "feed_forward")),
+        *((name, _Matrix) for name in ("qkv", "out", "up", "down")),
+    )
+
+
+SIZES = ("layers", "heads", "kv_heads", "head_size", "width", "ff_width", "context", "padded_vocab")
+
+
+class _Model(Structure):
+    _fields_ = (
+        ("blocks", POINTER(_Layer)),
+        ("tokens", _Table),
+        ("positions", _Table),
+        ("cosines", c_void_p),
+        ("sines", c_void_p),
+        ("final_norm", _Norm),
+        ("head", _Matrix),
+        *((name, c_int32) for name in SIZES),
+    )
+
+
+BUFFERS = ("keys", "values", "stream", "wide", "mixed", "codes", "scales", "sums")
+
+
+class _State(Structure):
+    _fields_ = (*((name, c_void_p) for name in BUFFERS), ("batch", c_int32))
+
+
+# The library -------------------------------------------------------------------------------------
+
+
+@functools.lru_cache
+def library(native: tuple[str, ...] = NATIVE) -> ctypes.CDLL | None:
+    """The compiled engine, or None, told in a line, where it cannot be had.
+
+    `native` are flags to try one after the other until one compiles.
+    """
+    try:
+        compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+        if compiler is None or not hasattr(os, "getuid"):
+            raise OSError("no C compiler, such as gcc, is installed here")
+        with cache_folder() as folder:
+            engine = ctypes.CDLL(str(built(Path(compiler), native, folder)))
+    except OSError as error:
+        print(f"decoding without the C engine, slower: {error}", file=sys.stderr)
+        return None
+    engine.fits_4_bits.argtypes = (c_void_p, c_int64)
+    engine.pack.argtypes = (c_void_p, c_void_p, *[c_int32] * 4)
+    pointers = (POINTER(_Model), POINTER(_State), c_void_p)
+    engine.feed.argtypes = (*pointers, c_int32, c_int32, c_int32, c_void_p, c_int32)
+    engine.pack.restype = engine.feed.restype = None
+    return engine
+
+
+@contextmanager
+def cache_folder() -> Iterator[Path]:
+    """A folder for libraries that only this user can write: in the user's cache, else a temporary
+    one that is gone afterwards.
+    """
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
+    folder = root / "small-language-model"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.lstat()
+        # A library runs in this process: nobody else may have put it there.
+        own = found.st_uid == os.getuid() and not found.st_mode & 0o022 and not folder.is_symlink()
+        usable = own and os.access(folder, os.W_OK)
+    except OSError:
+        usable = False
+    if usable:
+        yield folder
+    else:
+        with tempfile.TemporaryDirectory() as name:
+            yield Path(name)
+
+
+def built(compiler: Path, native: tuple[str, ...], folder: Path) -> Path:
+    """The library in `folder`, compiled unless it is there from the same source, compiler, flags
+    and processor.
+
+    Raises:
+        OSError: the folder cannot be written, or the compiler fails with every one of `native`.
+    """
+    source = SOURCE.read_bytes()
+    found = compiler.resolve().stat()
+    known = (found.st_size, found.st_mtime_ns, str(compiler), FLAGS, native, processor())
+    digest = hashlib.sha256(source + repr(known).encode()).hexdigest()
+    path = folder / f"engine-{digest}.so"
+    if path.exists():
+        return path
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        new = Path(work) / "engine.so"
+        for flag in native:
+            command = [str(compiler), *FLAGS, flag, "-o", str(new), str(SOURCE), "-lm", "-pthread"]
+            result = subprocess.run(command, capture_output=True)
+            if result.returncode == 0:
+                break
+        else:
+            lines = result.stderr.decode("utf-8", "replace").splitlines()
+            raise OSError(f"{compiler} fails ({lines[-1] if lines else result.returncode})")
+        new.replace(path)
+    return path
+
+
+def processor() -> str:
+    """What tells processors with other instructions apart: a home folder may be on several."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    told = ("model name", "flags", "Features")
+    return "\n".join(sorted({line for line in lines if line.startswith(told)}))
+
+
+# Models and their decoders -----------------------------------------------------------------------
+
+
+class Engine:
+    """A quantized model in the engine's layout. Any number of decoders may share it."""
+
+    def __init__(self, library: ctypes.CDLL, config: ModelConfig, weights: dict[str, Parts]):
+        self.library = library
+        self.config = config
+        self.lanes: int = library.lanes()
+        self.kept: list[Tensor] = []
+        self.weights = weights
+        tied = config.tie_embeddings
+        model = _Model(**{name: getattr(config, name) for name in SIZES})
+        model.tokens = self._table("token_embedding.weight")
+        model.head = self._matrix("token_embedding" if tied else "head")
+        model.final_norm = self._norm("final_norm")
+        if config.arch == "qwen3":
+            model.cosines, model.sines = map(self._pointer, rotary_tables(config))
+        else:
+            model.positions = self._table("position_embedding.weight")
+        model.blocks = (_Layer * config.layers)(*map(self._layer, range(config.layers)))
+        self.model = model
+
+    def _pointer(self, tensor: Tensor) -> int:
+        self.kept.append(tensor.contiguous())
+        return self.kept[-1].data_ptr()
+
+    def _values(self, name: str) -> int | None:
+        return self._pointer(self.weights[name]["values"].float()) if name in self.weights else None
+
+    def _norm(self, name: str) -> _Norm:
+        return _Norm(self._values(f"{name}.weight"), self._values(f"{name}.bias"))
+
+    def _table(self, name: str) -> _Table:
+        parts = self.weights[name]
+        if "values" in parts:
+            return _Table(values=self._values(name), groups=1)
+        codes, scales = parts["codes"], parts["scales"].float()
+        return _Table(self._pointer(codes), self._pointer(scales), groups=scales.size(1))
+
+    def _matrix(self, name: str) -> _Matrix:
+        codes, scales = (self.weights[f"{name}.weight"][part] for part in ("codes", "scales"))
+        (rows, columns), groups = codes.shape, scales.size(1)
+        codes = codes.contiguous()
+        bits = 4 if self.library.fits_4_bits(codes.data_ptr(), codes.numel()) else 8
+        packed = torch.empty(rows * columns * bits // 8, dtype=torch.uint8)
+        threads = torch.get_num_threads()
+        self.library.pack(codes.data_ptr(), packed.data_ptr(), rows, columns, bits, threads)
+        if groups > 1:
+            scales = scales.view(-1, self.lanes, groups).mT.to(self.half)
+        else:
+            scales = scales.float()
+        pointers = self._pointer(packed), self._pointer(scales), self._values(f"{name}.bias")
+        return _Matrix(*pointers, rows, columns, bits, groups > 1)
+
+    def _layer(self, index: int) -> _Layer:
+        block = f"blocks.{index}"
+        qwen3 = self.config.arch == "qwen3"
+        norms = ("attention_norm", "attention.query_norm", "attention.key_norm")
+        up = "gate_up" if qwen3 else "up"
+        matrices = ("attention.qkv", "attention.out", f"feed_forward.{up}", "feed_forward.down")
+        return _Layer(
+            *(self._norm(f"{block}.{name}") for name in (*norms, "feed_forward_norm")),
+            *(self._matrix(f"{block}.{name}") for name in matrices),
+        )
+
+    @property
+    def half(self) -> torch.dtype:
+        """How the library stores what may be in half precision."""
+        return torch.float16 if self.library.half_bytes() == 2 else torch.float32
+
+
+def make_engine(config: ModelConfig, weights: dict[str, Parts]) -> Engine | None:
+    """The weights, by their names in `Transformer`, as an engine, or None where it cannot serve."""
+    if not serves(config, weights):
+        return None
+    compiled = library()
+    return Engine(compiled, config, weights) if compiled else None
+
+
+def serves(config: ModelConfig, weights: dict[str, Parts]) -> bool:
+    """Whether the shape fits whole vectors and groups, and every matrix but tables has codes."""
+    columns = (config.width, config.ff_width, config.heads * config.head_size)
+    if config.head_size % 16 or any(size % GROUP or size > MAX_COLUMNS for size in columns):
+        return False
+    tables = {"position_embedding.weight"}
+    if not config.tie_embeddings:
+        tables.add("token_embedding.weight")
+    for name, parts in weights.items():
+        if "codes" in parts:
+            codes, scales = parts["codes"], parts["scales"]
+            if codes.dtype != torch.int8 or scales.size(1) not in (1, codes.size(1) // GROUP):
+                return False
+        elif parts["values"].ndim == 2 and name not in tables:
+            return False
+    return True
+
+
+class EngineDecoder:
+    """A `Decoder` that runs on an `Engine`. Its results do not depend on batch or threads."""
+
+    def __init__(self, engine: Engine, batch: int) -> None:
+        self.engine = engine
+        self.batch = batch
+        self.context = engine.config.context
+        self.length = 0
+        config, lanes = engine.config, engine.lanes
+        rows = max(batch, engine.library.chunk_rows())
+        context = -(-config.context // lanes) * lanes
+        joint = config.heads * config.head_size
+        columns = max(config.width, config.ff_width, joint)
+        cache = (config.layers, batch, config.kv_heads)
+        wide = max(joint + 2 * config.kv_heads * config.head_size, 2 * config.ff_width)
+        self.buffers = {
+            "keys": torch.empty(
+                *cache, context // lanes, config.head_size, lanes, dtype=engine.half
+            ),
+            "values": torch.empty(*cache, context, config.head_size, dtype=engine.half),
+            "stream": torch.empty(rows, config.width),
+            "wide": torch.empty(rows, wide),
+            "mixed": torch.empty(rows, max(config.width, joint)),
+            "codes": torch.empty(rows, columns, dtype=torch.int8),
+            "scales": torch.empty(rows, columns // GROUP),
+            "sums": torch.empty(rows, columns // GROUP, dtype=torch.int32),
+        }
+        pointers = {name: buffer.data_ptr() for name, buffer in self.buffers.items()}
+        self.state = _State(batch=batch, **pointers)
+
+    def feed(self, tokens: list[list[int]]) -> Tensor:
+        """See `Decoder`."""
+        rows = torch.tensor(tokens, dtype=torch.int32)
+        config = self.engine.config
+        least, most = rows.aminmax()
+        assert least >= 0 and most < config.vocab_size, "a token is not in the vocabulary"
+        if self.length and len(rows) < self.batch:
+            rows = rows.expand(self.batch, -1).contiguous()
+        count, end = rows.size(1), self.length + rows.size(1)
+        assert len(rows) in (1, self.batch) and count > 0 and end <= self.context
+        logits = torch.empty(len(rows), config.padded_vocab)
+        self.engine.library.feed(
+            byref(self.engine.model),
+            byref(self.state),
+            rows.data_ptr(),
+            len(rows),
+            count,
+            self.length,
+            logits.data_ptr(),
+            torch.get_num_threads(),
+        )
+        if len(rows) < self.batch:  # a prompt that all share is read once
+            blocks = -(-end // self.engine.lanes)
+            for cache, used in (("keys", blocks), ("values", end)):
+                every = self.buffers[cache][:, :, :, :used]
+                every[:, 1:] = every[:, :1]
+        self.length = end
+        return logits[:, : config.vocab_size].expand(self.batch, -1)
+
+    def forget(self) -> None:
+        """See `Decoder`."""
+        self.length = 0

@@ -1,0 +1,314 @@
+"""The C engine gives the model's logits, the same bits however asked, or leaves it to torch."""
+
+import os
+import subprocess
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from stages.lm import engine as engine_module
+from stages.lm.checkpoint import Checkpoint
+from stages.lm.decoder import TorchDecoder, make_decoder
+from stages.lm.engine import NATIVE, Engine, EngineDecoder, cache_folder, library
+from stages.lm.loading import LoadedModel, load_model
+from stages.lm.model import Transformer
+from stages.lm.quantization import quantize_checkpoint
+
+CONTEXT = 300  # more than the engine's blocks of tokens and of keys
+SHAPES = {
+    "qwen3": {"arch": "qwen3"},
+    "grouped queries, tied": {"arch": "qwen3", "kv_heads": 2, "tie_embeddings": True},
+    "gpt2": {"arch": "gpt2", "tie_embeddings": True},
+}
+WEIGHTS = {"int8": (127, False), "int8 in groups": (127, True), "int4": (7, False)}
+WEIGHTS["int4 in groups"] = (7, True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+    library.cache_clear()
+
+
+def quantized(weight, top, in_groups):
+    rows = weight.unflatten(1, (-1, 64)) if in_groups else weight.unsqueeze(1)
+    scales = (rows.abs().amax(dim=2, keepdim=True) / top).half()
+    codes = (rows / scales.float()).round().clamp(-top, top).to(torch.int8)
+    return {"codes": codes.flatten(1), "scales": scales.squeeze(2)}, (codes * scales.float())
+
+
+@pytest.fixture(scope="module")
+def make_loaded(make_config, tokenizer):
+    """A function from a shape and a kind of weights to a model of random quantized weights."""
+
+    def make(shape="qwen3", kind="int8", **fields):
+        sizes = {"width": 128, "head_size": 32, "ff_width": 192, "context": CONTEXT}
+        fields = sizes | {"vocab_size": tokenizer.vocab_size} | SHAPES[shape] | fields
+        model = Transformer(make_config(**fields)).eval().requires_grad_(False)
+        generator = torch.Generator().manual_seed(1)
+        weights = {}
+        for name, parameter in model.named_parameters():
+            std = parameter.size(-1) ** -0.5 / 2 if parameter.ndim == 2 else 0.1
+            mean = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+            parameter.normal_(mean, std, generator=generator)
+            if parameter.ndim == 2:
+                weights[name], exact = quantized(parameter, *WEIGHTS[kind])
+                parameter.copy_(exact.flatten(1))
+            else:
+                weights[name] = {"values": parameter.half()}
+                parameter.copy_(parameter.half())
+        return LoadedModel(model.config, lambda: model, tokenizer, kind, {}, 0, weights)
+
+    return make
+
+
+def tokens_of(loaded, count, seed=2):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(loaded.config.vocab_size, (count,), generator=generator).tolist()
+
+
+def runs_here(flag):
+    """Whether this processor has the instructions of a compiler's `-march`."""
+    try:
+        known = Path("/proc/cpuinfo").read_text("utf-8")
+    except OSError:
+        return False
+    wanted = {"-march=haswell": ("avx2", "fma", "f16c"), "-march=x86-64": ("sse2",)}[flag]
+    return all(f" {name} " in known for name in wanted)
+
+
+@pytest.fixture(scope="module", params=[NATIVE, ("-march=haswell",), ("-march=x86-64",)])
+def compiled(request):
+    if request.param != NATIVE and not runs_here(*request.param):
+        pytest.skip("this processor cannot run it")
+    return library(request.param)
+
+
+# Logits -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", WEIGHTS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_logits_are_those_of_the_dequantized_weights(make_loaded, compiled, shape, kind):
+    loaded = make_loaded(shape, kind)
+    tokens = tokens_of(loaded, CONTEXT)
+    expected = loaded.model(torch.tensor([tokens]))[0].double().log_softmax(dim=1)
+    decoder = EngineDecoder(Engine(compiled, loaded.config, loaded.weights), 1)
+    found = torch.cat([decoder.feed([[token]]) for token in tokens]).double().log_softmax(dim=1)
+    nats = (expected.exp() * (expected - found)).sum(dim=1)
+    assert nats.mean() < 1e-4
+    chosen = expected.gather(1, found.argmax(dim=1, keepdim=True))[:, 0]
+    assert (expected.amax(dim=1) - chosen).max() < 0.1  # another token only where they are close
+
+
+@pytest.mark.parametrize("kind", WEIGHTS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_batch_threads_and_the_split_of_a_prompt_change_no_bit(make_loaded, compiled, shape, kind):
+    loaded = make_loaded(shape, kind)
+    tokens = tokens_of(loaded, CONTEXT - 1)
+    engine = Engine(compiled, loaded.config, loaded.weights)
+    expected = EngineDecoder(engine, 1).feed([tokens])
+    for batch, threads, cuts in ((1, 3, (1, 2, 100)), (3, 1, (255, 257)), (7, 2, (16, 144, 290))):
+        torch.set_num_threads(threads)
+        try:
+            decoder = EngineDecoder(engine, batch)
+            for first, end in zip((0, *cuts), (*cuts, len(tokens)), strict=True):
+                found = decoder.feed([tokens[first:end]])
+        finally:
+            torch.set_num_threads(1)
+        assert decoder.length == len(tokens) and found.shape == (batch, expected.size(1))
+        assert all(torch.equal(row, expected[0]) for row in found)
+
+
+def test_sequences_of_a_batch_do_not_meet(make_loaded):
+    loaded = make_loaded("grouped queries, tied")
+    rows = [tokens_of(loaded, 200, seed) for seed in range(5)]
+    batch, alone = make_decoder(loaded, batch=5), make_decoder(loaded)
+    assert isinstance(batch, EngineDecoder)
+    batch.feed([row[:150] for row in rows])
+    together = batch.feed([row[150:] for row in rows])
+    for row, found in zip(rows, together, strict=True):
+        alone.forget()
+        assert torch.equal(alone.feed([row])[0], found)
+
+
+def test_what_is_forgotten_leaves_no_trace(make_loaded):
+    loaded = make_loaded()
+    decoder = make_decoder(loaded)
+    expected = decoder.feed([tokens_of(loaded, 40)])
+    decoder.forget()
+    assert decoder.length == 0
+    decoder.feed([tokens_of(loaded, 200, seed=3)])
+    decoder.forget()
+    assert torch.equal(decoder.feed([tokens_of(loaded, 40)]), expected)
+
+
+@pytest.mark.parametrize("size", [16, 48, 64, 80])
+def test_any_head_of_whole_vectors_is_served(make_loaded, size):
+    loaded = make_loaded(head_size=size, context=33)
+    tokens = [tokens_of(loaded, 33)]
+    decoder = make_decoder(loaded)
+    assert isinstance(decoder, EngineDecoder)
+    torch.testing.assert_close(
+        decoder.feed(tokens), TorchDecoder(loaded, 1).feed(tokens), atol=0.05, rtol=0
+    )
+
+
+# Threads and processes ----------------------------------------------------------------------------
+
+
+def test_several_threads_decode_at_once(make_loaded):
+    loaded = make_loaded("gpt2", "int4")
+    tokens = tokens_of(loaded, 100)
+    make_decoder(loaded)
+    expected = [make_decoder(loaded).feed([tokens[:end]]) for end in (60, 70, 80, 90)]
+    found = [None] * 4
+
+    def decode(index):
+        for _ in range(20):
+            decoder = make_decoder(loaded)
+            decoder.feed([tokens[:50]])
+            for token in tokens[50 : 60 + 10 * index]:
+                found[index] = decoder.feed([[token]])
+
+    torch.set_num_threads(2)
+    try:
+        threads = [threading.Thread(target=decode, args=(index,)) for index in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        torch.set_num_threads(1)
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_forked_process_decodes(make_loaded):
+    loaded = make_loaded()
+    tokens = tokens_of(loaded, 50)
+    torch.set_num_threads(2)
+    try:
+        expected = make_decoder(loaded).feed([tokens])
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if torch.equal(make_decoder(loaded).feed([tokens]), expected) else 1)
+        assert os.waitpid(child, 0)[1] == 0
+    finally:
+        torch.set_num_threads(1)
+
+
+# Giving way ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fields", [{"width": 96}, {"ff_width": 100}, {"head_size": 24}, {"head_size": 8}]
+)
+def test_other_shapes_are_left_to_torch(make_loaded, fields):
+    assert isinstance(make_decoder(make_loaded(**fields)), TorchDecoder)
+
+
+def test_matrices_that_are_not_quantized_are_left_to_torch(make_loaded):
+    loaded = make_loaded()
+    loaded.weights["head.weight"] = {"values": loaded.model.head.weight.half()}
+    assert isinstance(make_decoder(loaded), TorchDecoder)
+    assert isinstance(make_decoder(replace(make_loaded(), weights=None)), TorchDecoder)
+
+
+@pytest.fixture
+def anew():
+    """The library is looked for again, and again afterwards."""
+    library.cache_clear()
+    yield
+    library.cache_clear()
+
+
+def test_without_a_compiler_torch_decodes_and_a_line_says_so(
+    make_loaded, anew, monkeypatch, capsys
+):
+    monkeypatch.setattr(engine_module.shutil, "which", lambda name: None)
+    for _ in range(2):
+        assert isinstance(make_decoder(make_loaded()), TorchDecoder)
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "without the C engine" in told and "no C compiler" in told
+
+
+def test_a_compiler_that_fails_is_told_in_a_line(make_loaded, anew, monkeypatch, tmp_path, capsys):
+    broken = tmp_path / "cc"
+    broken.write_text("#!/bin/sh\necho first >&2\necho no such instruction >&2\nexit 3\n")
+    broken.chmod(0o700)
+    monkeypatch.setattr(engine_module.shutil, "which", lambda name: str(broken))
+    assert isinstance(make_decoder(make_loaded()), TorchDecoder)
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "no such instruction" in told
+
+
+# The library on disk ------------------------------------------------------------------------------
+
+
+def test_the_library_is_compiled_once(anew, monkeypatch):
+    assert library() is not None
+    library.cache_clear()
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("compiled again"))
+    assert library() is not None
+
+
+def test_libraries_are_kept_in_the_users_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "new"))
+    with cache_folder() as folder:
+        assert folder == tmp_path / "new" / "small-language-model"
+        assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_folder_that_others_can_write_is_not_used(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with cache_folder() as own:
+        pass
+    own.chmod(0o777)
+    with cache_folder() as folder:
+        assert folder != own and folder.stat().st_mode & 0o777 == 0o700
+    assert not folder.exists()
+    own.chmod(0o700)
+    monkeypatch.setattr(os, "getuid", lambda: own.stat().st_uid + 1)
+    with cache_folder() as folder:
+        assert folder != own
+
+
+def test_a_link_or_a_file_in_place_of_the_folder_is_not_used(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    place, other = tmp_path / "small-language-model", tmp_path / "other"
+    other.mkdir(mode=0o700)
+    place.symlink_to(other)
+    with cache_folder() as folder:
+        assert folder.resolve() != other
+    place.unlink()
+    place.write_text("")
+    with cache_folder() as folder:
+        assert folder != place
+
+
+def test_where_nothing_can_be_kept_it_is_compiled_for_this_process(anew, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert library() is not None
+
+
+# With a file --------------------------------------------------------------------------------------
+
+
+def test_an_int8_file_decodes_with_the_engine(make_loaded, checkpoint, tmp_path):
+    model = make_loaded("gpt2").model
+    stored = Checkpoint(model.config, model.state_dict(), checkpoint.tokenizer, {})
+    quantize_checkpoint(stored, "int8").save(tmp_path / "int8.pt")
+    loaded = load_model(tmp_path / "int8.pt")
+    tokens = [tokens_of(loaded, 20)]
+    decoder = make_decoder(loaded)
+    assert isinstance(decoder, EngineDecoder)
+    torch.testing.assert_close(
+        decoder.feed(tokens), TorchDecoder(loaded, 1).feed(tokens), atol=0.05, rtol=0
+    )
