@@ -285,13 +285,22 @@ def test_the_command_writes_all_it_is_asked_for_and_compares(model_file, tmp_pat
     export.main([str(folder), "--model", str(model_file), "--format", *formats])
     printed = capsys.readouterr().out
     assert "token ids are the same" in printed
-    apart = float(printed.split("differ by at most ")[1].split(";")[0])
+    apart = float(printed.split("differ by at most ")[1].split(" ")[0])
     assert apart < 1e-5
     names = {"model.safetensors", "config.json", "generation_config.json", "README.md"}
     names |= {"tokenizer.json", "tokenizer_config.json"}
     names |= {f"model-{kind}.gguf" for kind in ("f32", "f16", "q8_0", "q4_0")}
     assert {file.name for file in folder.iterdir()} == names
     assert [file.name for file in folder.parent.iterdir()] == ["out"]
+
+
+def test_where_llama_cpp_cuts_otherwise_is_said(checkpoint, tmp_path, capsys):
+    tokenizer = checkpoint.tokenizer | {"pattern": PATTERNS["gpt-4o"]}
+    path = tmp_path / "model.pt"
+    Checkpoint(checkpoint.config, checkpoint.tensors, tokenizer, {}).save(path)
+    for form, told in (("huggingface", False), ("gguf-f16", True)):
+        export.main([str(tmp_path / form), "--model", str(path), "--format", form])
+        assert ("combining marks" in capsys.readouterr().out) == told
 
 
 def test_a_quantized_model_is_exported_as_its_codes_stand_for(checkpoint, tmp_path):

@@ -25,7 +25,7 @@ import torch
 from stages.lm.checkpoint import Checkpoint
 from stages.lm.decoder import TorchDecoder, make_decoder
 from stages.lm.gguf_file import write_gguf
-from stages.lm.loading import load_model
+from stages.lm.loading import LoadedModel, load_model
 from stages.lm.model import ModelConfig, Transformer
 from stages.lm.quantization import quantize_checkpoint
 from stages.lm.tokenizer import PATTERNS, Tokenizer, train_bpe
@@ -161,33 +161,43 @@ def parity(name: str, checkpoint: Checkpoint, asked: argparse.Namespace, folder:
     loaded = load_model(path)
     write_gguf(loaded, folder / "f32.gguf", "f32")
     llama = Llama(asked.python)
-    llama.open(str(folder / "f32.gguf"), 1, False, checkpoint.config.context)
+    opened = (str(folder / "f32.gguf"), 1, False, checkpoint.config.context)
+    llama.open(*opened)
     text = asked.text.read_text("utf-8") if asked.text else mixed_text(100_000, 2)
     ids = loaded.tokenizer.encode(text.encode())
     same = llama.tokenize(text) == ids
     print(f"{name}: ids of {len(text.encode()):,} bytes, {len(ids):,} tokens: "
           f"{'identical' if same else 'DIFFERENT'}")  # fmt: skip
-    window = min(PROMPT, checkpoint.config.context)
-    gaps, divergences, agreed = [0.0], [], []
-    for start in range(0, min(len(ids) - window, 8 * window), window):
-        rows = ids[start : start + window]
-        llama.logits(rows, str(folder / "logits.npy"))
-        theirs = torch.from_numpy(np.load(folder / "logits.npy")).double()
-        with torch.inference_mode():
-            ours = loaded.model(torch.tensor([rows]))[0].double()
-        gaps.append((ours - theirs).abs().max().item())
-        p, q = ours.log_softmax(-1), theirs.log_softmax(-1)
-        divergences.append((p.exp() * (p - q)).sum(-1))
-        agreed.append(ours.argmax(-1) == theirs.argmax(-1))
+    # Its cache is float16 unless told otherwise, which costs more than our export.
+    for cache in ("float16", "float32"):
+        llama.open(*opened, cache == "float32")
+        told = divergence(loaded, llama, ids, folder / "logits.npy")
+        print(f"{name}: float32 weights, {cache} cache: {told}")
     llama.close()
-    kl = torch.cat(divergences)
-    print(
-        f"{name}: float32, torch || llama.cpp over {len(kl):,} tokens: KL mean {kl.mean():.1e}, "
-        f"max {kl.max():.1e}; logits differ by at most {max(gaps):.1e} (std {ours.std():.2f}); "
-        f"top token the same {100 * torch.cat(agreed).double().mean():.2f} %"
-    )
     for scheme, file in quantized_files(checkpoint, folder).items():
         greedy_parity(f"{name}, {scheme}", file, ids[:16])
+
+
+@torch.inference_mode()
+def divergence(loaded: LoadedModel, llama: Llama, ids: list[int], file: Path) -> str:
+    """How llama.cpp's distributions differ from torch's over the first windows of `ids`."""
+    window = min(PROMPT, loaded.model.config.context)
+    gaps, divergences, agreed = [], [], []
+    for start in range(0, min(len(ids) - window, 8 * window), window):
+        rows = ids[start : start + window]
+        llama.logits(rows, str(file))
+        theirs = torch.from_numpy(np.load(file)).double()
+        ours = loaded.model(torch.tensor([rows]))[0].double()
+        gaps.append((ours - theirs).abs().max().item())
+        agreed.append(ours.argmax(-1) == theirs.argmax(-1))
+        p, q = ours.log_softmax(-1), theirs.log_softmax(-1)
+        divergences.append((p.exp() * (p - q)).sum(-1))
+    kl = torch.cat(divergences)
+    return (
+        f"torch || llama.cpp over {len(kl):,} tokens: KL mean {kl.mean():.1e}, max "
+        f"{kl.max():.1e}; logits differ by at most {max(gaps):.1e} (std {ours.std():.2f}); top "
+        f"token the same {100 * torch.cat(agreed).double().mean():.2f} %"
+    )
 
 
 def greedy_parity(name: str, file: Path, prompt: list[int]) -> None:

@@ -26,8 +26,10 @@ class Worker:
         llama.llama_backend_init()
         self.model = self.context = None
 
-    def open(self, path: str, threads: int, flash: bool, context: int) -> float:
-        """Seconds from the file to the logits after one token."""
+    def open(
+        self, path: str, threads: int, flash: bool, context: int, exact: bool = False
+    ) -> float:
+        """Seconds from the file to the logits after one token. `exact`: a cache in float32."""
         start = time.perf_counter()
         if self.context:
             llama.llama_free(self.context)
@@ -42,6 +44,8 @@ class Worker:
         params.flash_attn_type = (
             llama.LLAMA_FLASH_ATTN_TYPE_ENABLED if flash else llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
         )
+        if exact:
+            params.type_k = params.type_v = llama.GGML_TYPE_F32
         self.context = llama.llama_init_from_model(self.model, params)
         self.vocab = llama.llama_model_get_vocab(self.model)
         self.size = llama.llama_vocab_n_tokens(self.vocab)
