@@ -7,6 +7,7 @@ not work, or does not serve a model's shape, its functions give None and the cal
 import ctypes
 import functools
 import hashlib
+import mmap
 import os
 import platform
 import shutil
@@ -184,6 +185,8 @@ class Engine:
         self.lanes: int = library.lanes()
         self.kept: list[Tensor] = []
         self.weights = weights
+        quantized = (parts["codes"].numel() for parts in weights.values() if "codes" in parts)
+        self.room = large_pages(sum(quantized))
         tied = config.tie_embeddings
         model = _Model(**{name: getattr(config, name) for name in SIZES})
         model.tokens = self._table("token_embedding.weight")
@@ -218,7 +221,7 @@ class Engine:
         (rows, columns), groups = codes.shape, scales.size(1)
         codes = codes.contiguous()
         bits = 4 if self.library.fits_4_bits(codes.data_ptr(), codes.numel()) else 8
-        packed = torch.empty(rows * columns * bits // 8, dtype=torch.uint8)
+        packed, self.room = self.room.tensor_split([rows * columns * bits // 8])
         threads = torch.get_num_threads()
         self.library.pack(codes.data_ptr(), packed.data_ptr(), rows, columns, bits, threads)
         if groups > 1:
@@ -243,6 +246,16 @@ class Engine:
     def half(self) -> torch.dtype:
         """How the library stores what may be in half precision."""
         return torch.float16 if self.library.half_bytes() == 2 else torch.float32
+
+
+def large_pages(count: int) -> Tensor:
+    """Room for `count` bytes in the largest pages there are, which are missed less often. Memory
+    is taken as it is written.
+    """
+    memory = mmap.mmap(-1, count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.uint8)
 
 
 def make_engine(config: ModelConfig, weights: dict[str, Parts]) -> Engine | None:
