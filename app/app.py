@@ -234,7 +234,7 @@ def summary(result: Result) -> str:
 
 def about_tab(loaded: LoadedModel, name: str) -> None:
     """The model's card: what it is, what it was trained on, how good it is."""
-    config = loaded.config
+    config = loaded.model.config
     st.caption(
         f"{name}: {config.arch}, {config.layers} layers of width {config.width}, vocabulary of "
         f"{config.vocab_size:,} tokens, sees {config.context:,} tokens at once"

@@ -307,8 +307,6 @@ def test_an_int8_file_decodes_with_the_engine(make_loaded, checkpoint, tmp_path)
     quantize_checkpoint(stored, "int8").save(tmp_path / "int8.pt")
     loaded = load_model(tmp_path / "int8.pt")
     tokens = [tokens_of(loaded, 20)]
-    decoder = make_decoder(loaded)
-    assert isinstance(decoder, EngineDecoder)
-    torch.testing.assert_close(
-        decoder.feed(tokens), TorchDecoder(loaded, 1).feed(tokens), atol=0.05, rtol=0
-    )
+    found = make_decoder(loaded).feed(tokens)
+    assert loaded.engine is not None and "model" not in vars(loaded)  # which takes time to make
+    torch.testing.assert_close(found, TorchDecoder(loaded, 1).feed(tokens), atol=0.05, rtol=0)

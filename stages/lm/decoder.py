@@ -43,8 +43,8 @@ class TorchDecoder:
     def __init__(self, loaded: LoadedModel, batch: int) -> None:
         self.model = loaded.model
         self.batch = batch
-        self.context = loaded.config.context
-        self.cache = KVCache(loaded.config, batch, loaded.model.token_embedding.weight)
+        self.context = loaded.model.config.context
+        self.cache = KVCache(loaded.model.config, batch, loaded.model.token_embedding.weight)
 
     @property
     def length(self) -> int:
