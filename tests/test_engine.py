@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.lm import engine as engine_module
+from stages.lm import native
 from stages.lm.checkpoint import Checkpoint
 from stages.lm.decoder import TorchDecoder, make_decoder
-from stages.lm.engine import NATIVE, Engine, EngineDecoder, cache_folder, library
+from stages.lm.engine import Engine, EngineDecoder
 from stages.lm.loading import LoadedModel, load_model
 from stages.lm.model import Transformer
+from stages.lm.native import NATIVE, cache_folder, library
 from stages.lm.quantization import quantize_checkpoint
 
 CONTEXT = 300  # more than the engine's blocks of tokens and of keys
@@ -231,7 +232,7 @@ def anew():
 def test_without_a_compiler_torch_decodes_and_a_line_says_so(
     make_loaded, anew, monkeypatch, capsys
 ):
-    monkeypatch.setattr(engine_module.shutil, "which", lambda name: None)
+    monkeypatch.setattr(native.shutil, "which", lambda name: None)
     for _ in range(2):
         assert isinstance(make_decoder(make_loaded()), TorchDecoder)
     told = capsys.readouterr().err
@@ -242,7 +243,7 @@ def test_a_compiler_that_fails_is_told_in_a_line(make_loaded, anew, monkeypatch,
     broken = tmp_path / "cc"
     broken.write_text("#!/bin/sh\necho first >&2\necho no such instruction >&2\nexit 3\n")
     broken.chmod(0o700)
-    monkeypatch.setattr(engine_module.shutil, "which", lambda name: str(broken))
+    monkeypatch.setattr(native.shutil, "which", lambda name: str(broken))
     assert isinstance(make_decoder(make_loaded()), TorchDecoder)
     told = capsys.readouterr().err
     assert told.count("\n") == 1 and "no such instruction" in told
