@@ -1,6 +1,6 @@
 /* A transformer with integer weights on a CPU: tokens in, the logits of the next token out.
 
-   engine.py compiles this file on the user's machine, fills the structs below and calls `feed`.
+   native.py compiles this file on the user's machine; engine.py fills the structs and calls `feed`.
    All memory is the caller's. Shapes are those of model.py; a row is one token of one sequence.
 
    Products: weights are 8 or 4 bit codes, each token's activations become 8 bit codes with one
