@@ -44,7 +44,7 @@ def attention_chart(loaded: LoadedModel, text: bytes) -> None:
     with box:
         if not box.open:
             return
-        config = loaded.config
+        config = loaded.model.config
         left, right = st.columns(2)
         layer = left.selectbox("Layer", range(1, config.layers + 1), key="layer")
         head = right.selectbox("Head", range(1, config.heads + 1), key="head")

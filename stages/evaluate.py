@@ -90,7 +90,7 @@ def evaluate(
     total = sum(len(tokens) for tokens, _ in parts.values())
     with tqdm(total=total, desc=f"evaluate {name}", unit="token", unit_scale=True) as bar:
         for split, (tokens, size) in parts.items():
-            lead = data.preceding(split, loaded.config.context)
+            lead = data.preceding(split, loaded.model.config.context)
             nats, count = score(
                 loaded.model,
                 tokens,

@@ -1,6 +1,6 @@
 /* A transformer with integer weights on a CPU: tokens in, the logits of the next token out.
 
-   engine.py compiles this file on the user's machine, fills the structs below and calls `feed`.
+   native.py compiles this file on the user's machine; engine.py fills the structs and calls `feed`.
    All memory is the caller's. Shapes are those of model.py; a row is one token of one sequence.
 
    Products: weights are 8 or 4 bit codes, each token's activations become 8 bit codes with one
@@ -18,9 +18,6 @@
 #include <stdatomic.h>
 #include <stdint.h>
 #include <string.h>
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 #if defined(__x86_64__) || defined(__i386__)
 #include <immintrin.h>
 #define PAUSE() _mm_pause()
@@ -357,12 +354,6 @@ static void pack_tile(void *task, int tile) {
 void pack(const int8_t *codes, uint8_t *packed, int32_t rows, int32_t columns, int32_t bits,
           int32_t threads) {
     Packing task = {codes, packed, rows, columns, bits};
-#if defined(__linux__) /* fewer, larger pages: fewer misses on the way to the weights */
-    const uintptr_t page = 1 << 21, bytes = (uintptr_t)rows * columns * bits / 8;
-    uintptr_t first = ((uintptr_t)packed + page - 1) & -page;
-    uintptr_t end = ((uintptr_t)packed + bytes) & -page;
-    if (first < end) madvise((void *)first, end - first, MADV_HUGEPAGE);
-#endif
     int crowd = muster(threads);
     parallel(crowd, rows / LANES, pack_tile, &task);
     dismiss(crowd);

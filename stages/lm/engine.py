@@ -1,33 +1,18 @@
-"""Decoding of quantized weights on a CPU by engine.c, compiled here when it is first needed.
+"""Decoding of quantized weights on a CPU by engine.c: packs them for it and drives it.
 
-Builds the library, keeps it in the user's cache, packs weights for it and drives it. Where it does
-not work, or does not serve a model's shape, its functions give None and the caller does without.
+Where the engine cannot be had or does not serve a model, there is None and the caller does without.
 """
 
 import ctypes
-import functools
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from ctypes import POINTER, Structure, byref, c_int32, c_int64, c_void_p
-from pathlib import Path
+import mmap
+from ctypes import POINTER, Structure, byref, c_int32, c_void_p
 
 import torch
 from torch import Tensor
 
 from .model import ModelConfig, rotary_tables
+from .native import library
 
-SOURCE = Path(__file__).with_suffix(".c")
-FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-w", "-fPIC", "-shared")
-"""Without contraction, so that no compiler rounds a sum in another way than another one does."""
-NATIVE = ("-march=native", "-mcpu=native", "-O3")
-"""The first that the compiler knows makes use of all that this processor can do."""
 GROUP = 64
 """Columns that may share a scale; a matrix has a multiple of them."""
 MAX_COLUMNS = 1 << 16
@@ -86,92 +71,6 @@ class _State(Structure):
     _fields_ = (*((name, c_void_p) for name in BUFFERS), ("batch", c_int32))
 
 
-# The library -------------------------------------------------------------------------------------
-
-
-@functools.lru_cache
-def library(native: tuple[str, ...] = NATIVE) -> ctypes.CDLL | None:
-    """The compiled engine, or None, told in a line, where it cannot be had.
-
-    `native` are flags to try one after the other until one compiles.
-    """
-    try:
-        compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
-        if compiler is None or not hasattr(os, "getuid"):
-            raise OSError("no C compiler, such as gcc, is installed here")
-        with cache_folder() as folder:
-            engine = ctypes.CDLL(str(built(Path(compiler), native, folder)))
-    except OSError as error:
-        print(f"decoding without the C engine, slower: {error}", file=sys.stderr)
-        return None
-    engine.fits_4_bits.argtypes = (c_void_p, c_int64)
-    engine.pack.argtypes = (c_void_p, c_void_p, *[c_int32] * 4)
-    pointers = (POINTER(_Model), POINTER(_State), c_void_p)
-    engine.feed.argtypes = (*pointers, c_int32, c_int32, c_int32, c_void_p, c_int32)
-    engine.pack.restype = engine.feed.restype = None
-    return engine
-
-
-@contextmanager
-def cache_folder() -> Iterator[Path]:
-    """A folder for libraries that only this user can write: in the user's cache, else a temporary
-    one that is gone afterwards.
-    """
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
-    folder = root / "small-language-model"
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = folder.lstat()
-        # A library runs in this process: nobody else may have put it there.
-        own = found.st_uid == os.getuid() and not found.st_mode & 0o022 and not folder.is_symlink()
-        usable = own and os.access(folder, os.W_OK)
-    except OSError:
-        usable = False
-    if usable:
-        yield folder
-    else:
-        with tempfile.TemporaryDirectory() as name:
-            yield Path(name)
-
-
-def built(compiler: Path, native: tuple[str, ...], folder: Path) -> Path:
-    """The library in `folder`, compiled unless it is there from the same source, compiler, flags
-    and processor.
-
-    Raises:
-        OSError: the folder cannot be written, or the compiler fails with every one of `native`.
-    """
-    source = SOURCE.read_bytes()
-    found = compiler.resolve().stat()
-    known = (found.st_size, found.st_mtime_ns, str(compiler), FLAGS, native, processor())
-    digest = hashlib.sha256(source + repr(known).encode()).hexdigest()
-    path = folder / f"engine-{digest}.so"
-    if path.exists():
-        return path
-    with tempfile.TemporaryDirectory(dir=folder) as work:
-        new = Path(work) / "engine.so"
-        for flag in native:
-            command = [str(compiler), *FLAGS, flag, "-o", str(new), str(SOURCE), "-lm", "-pthread"]
-            result = subprocess.run(command, capture_output=True)
-            if result.returncode == 0:
-                break
-        else:
-            lines = result.stderr.decode("utf-8", "replace").splitlines()
-            raise OSError(f"{compiler} fails ({lines[-1] if lines else result.returncode})")
-        new.replace(path)
-    return path
-
-
-def processor() -> str:
-    """What tells processors with other instructions apart: a home folder may be on several."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
-    except OSError:
-        return f"{platform.machine()} {platform.processor()}"
-    told = ("model name", "flags", "Features")
-    return "\n".join(sorted({line for line in lines if line.startswith(told)}))
-
-
 # Models and their decoders -----------------------------------------------------------------------
 
 
@@ -184,6 +83,8 @@ class Engine:
         self.lanes: int = library.lanes()
         self.kept: list[Tensor] = []
         self.weights = weights
+        quantized = (parts["codes"].numel() for parts in weights.values() if "codes" in parts)
+        self.room = large_pages(sum(quantized))
         tied = config.tie_embeddings
         model = _Model(**{name: getattr(config, name) for name in SIZES})
         model.tokens = self._table("token_embedding.weight")
@@ -218,7 +119,7 @@ class Engine:
         (rows, columns), groups = codes.shape, scales.size(1)
         codes = codes.contiguous()
         bits = 4 if self.library.fits_4_bits(codes.data_ptr(), codes.numel()) else 8
-        packed = torch.empty(rows * columns * bits // 8, dtype=torch.uint8)
+        packed, self.room = self.room.tensor_split([rows * columns * bits // 8])
         threads = torch.get_num_threads()
         self.library.pack(codes.data_ptr(), packed.data_ptr(), rows, columns, bits, threads)
         if groups > 1:
@@ -243,6 +144,16 @@ class Engine:
     def half(self) -> torch.dtype:
         """How the library stores what may be in half precision."""
         return torch.float16 if self.library.half_bytes() == 2 else torch.float32
+
+
+def large_pages(count: int) -> Tensor:
+    """Room for `count` bytes in the largest pages there are, which are missed less often. Memory
+    is taken as it is written.
+    """
+    memory = mmap.mmap(-1, count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.uint8)
 
 
 def make_engine(config: ModelConfig, weights: dict[str, Parts]) -> Engine | None:

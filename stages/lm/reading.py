@@ -38,7 +38,7 @@ def read(
     encode = loaded.tokenizer.encode
     lead = encode(LEAD)
     ids = np.array([*lead, *encode(text)], np.int64)
-    context = loaded.config.context
+    context = loaded.model.config.context
     tokens = []
     for start, first, end in sliding_windows(
         len(lead), len(ids), context, min(min_context, context - 1)
