@@ -10,7 +10,7 @@ from . import checkpoint, quantization
 from .artifact import REMEDY, read_artifact
 from .checkpoint import Checkpoint, build_model
 from .errors import UserError
-from .model import ModelConfig, Transformer
+from .model import Transformer
 from .paths import shown
 from .quantization import QuantizedModel
 from .tokenizer import Tokenizer
@@ -43,7 +43,7 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
             stored = Checkpoint.from_content(content, path)
             scheme, tensors = "float32", stored.tensors
         else:
-            quantized = quantized_from_content(content)
+            quantized = QuantizedModel.from_content(content)
             stored = Checkpoint(
                 quantized.config, quantized.dequantized(), quantized.tokenizer, quantized.provenance
             )
@@ -59,8 +59,3 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
     except (LookupError, TypeError, AttributeError, ValueError, RuntimeError, UserError) as error:
         raise UserError(f"{shown(path)} holds no whole model ({error}); {REMEDY}") from error
     return LoadedModel(model.to(device), tokenizer, scheme, stored.provenance, size)
-
-
-def quantized_from_content(content: dict[str, Any]) -> QuantizedModel:
-    """The quantized model in an artifact's content."""
-    return QuantizedModel(**content | {"config": ModelConfig(**content["config"])})
