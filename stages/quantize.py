@@ -12,7 +12,7 @@ from stages.lm.checkpoint import Checkpoint, build_model
 from stages.lm.data import TokenData, gather
 from stages.lm.errors import run_stage
 from stages.lm.files import write_json
-from stages.lm.gptq import Calibration, calibrate
+from stages.lm.gptq import Calibration, calibrate, gptq
 from stages.lm.metrics import loss_units
 from stages.lm.model import Transformer
 from stages.lm.quantization import QuantizedModel, quantize_checkpoint
@@ -101,9 +101,13 @@ class Trial:
 
     def quantized(self, scheme: str) -> QuantizedModel:
         """The checkpoint under a scheme."""
-        if scheme.startswith("gptq") and self.calibration is None:
+        if not scheme.startswith("gptq"):
+            return quantize_checkpoint(self.checkpoint, scheme)
+        if self.calibration is None:
             self.calibration = calibration(self.checkpoint, self.data)
-        return quantize_checkpoint(self.checkpoint, scheme, self.calibration)
+        bits = float(scheme.removeprefix("gptq"))
+        coded = gptq(self.checkpoint.tensors, self.calibration, bits)
+        return quantize_checkpoint(self.checkpoint, scheme, coded)
 
     def run(self, scheme: str) -> Tried:
         """Try a scheme and print what it gives."""

@@ -21,8 +21,10 @@ BLOCK = 64
 LEAST = 0.1
 """No row counts for less than this part of the mean, and none for more than its inverse: the loss
 is only for small errors a square of them."""
-LARGEST = 8.5
-"""A row's largest weight in steps, at most; codes end at 7 or -8, and errors are passed on."""
+NARROW = 8.5
+"""Weights of at most so many steps have codes in -8 ... 7; what is cut off there is passed on."""
+WIDE = 127
+"""Codes of the other matrices end here. Rare large ones cost little once coded."""
 STEPS_AN_OCTAVE = 8
 """Steps lie on a grid of powers of two, so that few bits name them."""
 BATCH = 16
@@ -88,14 +90,16 @@ def calibrate(model: Transformer, windows: Tensor, frequencies: Tensor) -> Calib
 
 
 def gptq(
-    matrices: dict[str, Tensor], calibration: Calibration, bits: float
+    tensors: dict[str, Tensor], calibration: Calibration, bits: float
 ) -> dict[str, dict[str, Tensor]]:
-    """Codes in -8 ... 7 (rows, columns) and float16 scales (rows, 1) of all `matrices`.
+    """Codes (rows, columns) and float16 scales (rows, 1) of all matrices among `tensors`.
 
-    Their steps make a weight cost `bits` on average, and the last bit of each row buys as much
+    Codes lie in -8 ... 7 where no weight of the matrix is far larger than its row's step, else in
+    -127 ... 127. The steps make a weight cost `bits` on average, and the last bit of each row buys as much
     loss as that of any other (reverse water-filling).
     """
-    layers = {name: _Layer(matrices[name], calibration, name) for name in matrices}
+    matrices = {name: weight for name, weight in tensors.items() if weight.ndim == 2}
+    layers = {name: _Layer(weight, calibration, name) for name, weight in matrices.items()}
     total = sum(weight.numel() for weight in matrices.values())
     low, high = -40.0, 40.0  # log2 of the coarseness
     for _ in range(16):
@@ -110,6 +114,7 @@ class _Layer:
 
     def __init__(self, weight: Tensor, calibration: Calibration, name: str) -> None:
         self.weight = weight.float()
+        self.largest = self.weight.abs().amax(dim=1)
         importance = calibration.gradients[name]
         mean = importance.mean().clamp(min=1e-30)
         importance = importance.clamp(LEAST * mean, mean / LEAST)
@@ -129,23 +134,25 @@ class _Layer:
 
     def scales(self, coarseness: float) -> Tensor:
         """The step of each row, (rows, 1) in float16."""
-        least = self.weight.abs().amax(dim=1) / LARGEST
+        least = self.largest / WIDE
         steps = torch.maximum(coarseness * self.inverse_importance, least).clamp(2**-14, 2**15)
         steps = torch.exp2((steps.log2() * STEPS_AN_OCTAVE).round() / STEPS_AN_OCTAVE)
         return steps.half().unsqueeze(1)
 
     def expected_bits(self, coarseness: float) -> float:
         """The entropy of all codes, found by plain rounding."""
-        codes = (self.weight / self.scales(coarseness).float()).round().clamp(-8, 7)
-        shares = torch.bincount((codes + 8).long().flatten(), minlength=16) / codes.numel()
+        codes = (self.weight / self.scales(coarseness).float()).round_()
+        shares = torch.bincount((codes + 2 * WIDE).int().flatten()) / codes.numel()
         return float(torch.special.entr(shares).sum()) / 0.6931471805599453 * codes.numel()
 
     def quantized(self, coarseness: float) -> dict[str, Tensor]:
         """Codes and scales."""
         scales = self.scales(coarseness)
         steps = scales.float().squeeze(1)
+        narrow = bool((self.largest <= NARROW * steps).all())
+        low, high = (-8, 7) if narrow else (-WIDE, WIDE)
         if self.carried is None:
-            codes = (self.weight / steps.unsqueeze(1)).round_().clamp_(-8, 7)
+            codes = (self.weight / steps.unsqueeze(1)).round_().clamp_(low, high)
             return {"codes": codes.to(torch.int8), "scales": scales}
         left = self.weight[:, self.order]
         codes = torch.empty_like(left)
@@ -154,7 +161,7 @@ class _Layer:
             carried = self.carried[start : start + BLOCK]
             errors = torch.empty_like(here)
             for column in range(here.size(1)):
-                code = (here[:, column] / steps).round_().clamp_(-8, 7)
+                code = (here[:, column] / steps).round_().clamp_(low, high)
                 codes[:, start + column] = code
                 place = start + column
                 errors[:, column] = (here[:, column] - code * steps) / carried[column, place]

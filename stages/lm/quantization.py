@@ -15,7 +15,6 @@ from torch import Tensor
 
 from .artifact import write_artifact
 from .checkpoint import Checkpoint, check_config
-from .gptq import Calibration, gptq
 from .model import ModelConfig, Transformer
 from .packing import pack, unpack
 
@@ -36,7 +35,7 @@ class QuantizedModel:
     config: ModelConfig
     scheme: str
     tensors: dict[str, Parts]
-    """By the names of `Transformer`'s state dict. Codes of fewer than 8 bits lie in -8 ... 7."""
+    """By the names of `Transformer`'s state dict."""
     tokenizer: dict[str, str]
     provenance: dict[str, Any]
     measured: dict[str, float] = field(default_factory=dict)
@@ -117,6 +116,8 @@ def unpack_tensors(
     Raises:
         LookupError, ValueError: the stream does not hold them.
     """
+    if set(scales) != set(shapes):
+        raise ValueError("its weights have other names")
     coded = {}
     for name, shape in shapes.items():
         count = scales[name]
@@ -148,24 +149,19 @@ def unpack_tensors(
 
 
 def quantize_checkpoint(
-    checkpoint: Checkpoint, scheme: str, calibration: Calibration | None = None
+    checkpoint: Checkpoint, scheme: str, coded: dict[str, Parts] | None = None
 ) -> QuantizedModel:
-    """The checkpoint's weights under a scheme.
+    """The checkpoint's weights under a scheme: matrices in codes, all else in float16.
 
-    `int8`, `int4` and `gptqN` (N bits a weight, a fraction too; needs a calibration) store the
-    matrices in codes and all else in float16, `f16` everything in float16.
+    `int8` and `int4` are found here, `f16` has no codes; of any other scheme, `coded` is every
+    matrix.
     """
     matrices = {name: weight for name, weight in checkpoint.tensors.items() if weight.ndim == 2}
-    coded: dict[str, Parts] = {}
-    if scheme == "int8":
-        coded = {name: quantize_int8(weight) for name, weight in matrices.items()}
-    elif scheme == "int4":
-        coded = {name: quantize_int4(weight) for name, weight in matrices.items()}
-    elif scheme != "f16":
-        assert calibration is not None, f"{scheme} needs a calibration"
-        coded = gptq(matrices, calibration, float(scheme.removeprefix("gptq")))
+    if coded is None:
+        quantize = {"int8": quantize_int8, "int4": quantize_int4, "f16": None}[scheme]
+        coded = {name: quantize(weight) for name, weight in matrices.items()} if quantize else {}
     tensors = {
-        name: coded.get(name) or {"values": to_f16(weight)}
+        name: coded[name] if name in coded else {"values": to_f16(weight)}
         for name, weight in checkpoint.tensors.items()
     }
     return QuantizedModel(
