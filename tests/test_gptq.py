@@ -66,7 +66,7 @@ def test_codes_are_int8_with_one_float16_scale_a_row(layer):
 def test_codes_of_a_matrix_without_giants_fit_four_bits(layer):
     weight, _, known = layer
     codes = gptq({"w": weight}, known, 2)["w"]["codes"]
-    assert -8 <= codes.min() and codes.max() <= 7
+    assert codes.min() >= -8 and codes.max() <= 7
 
 
 def test_a_row_that_the_loss_feels_more_gets_smaller_steps(layer):

@@ -80,7 +80,7 @@ def test_int4_finds_no_worse_scale_than_the_one_its_largest_weight_gives(seed, c
     weight = torch.randn(5, columns, generator=torch.Generator().manual_seed(seed))
     parts = quantize_int4(weight)
     codes, scales = parts["codes"], parts["scales"]
-    assert codes.dtype == torch.int8 and -8 <= codes.min() and codes.max() <= 7
+    assert codes.dtype == torch.int8 and codes.min() >= -8 and codes.max() <= 7
     assert scales.dtype == torch.float16
     assert scales.shape == (5, columns // 64 if columns % 64 == 0 else 1)
     groups = weight.view(*scales.shape, -1)

@@ -68,7 +68,7 @@ def calibrate(model: Transformer, windows: Tensor, frequencies: Tensor) -> Calib
         for rows in windows.split(BATCH):
             embedded, rope = model.embed(rows[:, :-1], 0)
             x = embedded.detach().requires_grad_()
-            x.register_hook(lambda grad: add(gradients, "embedding", grad.square().mean((2)).sum()))
+            x.register_hook(lambda grad: add(gradients, "embedding", grad.square().mean(2).sum()))
             y = x
             for block in model.blocks:
                 y = block(y, rope, None)
@@ -95,8 +95,8 @@ def gptq(
     """Codes (rows, columns) and float16 scales (rows, 1) of all matrices among `tensors`.
 
     Codes lie in -8 ... 7 where no weight of the matrix is far larger than its row's step, else in
-    -127 ... 127. The steps make a weight cost `bits` on average, and the last bit of each row buys as much
-    loss as that of any other (reverse water-filling).
+    -127 ... 127. The steps make a weight cost `bits` on average, and the last bit of each row buys
+    as much loss as that of any other (reverse water-filling).
     """
     matrices = {name: weight for name, weight in tensors.items() if weight.ndim == 2}
     layers = {name: _Layer(weight, calibration, name) for name, weight in matrices.items()}
@@ -124,7 +124,7 @@ class _Layer:
             squares = squares.double()
             floor = DAMPING * squares.diagonal().mean().clamp(min=1e-30)
             squares = squares + floor * torch.eye(len(squares), dtype=squares.dtype)
-            # Where inputs are large, errors are made first, while many columns can make up for them.
+            # Errors where inputs are large come first, while many columns can make up for them.
             self.order = squares.diagonal().argsort(descending=True, stable=True)
             squares = squares[self.order][:, self.order]
             inverse = torch.cholesky_inverse(torch.linalg.cholesky(squares))

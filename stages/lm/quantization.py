@@ -129,23 +129,29 @@ def unpack_tensors(
     plain = {name: shape for name, shape in shapes.items() if name not in coded}
     scaled = {name: torch.Size((shape[0], scales[name])) for name, shape in coded.items()}
     sizes = [shape.numel() for shape in coded.values()]
-    for part in (scaled, plain):
-        sizes += 2 * [sum(shape.numel() for shape in part.values())]
-    unpacked = iter(unpack(stream, [size for size in sizes if size]))
-    arrays = [next(unpacked) if size else np.empty(0, np.uint8) for size in sizes]
-    halves = []
-    for part, low, high in ((scaled, *arrays[-4:-2]), (plain, *arrays[-2:])):
-        whole = torch.from_numpy(np.stack([low, high], axis=1).view("<f2").ravel())
-        flat = whole.split([shape.numel() for shape in part.values()])
-        halves.append({n: x.view(part[n]) for n, x in zip(part, flat, strict=True)})
-    codes = (torch.from_numpy((array ^ 128).view(np.int8)) for array in arrays[:-4])
-    quantized = {name: next(codes).view(shape) for name, shape in coded.items()}
+    for halves in (scaled, plain):
+        sizes += 2 * [sum(shape.numel() for shape in halves.values())]
+    found = iter(unpack(stream, [size for size in sizes if size]))
+    arrays = [next(found) if size else np.empty(0, np.uint8) for size in sizes]
+    stored_scales = _halves(scaled, *arrays[-4:-2])
+    stored_values = _halves(plain, *arrays[-2:])
+    codes = {
+        name: torch.from_numpy((array ^ 128).view(np.int8)).view(coded[name])
+        for name, array in zip(coded, arrays[:-4], strict=True)
+    }
     return {
-        name: {"codes": quantized[name], "scales": halves[0][name]}
+        name: {"codes": codes[name], "scales": stored_scales[name]}
         if name in coded
-        else {"values": halves[1][name]}
+        else {"values": stored_values[name]}
         for name in shapes
     }
+
+
+def _halves(shapes: dict[str, torch.Size], low: np.ndarray, high: np.ndarray) -> Parts:
+    """Float16 tensors of these shapes, one after the other, from their low and high bytes."""
+    numbers = torch.from_numpy(np.stack([low, high], axis=1).view("<f2").ravel())
+    parts = numbers.split([shape.numel() for shape in shapes.values()]) if shapes else ()
+    return {name: part.view(shapes[name]) for name, part in zip(shapes, parts, strict=True)}
 
 
 def quantize_checkpoint(

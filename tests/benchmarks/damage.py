@@ -486,7 +486,9 @@ def forged_streams(honest: torch.Tensor) -> Iterator[torch.Tensor]:
     """Streams of codes that are damaged, or say that they hold what cannot be in them."""
     draw = random.Random(0)
     for _ in range(60):
-        yield torch.frombuffer(bytearray(mutate_bytes(honest.numpy().tobytes(), draw)), dtype=torch.uint8)
+        yield torch.frombuffer(
+            bytearray(mutate_bytes(honest.numpy().tobytes(), draw)), dtype=torch.uint8
+        )
     for size in (1, 2, 40, len(honest) // 2, len(honest) - 2, len(honest) - 1):
         yield honest[:size].clone()
     yield torch.cat([honest, honest])
