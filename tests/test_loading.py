@@ -43,7 +43,7 @@ def test_the_tokenizer_in_the_file_encodes_as_the_one_trained_with(files, tokeni
 
 def test_another_artifact_is_no_model(tmp_path):
     write_artifact(tmp_path / "state.pt", "training state", 1, {})
-    with pytest.raises(UserError, match="but checkpoint 1 or quantized model 1 is needed"):
+    with pytest.raises(UserError, match="but checkpoint 1 or quantized model 2 is needed"):
         load_model(tmp_path / "state.pt")
 
 
@@ -75,16 +75,12 @@ def replaced(value, *path):
     [
         without("config"),
         without("config", "width"),
-        without("tensors"),
-        without("tensors", "head.weight"),
         without("tokenizer"),
         without("tokenizer", "vocabulary"),
         without("tokenizer", "pattern"),
         replaced(None, "config"),
         replaced(5, "config", "experts"),
         replaced(64, "config", "width"),
-        replaced(None, "tensors"),
-        replaced("weights", "tensors"),
         replaced(5, "tokenizer"),
         replaced("?? 0", "tokenizer", "vocabulary"),
         replaced("QQ== 0", "tokenizer", "vocabulary"),
@@ -92,12 +88,13 @@ def replaced(value, *path):
     ],
 )
 @pytest.mark.parametrize(
-    ("name", "kind"), [("float.pt", "checkpoint"), ("int8.pt", "quantized model")]
+    ("name", "kind", "version"),
+    [("float.pt", "checkpoint", 1), ("int8.pt", "quantized model", 2)],
 )
-def test_a_forged_part_is_refused_in_a_sentence(files, name, kind, change):
-    _, content = read_artifact(files / name, {kind: 1})
+def test_a_forged_part_is_refused_in_a_sentence(files, name, kind, version, change):
+    _, content = read_artifact(files / name, {kind: version})
     change(content)
-    write_artifact(files / name, kind, 1, content)
+    write_artifact(files / name, kind, version, content)
     with pytest.raises(UserError):
         load_model(files / name)
 
@@ -105,20 +102,47 @@ def test_a_forged_part_is_refused_in_a_sentence(files, name, kind, change):
 @pytest.mark.parametrize(
     "change",
     [
+        without("tensors"),
+        without("tensors", "head.weight"),
+        replaced(None, "tensors"),
+        replaced("weights", "tensors"),
+    ],
+)
+def test_forged_weights_are_refused_in_a_sentence(files, change):
+    _, content = read_artifact(files / "float.pt", {"checkpoint": 1})
+    change(content)
+    write_artifact(files / "float.pt", "checkpoint", 1, content)
+    with pytest.raises(UserError):
+        load_model(files / "float.pt")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
         without("scheme"),
-        without("tensors", "head.weight", "scales"),
-        replaced({}, "tensors", "head.weight"),
-        replaced(torch.ones(7, 1), "tensors", "head.weight", "scales"),
-        replaced(torch.zeros(2, 2), "tensors", "head.weight", "codes"),
-        replaced(torch.zeros(2, 2), "tensors", "head.weight"),
+        without("packed"),
+        without("scales_a_row"),
+        without("scales_a_row", "head.weight"),
+        replaced(None, "scales_a_row"),
+        replaced(0, "scales_a_row", "head.weight"),
+        replaced(2, "scales_a_row", "head.weight"),
+        replaced(1.0, "scales_a_row", "head.weight"),
+        replaced(1, "scales_a_row", "final_norm.weight"),
+        replaced(0, "scales_a_row", "another"),
+        replaced(torch.zeros(0, dtype=torch.uint8), "packed"),
+        replaced(torch.zeros(2, 2, dtype=torch.uint8), "packed"),
+        replaced(torch.zeros(5000), "packed"),
+        replaced(1 << 28, "config", "width"),
+        replaced(1 << 20, "config", "ff_width"),
+        replaced(1 << 30, "config", "vocab_size"),
         replaced(1, "comment"),
     ],
 )
 def test_a_forged_quantized_part_is_refused_in_a_sentence(files, change):
-    _, content = read_artifact(files / "int8.pt", {"quantized model": 1})
+    _, content = read_artifact(files / "int8.pt", {"quantized model": 2})
     change(content)
-    write_artifact(files / "int8.pt", "quantized model", 1, content)
-    with pytest.raises(UserError):
+    write_artifact(files / "int8.pt", "quantized model", 2, content)
+    with pytest.raises(UserError, match="holds no whole model"):
         load_model(files / "int8.pt")
 
 

@@ -1,20 +1,25 @@
 """A quantized weight is within half a step of its original, and a file of them is a model."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stages.lm.artifact import read_artifact
 from stages.lm.checkpoint import build_model
 from stages.lm.loading import load_model
 from stages.lm.quantization import (
+    QuantizedModel,
     dequantize,
     quantize_checkpoint,
+    quantize_int4,
     quantize_int8,
     to_f16,
 )
 
-SCHEMES = pytest.mark.parametrize("scheme", ["int8", "f16"])
+SCHEMES = pytest.mark.parametrize("scheme", ["int8", "int4", "f16"])
 
 
 @given(
@@ -70,6 +75,28 @@ def test_quantizing_what_was_quantized_changes_nothing():
     torch.testing.assert_close(dequantize(quantize_int8(once)), once, rtol=1e-3, atol=0)
 
 
+@given(seed=st.integers(0, 2**31), columns=st.sampled_from([64, 128, 48, 1]))
+def test_int4_finds_no_worse_scale_than_the_one_its_largest_weight_gives(seed, columns):
+    weight = torch.randn(5, columns, generator=torch.Generator().manual_seed(seed))
+    parts = quantize_int4(weight)
+    codes, scales = parts["codes"], parts["scales"]
+    assert codes.dtype == torch.int8 and codes.min() >= -8 and codes.max() <= 7
+    assert scales.dtype == torch.float16
+    assert scales.shape == (5, columns // 64 if columns % 64 == 0 else 1)
+    groups = weight.view(*scales.shape, -1)
+    largest = groups.gather(2, groups.abs().argmax(2, keepdim=True))
+    plain = (largest / -8).half().float()
+    simple = (groups / plain).round().clamp(-8, 7) * plain
+    error = (dequantize(parts).view_as(groups) - groups).square().sum(2)
+    assert (error <= (simple - groups).square().sum(2) * (1 + 1e-5) + 1e-12).all()
+
+
+def test_int4_of_zeros_is_zero_and_of_giants_finite():
+    assert not dequantize(quantize_int4(torch.zeros(2, 64))).any()
+    giants = dequantize(quantize_int4(torch.full((2, 64), 1e9)))
+    assert giants.isfinite().all() and (giants > 6e4).all()
+
+
 def test_f16_rounds_and_keeps_large_numbers_finite():
     weight = torch.tensor([0.1, -2.0, 1e6, -1e6, 0.0])
     stored = to_f16(weight)
@@ -90,26 +117,48 @@ def test_f16_quantizes_nothing(checkpoint):
         assert torch.equal(parts["values"], checkpoint.tensors[name].half())
 
 
-def test_int8_stores_a_byte_a_weight_and_two_a_row(checkpoint):
-    quantized = quantize_checkpoint(checkpoint, "int8")
-    matrices = [tensor for tensor in checkpoint.tensors.values() if tensor.ndim == 2]
-    vectors = sum(tensor.numel() for tensor in checkpoint.tensors.values() if tensor.ndim == 1)
-    weights = sum(tensor.numel() for tensor in matrices)
-    bits = 8 * weights + 16 * sum(len(tensor) for tensor in matrices) + 16 * vectors
-    assert quantized.bits_per_weight() == pytest.approx(bits / (weights + vectors))
-    assert 8 < quantized.bits_per_weight() < 8.6
+def test_no_scheme_stores_more_than_its_numbers_have(checkpoint):
+    sizes = {"int8": 8, "int4": 4, "f16": 16}
+    for scheme, bits in sizes.items():
+        quantized = quantize_checkpoint(checkpoint, scheme)
+        parts = [part for parts in quantized.tensors.values() for part in parts.values()]
+        halves = sum(part.numel() for part in parts if part.dtype == torch.float16)
+        codes = sum(part.numel() for part in parts if part.dtype == torch.int8)
+        tables = 2 * 256 * (len(parts) + 4)
+        assert quantized.packed().numel() < (bits * codes + 16 * halves) / 8 + tables
 
 
-def test_f16_stores_sixteen_bits_a_weight(checkpoint):
-    assert quantize_checkpoint(checkpoint, "f16").bits_per_weight() == 16
+def test_bits_per_weight_are_those_of_the_stream(checkpoint):
+    quantized = quantize_checkpoint(checkpoint, "int4")
+    weights = sum(weight.numel() for weight in checkpoint.tensors.values())
+    assert quantized.bits_per_weight() == pytest.approx(8 * quantized.packed().numel() / weights)
 
 
-def test_a_matrix_costs_eight_bits_and_its_share_of_the_scale(checkpoint):
-    only = {"matrix": torch.randn(10, 64)}
-    quantized = quantize_checkpoint(
-        type(checkpoint)(checkpoint.config, only, checkpoint.tokenizer, {}), "int8"
-    )
-    assert quantized.bits_per_weight() == 8 + 16 / 64
+@SCHEMES
+def test_what_is_written_comes_back(checkpoint, tmp_path, scheme):
+    quantized = replace(quantize_checkpoint(checkpoint, scheme), measured={"increase": 0.25})
+    quantized.save(tmp_path / "quantized.pt")
+    _, content = read_artifact(tmp_path / "quantized.pt", {"quantized model": 2})
+    loaded = QuantizedModel.from_content(content)
+    assert (loaded.config, loaded.scheme) == (checkpoint.config, scheme)
+    assert loaded.measured == {"increase": 0.25} and loaded.tokenizer == checkpoint.tokenizer
+    assert list(loaded.tensors) == list(quantized.tensors)
+    for name, parts in quantized.tensors.items():
+        assert set(loaded.tensors[name]) == set(parts)
+        for kind, part in parts.items():
+            assert loaded.tensors[name][kind].dtype == part.dtype
+            assert torch.equal(loaded.tensors[name][kind], part)
+
+
+def test_a_tied_embedding_is_stored_once(make_model, checkpoint):
+    tied = make_model(tie_embeddings=True)
+    untied = make_model()
+    sizes = []
+    for model in (tied, untied):
+        given = replace(checkpoint, config=model.config, tensors=model.state_dict())
+        sizes.append(quantize_checkpoint(given, "int8").packed().numel())
+    matrix = tied.token_embedding.weight.numel()
+    assert 0.8 * matrix < sizes[1] - sizes[0] < 1.2 * matrix
 
 
 @SCHEMES

@@ -53,6 +53,8 @@ SET = {
     "train.beta1": 0.5,
     "train.beta2": 0.625,
 }
+OWN = {"quantize.scheme", "train.precision", "train.compile", "runtime.device"}
+"""Settings of which `auto` is a word of their own."""
 
 
 @pytest.fixture
@@ -108,12 +110,11 @@ def test_a_recipe_begins_at_nothing_and_its_rows_rise_and_set_the_same(recipe):
 
 def test_the_shipped_file_names_a_recipe_and_every_automatic_setting_in_it_has_a_value():
     auto = automatic(1_000_000)
-    own = {"train.precision", "train.compile", "runtime.device"}  # their own word
     said = {
         place for place in SETTINGS if DOCUMENT[place.split(".")[0]][place.split(".")[1]] == "auto"
     }
     assert auto.recipe == DOCUMENT["recipe"] in BY_SIZE
-    assert set(auto.used) == said - own and not own & set(auto.values)
+    assert set(auto.used) == said - OWN and not OWN & set(auto.values)
 
 
 def test_a_recipe_takes_the_last_row_that_the_text_reaches():
@@ -247,8 +248,7 @@ def test_auto_where_nothing_is_automatic_is_refused_and_not_offered(write, place
     if place == "evaluate.prompt":
         assert load(write(**{place: "auto"}), 1000)[0][place] == "auto"
         return
-    own = place in {"train.precision", "train.compile", "runtime.device"}
-    junk = "junk" if own else "auto"
+    junk = "junk" if place in OWN else "auto"
     message = refusal(load, write(**{place: junk}), 1000)
     assert message.startswith(f"params.yaml: {place} is {junk!r}, but must be ")
     assert ", or auto" not in message

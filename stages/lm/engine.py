@@ -12,15 +12,10 @@ from torch import Tensor
 
 from .model import ModelConfig, rotary_tables
 from .native import library
+from .quantization import GROUP, Parts
 
-GROUP = 64
-"""Columns that may share a scale; a matrix has a multiple of them."""
 MAX_COLUMNS = 1 << 16
 """Of a matrix, so that no sum of products of codes overflows."""
-
-Parts = dict[str, Tensor]
-"""Of a weight: `codes` (rows, columns), int8, and `scales` (rows, 1 or columns / 64), float16;
-or `values`, float16, where it is not quantized."""
 
 
 # The structs of engine.c -------------------------------------------------------------------------

@@ -11,11 +11,11 @@ import torch
 from . import checkpoint, quantization
 from .artifact import REMEDY, read_artifact
 from .checkpoint import Checkpoint, build_model
-from .engine import Engine, Parts, make_engine
+from .engine import Engine, make_engine
 from .errors import UserError
 from .model import ModelConfig, Transformer
 from .paths import shown
-from .quantization import QuantizedModel, dequantize
+from .quantization import Parts, QuantizedModel, dequantize
 from .tokenizer import Tokenizer
 
 
@@ -67,7 +67,7 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
             def build() -> Transformer:
                 return model
         else:
-            quantized = checked(quantized_from_content(content))
+            quantized = checked(QuantizedModel.from_content(content))
             config, provenance, parts = quantized.config, quantized.provenance, quantized.tokenizer
             scheme = quantized.scheme
             weights = quantized.tensors if device.type == "cpu" else None
@@ -101,8 +101,3 @@ def checked(quantized: QuantizedModel) -> QuantizedModel:
     build_model(quantized.config, shapes)
     Checkpoint(quantized.config, shapes, quantized.tokenizer, quantized.provenance)
     return quantized
-
-
-def quantized_from_content(content: dict[str, Any]) -> QuantizedModel:
-    """The quantized model in an artifact's content."""
-    return QuantizedModel(**content | {"config": ModelConfig(**content["config"])})

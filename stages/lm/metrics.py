@@ -9,7 +9,7 @@ from typing import Any
 from .files import explained, write_text
 
 
-def loss_units(nats: float, tokens: int, size: int) -> dict[str, float]:
+def loss_units(nats: float, tokens: int, size: float) -> dict[str, float]:
     """One loss in four units, from sums over a text of `tokens` tokens and `size` bytes.
 
     Only the last two compare across tokenizers.

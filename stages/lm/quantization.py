@@ -1,22 +1,31 @@
 """Weights in few bits: the schemes, and the file that holds them.
 
-`models/trained_model_quantized.pt` is self-contained: shape, tokenizer, provenance and codes.
-Knows nothing about decoding; `dequantize` gives back the matrices that a scheme stands for.
+`models/trained_model_quantized.pt` is self-contained: shape, tokenizer, provenance, codes and what
+they cost. Knows nothing about decoding; `dequantize` gives back the matrices that a scheme stands
+for.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .artifact import write_artifact
-from .checkpoint import Checkpoint
-from .model import ModelConfig
+from .checkpoint import Checkpoint, check_config
+from .model import ModelConfig, Transformer
+from .packing import pack, unpack
 
 KIND = "quantized model"
-VERSION = 1
+VERSION = 2
+GROUP = 64
+"""Columns that share a scale where a row has more than one."""
+
+Parts = dict[str, Tensor]
+"""A weight: int8 `codes` (rows, columns) and float16 `scales` (rows, 1 or columns / 64), each for
+a run of columns; or float16 `values`, where it is not quantized."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +34,26 @@ class QuantizedModel:
 
     config: ModelConfig
     scheme: str
-    tensors: dict[str, dict[str, Tensor]]
-    """For each weight its parts: `codes` and `scales`, or `values` where it is not quantized."""
+    tensors: dict[str, Parts]
+    """By the names of `Transformer`'s state dict."""
     tokenizer: dict[str, str]
     provenance: dict[str, Any]
+    measured: dict[str, float] = field(default_factory=dict)
+    """What the scheme cost, as `metrics/quantize.json` has it."""
+
+    def packed(self) -> Tensor:
+        """All codes, scales and values as one stream of bytes, see `packing`."""
+        return torch.from_numpy(pack([array for array in self._arrays() if len(array)]))
+
+    def _arrays(self) -> list[np.ndarray]:
+        # Float16 numbers as their low and their high bytes: exponents are alike, fractions are not.
+        codes = [parts["codes"] for parts in self.tensors.values() if "codes" in parts]
+        arrays = [code.numpy().astype(np.uint8).ravel() ^ 128 for code in codes]
+        for kind in ("scales", "values"):
+            halves = [parts[kind].flatten() for parts in self.tensors.values() if kind in parts]
+            whole = torch.cat(halves).numpy() if halves else np.empty(0, np.float16)
+            arrays += list(whole.astype("<f2").view(np.uint8).reshape(-1, 2).T)
+        return arrays
 
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all."""
@@ -37,40 +62,120 @@ class QuantizedModel:
             "scheme": self.scheme,
             "tokenizer": self.tokenizer,
             "provenance": self.provenance,
-            "tensors": self.tensors,
+            "measured": self.measured,
+            "scales_a_row": {
+                name: parts["scales"].size(1) if "scales" in parts else 0
+                for name, parts in self.tensors.items()
+            },
+            "packed": self.packed(),
         }
         write_artifact(path, KIND, VERSION, content)
+
+    @classmethod
+    def from_content(cls, content: dict[str, Any]) -> "QuantizedModel":
+        """What `save` wrote.
+
+        Raises:
+            LookupError, TypeError, ValueError, RuntimeError: the content is forged. Time and memory
+                stay of the order of its size.
+        """
+        rest = dict(content)
+        config = ModelConfig(**rest.pop("config"))
+        scales, stream = rest.pop("scales_a_row"), rest.pop("packed")
+        if stream.dtype != torch.uint8 or stream.ndim != 1:
+            raise ValueError("its codes are no stream of bytes")
+        tensors = unpack_tensors(shapes_of(config, len(scales)), scales, stream.numpy())
+        return cls(config=config, tensors=tensors, **rest)
 
     def dequantized(self) -> dict[str, Tensor]:
         """The state dict of `Transformer` in float32 that the codes stand for."""
         return {name: dequantize(parts) for name, parts in self.tensors.items()}
 
     def bits_per_weight(self) -> float:
-        """Bits stored for each trainable number, scales included, file headers not."""
-        stored = sum(
-            part.numel() * part.element_size()
-            for parts in self.tensors.values()
-            for part in parts.values()
-        )
-        weights = sum(
-            (parts["codes"] if "codes" in parts else parts["values"]).numel()
-            for parts in self.tensors.values()
-        )
-        return 8 * stored / weights
+        """Bits stored for each trainable number, scales and tables included, headers not."""
+        weights = sum(dequantize(parts).numel() for parts in self.tensors.values())
+        return 8 * len(self.packed()) / weights
 
 
-def quantize_checkpoint(checkpoint: Checkpoint, scheme: str) -> QuantizedModel:
-    """The checkpoint's weights under a scheme: `int8` (matrices only) or `f16`."""
-    tensors = {}
-    for name, weight in checkpoint.tensors.items():
-        quantizes = scheme == "int8" and weight.ndim == 2
-        tensors[name] = quantize_int8(weight) if quantizes else {"values": to_f16(weight)}
+def shapes_of(config: ModelConfig, tensors: int) -> dict[str, torch.Size]:
+    """The shape of every weight of a model, which must have about so many tensors.
+
+    Raises:
+        RuntimeError: no model has this shape and so few tensors.
+    """
+    check_config(config, tensors)
+    with torch.device("meta"):
+        return {name: weight.shape for name, weight in Transformer(config).state_dict().items()}
+
+
+def unpack_tensors(
+    shapes: dict[str, torch.Size], scales: dict[str, int], stream: np.ndarray
+) -> dict[str, Parts]:
+    """The parts of each weight, from the number of scales that its rows have (0: none).
+
+    Raises:
+        LookupError, ValueError: the stream does not hold them.
+    """
+    if set(scales) != set(shapes):
+        raise ValueError("its weights have other names")
+    coded = {}
+    for name, shape in shapes.items():
+        count = scales[name]
+        allowed = {0, 1, shape[-1] / GROUP} if len(shape) == 2 else {0}
+        if type(count) is not int or count not in allowed:
+            raise ValueError(f"{name} cannot have {count!r} scales a row")
+        if count:
+            coded[name] = shape
+    plain = {name: shape for name, shape in shapes.items() if name not in coded}
+    scaled = {name: torch.Size((shape[0], scales[name])) for name, shape in coded.items()}
+    sizes = [shape.numel() for shape in coded.values()]
+    for halves in (scaled, plain):
+        sizes += 2 * [sum(shape.numel() for shape in halves.values())]
+    found = iter(unpack(stream, [size for size in sizes if size]))
+    arrays = [next(found) if size else np.empty(0, np.uint8) for size in sizes]
+    stored_scales = _halves(scaled, *arrays[-4:-2])
+    stored_values = _halves(plain, *arrays[-2:])
+    codes = {
+        name: torch.from_numpy((array ^ 128).view(np.int8)).view(coded[name])
+        for name, array in zip(coded, arrays[:-4], strict=True)
+    }
+    return {
+        name: {"codes": codes[name], "scales": stored_scales[name]}
+        if name in coded
+        else {"values": stored_values[name]}
+        for name in shapes
+    }
+
+
+def _halves(shapes: dict[str, torch.Size], low: np.ndarray, high: np.ndarray) -> Parts:
+    """Float16 tensors of these shapes, one after the other, from their low and high bytes."""
+    numbers = torch.from_numpy(np.stack([low, high], axis=1).view("<f2").ravel())
+    parts = numbers.split([shape.numel() for shape in shapes.values()]) if shapes else ()
+    return {name: part.view(shapes[name]) for name, part in zip(shapes, parts, strict=True)}
+
+
+def quantize_checkpoint(
+    checkpoint: Checkpoint, scheme: str, coded: dict[str, Parts] | None = None
+) -> QuantizedModel:
+    """The checkpoint's weights under a scheme: matrices in codes, all else in float16.
+
+    `int8` and `int4` are found here, `f16` has no codes; of any other scheme, `coded` is every
+    matrix.
+    """
+    matrices = {name: weight for name, weight in checkpoint.tensors.items() if weight.ndim == 2}
+    if coded is None:
+        quantize = {"int8": quantize_int8, "int4": quantize_int4, "f16": None}[scheme]
+        coded = {name: quantize(weight) for name, weight in matrices.items()} if quantize else {}
+    tensors = {
+        name: coded[name] if name in coded else {"values": to_f16(weight)}
+        for name, weight in checkpoint.tensors.items()
+    }
     return QuantizedModel(
         checkpoint.config, scheme, tensors, checkpoint.tokenizer, checkpoint.provenance
     )
 
 
-def quantize_int8(weight: Tensor) -> dict[str, Tensor]:
+def quantize_int8(weight: Tensor) -> Parts:
     """Symmetric 8-bit codes (rows, columns) with one float16 scale a row: weight ~ code * scale.
 
     The scale is rounded up to float16 before the codes are found, so that its rounding costs
@@ -84,22 +189,48 @@ def quantize_int8(weight: Tensor) -> dict[str, Tensor]:
     return {"codes": codes, "scales": scales}
 
 
+def quantize_int4(weight: Tensor) -> Parts:
+    """4-bit codes with a float16 scale for 64 columns, or for a row that is no multiple of that.
+
+    The largest weight of a group gets about -8 and so gives the scale its sign, as in llama.cpp's
+    Q4_0; of scales around that, the one with the smallest squared error is taken.
+    """
+    rows, columns = weight.shape
+    size = GROUP if columns % GROUP == 0 else columns
+    groups = weight.float().view(-1, size)
+    largest = groups.gather(1, groups.abs().argmax(dim=1, keepdim=True))
+    best = torch.full_like(largest, torch.inf)
+    scales = torch.zeros_like(largest, dtype=torch.float16)
+    for divisor in torch.arange(-10, -6.4, 0.25).tolist():
+        tried = nonzero_f16(largest / divisor)
+        error = groups.sub(rounded(groups, tried) * tried.float()).square().sum(1, keepdim=True)
+        better = error < best
+        best, scales = torch.where(better, error, best), torch.where(better, tried, scales)
+    codes = rounded(groups, scales).to(torch.int8)
+    return {"codes": codes.view(rows, columns), "scales": scales.view(rows, -1)}
+
+
+def rounded(weight: Tensor, scales: Tensor) -> Tensor:
+    """The 4-bit codes nearest to `weight`, still in float32."""
+    return (weight / scales.float()).round_().clamp_(-8, 7)
+
+
+def nonzero_f16(scales: Tensor) -> Tensor:
+    """`scales` in float16, the smallest number standing for zero."""
+    halves = to_f16(scales)
+    return torch.where(halves == 0, torch.full_like(halves, 2**-24), halves)
+
+
 def to_f16(weight: Tensor) -> Tensor:
     """`weight` in float16, the largest finite number standing for any larger one."""
     limit = torch.finfo(torch.float16).max
     return weight.clamp(-limit, limit).to(torch.float16)
 
 
-def dequantize(parts: dict[str, Tensor]) -> Tensor:
-    """The float32 weight that a quantized weight's parts stand for.
-
-    Raises:
-        ValueError: there is not one scale for each row of codes.
-    """
+def dequantize(parts: Parts) -> Tensor:
+    """The float32 weight that a quantized weight's parts stand for."""
     if "values" in parts:
         return parts["values"].float()
     codes, scales = parts["codes"], parts["scales"]
-    # A forged row times a forged column would be a matrix larger than any memory.
-    if codes.ndim != 2 or scales.shape != (codes.size(0), 1):
-        raise ValueError(f"{tuple(scales.shape)} scales for {tuple(codes.shape)} codes")
-    return codes.float() * scales.float()
+    groups = codes.view(*scales.shape, -1).float()
+    return (groups * scales.float().unsqueeze(2)).view(codes.shape)

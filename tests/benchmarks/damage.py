@@ -47,7 +47,7 @@ from stages.lm.sampling import SamplingSettings, generate_text
 from stages.lm.state import RunIdentity, StateStore
 from stages.lm.tokenizer import PATTERNS, Tokenizer
 
-KINDS = {"checkpoint": 1, "quantized model": 1, "training state": 1}
+KINDS = {"checkpoint": 1, "quantized model": 2, "training state": 1}
 
 
 # Small files --------------------------------------------------------------------------------------
@@ -453,10 +453,13 @@ def value_changes(folder: Path) -> Iterator[tuple[Path, Callable[[], None]]]:
                     values += [torch.full_like(old, float(word)) for word in ("nan", "inf", "6e4")]
             for value in values:
                 yield path, partial(write_changed, path, kind, content, place, value)
+        if "packed" in content:
+            for stream in forged_streams(content["packed"]):
+                yield path, partial(write_changed, path, kind, content, ("packed",), stream)
         for change in ({"context": 2**23}, {"heads": 4, "kv_heads": 3}):
             changed = content | {"config": content["config"] | change}
-            yield path, partial(write_artifact, path, kind, 1, changed)
-        for version in (0, 2, 10**300):
+            yield path, partial(write_artifact, path, kind, KINDS[kind], changed)
+        for version in (0, 3, 10**300):
             yield path, partial(write_artifact, path, kind, version, content)
         for other in ("", "x" * 100_000, "two\nlines", "training state"):
             yield path, partial(write_artifact, path, other, 1, content)
@@ -477,6 +480,19 @@ def forged_values(folder: Path) -> tuple[int, Callable[[int], str]]:
             path.write_bytes(honest[path])
 
     return len(changes), case
+
+
+def forged_streams(honest: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Streams of codes that are damaged, or say that they hold what cannot be in them."""
+    draw = random.Random(0)
+    for _ in range(60):
+        yield torch.frombuffer(
+            bytearray(mutate_bytes(honest.numpy().tobytes(), draw)), dtype=torch.uint8
+        )
+    for size in (1, 2, 40, len(honest) // 2, len(honest) - 2, len(honest) - 1):
+        yield honest[:size].clone()
+    yield torch.cat([honest, honest])
+    yield torch.cat([honest, torch.zeros(1 << 20, dtype=torch.uint8)])
 
 
 REMOVED = object()
@@ -500,7 +516,7 @@ def write_changed(path: Path, kind: str, content: dict, place: tuple, value: Any
         del inner[place[-1]]
     else:
         inner[place[-1]] = value
-    write_artifact(path, kind, 1, content)
+    write_artifact(path, kind, KINDS[kind], content)
 
 
 # Mutation -----------------------------------------------------------------------------------------

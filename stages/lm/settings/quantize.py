@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from .loader import Choice
+from .loader import Choice, Range
+
+SCHEMES = ("auto", "gptq2", "gptq3", "gptq4", "int4", "int8", "f16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,5 +14,9 @@ class QuantizeSettings:
 
     SECTION: ClassVar[str] = "quantize"
 
-    scheme: Annotated[str, Choice(("int8", "f16"))]
-    """`int8`: 8-bit codes with one float16 scale a row. `f16`: float16, nothing more."""
+    scheme: Annotated[str, Choice(SCHEMES)]
+    """`auto`: the smallest file within `max_increase`. `gptq2`, `gptq3`, `gptq4`: codes of about so
+    many bits a weight, found on training text. `int4`: 4-bit codes with one float16 scale for 64
+    columns. `int8`: 8-bit codes with one a row. `f16`: float16, nothing more."""
+    max_increase: Annotated[float, Range(0, 1)]
+    """The share of its bits per byte on the validation split that the model may lose."""

@@ -1,0 +1,129 @@
+"""Bytes in as few bits as their frequencies allow: a range coder in numpy, without any loss.
+
+Interleaved rANS (Duda 2013, arXiv 1311.2540; Giesen 2014, arXiv 1402.3392): many lanes go through
+the symbols side by side, so that every step of the Python loop decodes as many symbols as there
+are lanes. Each array has a frequency table of its own; the lanes go on from one array to the next.
+Knows nothing about models.
+"""
+
+import numpy as np
+
+TABLE_BITS = 14
+TABLE = 1 << TABLE_BITS
+LOW = 1 << 16
+"""A lane's state lies in [2^16, 2^32); what is below takes in another 16 bits."""
+MOST = TABLE - TABLE // 16
+"""No symbol counts for more, so that none costs nothing: see `MOST_PER_BYTE`."""
+MOST_PER_BYTE = 86
+"""Symbols in a byte of any stream: -log2(15/16) bits a symbol at least."""
+
+
+def lane_count(symbols: int) -> int:
+    """Lanes for so many symbols: 4 bytes each in the stream, and a step of the loop for all."""
+    return 1 << min(max((symbols // 6_000).bit_length(), 2), 12)
+
+
+def pack(arrays: list[np.ndarray]) -> np.ndarray:
+    """One stream of bytes that holds uint8 `arrays` of one dimension, none of them empty.
+
+    The tables, then each lane's state, then the words of 16 bits in the order of decoding.
+    """
+    lanes = lane_count(sum(len(array) for array in arrays))
+    tables = [_table(array) for array in arrays]
+    head = [_table_bytes(table) for table in tables]
+    states = np.full(lanes, LOW, np.uint64)
+    words: list[np.ndarray] = []
+    for array, table in zip(reversed(arrays), reversed(tables), strict=True):
+        counts, before = table.astype(np.uint64), _before(table).astype(np.uint64)
+        for start in reversed(range(0, len(array), lanes)):
+            symbols = array[start : start + lanes]
+            count, state = counts[symbols], states[: len(symbols)]
+            full = state >= count << np.uint64(32 - TABLE_BITS)
+            words.append(state[full].astype("<u2"))
+            state[full] >>= np.uint64(16)
+            turns, rest = np.divmod(state, count)
+            states[: len(symbols)] = (turns << np.uint64(TABLE_BITS)) + rest + before[symbols]
+    parts = [*head, states.astype("<u4"), *reversed(words)]
+    return np.concatenate([np.ascontiguousarray(part).view(np.uint8) for part in parts])
+
+
+def unpack(stream: np.ndarray, sizes: list[int]) -> list[np.ndarray]:
+    """The arrays that `pack` was given, of the `sizes` they had.
+
+    Raises:
+        ValueError: the stream does not hold them. Memory and time are bounded by its own length.
+    """
+    total = sum(sizes)
+    lanes = lane_count(total)
+    if total > MOST_PER_BYTE * len(stream):
+        raise ValueError(f"{total} codes cannot lie in {len(stream)} bytes")
+    tables, start = [], 0
+    for _ in sizes:
+        table, start = _read_table(stream, start)
+        tables.append(table)
+    states, words = stream[start : start + 4 * lanes], stream[start + 4 * lanes :]
+    if len(states) != 4 * lanes or len(words) % 2:
+        raise ValueError("a part of the stream is missing")
+    states, words = (part.copy().view(kind) for part, kind in ((states, "<u4"), (words, "<u2")))
+    words = words.astype(np.uint32)
+    place, arrays = 0, []
+    for size, table in zip(sizes, tables, strict=True):
+        symbol_at = np.repeat(np.arange(256, dtype=np.uint8), table)
+        count_at = table.astype(np.uint32)[symbol_at]
+        rest_at = (np.arange(TABLE) - _before(table)[symbol_at]).astype(np.uint32)
+        array = np.empty(size, np.uint8)
+        for start in range(0, size, lanes):
+            part = array[start : start + lanes]
+            state = states[: len(part)]
+            slot = state & np.uint32(TABLE - 1)
+            symbol_at.take(slot, out=part, mode="wrap")
+            state >>= np.uint32(TABLE_BITS)
+            state *= count_at.take(slot)
+            state += rest_at.take(slot)
+            empty = np.flatnonzero(state < LOW)
+            if place + len(empty) > len(words):
+                raise ValueError("the stream ends too early")
+            state[empty] = state[empty] << np.uint32(16) | words[place : place + len(empty)]
+            place += len(empty)
+        arrays.append(array)
+    if place != len(words) or (states != LOW).any():
+        raise ValueError("the stream does not end where its codes do")
+    return arrays
+
+
+def _table(array: np.ndarray) -> np.ndarray:
+    """How many of `TABLE` places each of the 256 symbols has: about its share, at least one."""
+    counts = np.bincount(array, minlength=256)
+    used = counts > 0
+    table = counts * (TABLE - int(used.sum())) // len(array) + used
+    top = int(table.argmax())
+    table[top] += TABLE - int(table.sum())
+    if table[top] > MOST:
+        table[top - 1 if top else 1] += table[top] - MOST
+        table[top] = MOST
+    return table
+
+
+def _before(table: np.ndarray) -> np.ndarray:
+    """The first place of each symbol."""
+    return np.cumsum(table) - table
+
+
+def _table_bytes(table: np.ndarray) -> np.ndarray:
+    """The first and the last symbol in use, and the 16-bit places of all between them."""
+    used = np.flatnonzero(table)
+    places = table[used[0] : used[-1] + 1].astype("<u2").view(np.uint8)
+    return np.concatenate([used[[0, -1]].astype(np.uint8), places])
+
+
+def _read_table(stream: np.ndarray, start: int) -> tuple[np.ndarray, int]:
+    """What `_table_bytes` wrote at a place of the stream, and where it ends."""
+    table = np.zeros(256, np.int64)
+    if start + 2 <= len(stream):
+        first, end = int(stream[start]), int(stream[start + 1]) + 1
+        places = stream[start + 2 : start + 2 + 2 * max(0, end - first)]
+        if len(places) == 2 * (end - first):
+            table[first:end] = places.copy().view("<u2")
+    if table.sum() != TABLE or table.max() > MOST:
+        raise ValueError("a table of frequencies is damaged")
+    return table, start + 2 + len(places)
