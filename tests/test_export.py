@@ -1,7 +1,6 @@
 """Other programs read what we export: the same logits, the same token ids."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -42,15 +41,15 @@ MIXED = (
 )
 
 
-def as_loaded(model, tokenizer):
-    return LoadedModel(model.config, lambda: model, tokenizer, "float32", {}, 0)
+def of(model, tokenizer, scheme="float32", provenance=None):
+    return LoadedModel(model.config, lambda: model, tokenizer, scheme, provenance or {}, 0)
 
 
 @pytest.fixture
 def make_loaded(make_model, tokenizer):
     def make(shape):
         fields = {"vocab_size": tokenizer.vocab_size, "context": 48} | shape
-        return as_loaded(make_model(**fields), tokenizer)
+        return of(make_model(**fields), tokenizer)
 
     return make
 
@@ -105,7 +104,7 @@ def test_transformers_cuts_text_into_the_same_tokens(tokenizers, make_model, nam
     tokenizer = tokenizers[name]
     for arch in ("qwen3", "gpt2"):
         model = make_model(arch, vocab_size=tokenizer.vocab_size)
-        write_huggingface(as_loaded(model, tokenizer), tmp_path)
+        write_huggingface(of(model, tokenizer), tmp_path)
         theirs = AutoTokenizer.from_pretrained(tmp_path)
         ids = theirs(MIXED)["input_ids"]
         assert ids == tokenizer.encode(MIXED.encode())
@@ -119,7 +118,7 @@ def test_the_card_tells_the_training_and_the_scheme(make_loaded, tmp_path):
         "data": {"splits": {"train": {"bytes": 1234567, "tokens": 4321}}},
         "metrics": {"best_epoch": 7},
     }
-    told = replace(loaded, scheme="int8", provenance=provenance)
+    told = of(loaded.model, loaded.tokenizer, "int8", provenance)
     write_huggingface(told, tmp_path)
     card = (tmp_path / "README.md").read_text("utf-8")
     assert "1,234,567 bytes (4,321 tokens), 7 epochs" in card and "quantized (int8)" in card

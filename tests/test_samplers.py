@@ -53,6 +53,21 @@ def test_top_k_is_off_at_zero_and_beyond_the_vocabulary(k):
     assert torch.equal(keep_top_k(rows(1)[0], k), rows(1)[0])
 
 
+@pytest.mark.parametrize("p", [0.01, 0.5, 0.95, 0.999])
+@pytest.mark.parametrize("scale", [0.2, 1, 3, 1000])
+def test_top_p_keeps_what_transformers_keeps_of_a_large_vocabulary(scale, p):
+    logits = rows(1, 50_257)[0] * scale
+    expected = TopPLogitsWarper(top_p=p)(None, logits[None])[0]
+    assert torch.equal(keep_top_p(logits, p), expected)
+
+
+@pytest.mark.parametrize("p", [0.0, 1e-9, 0.5, 1 - 1e-9])
+def test_top_p_of_one_token_or_of_equal_ones(p):
+    assert keep_top_p(torch.zeros(1, dtype=torch.double), p).tolist() == [0]
+    kept = keep_top_p(torch.zeros(1000, dtype=torch.double), p).isfinite().nonzero()[:, 0]
+    assert kept.tolist() == list(range(len(kept))) and abs(len(kept) - max(1, 1000 * p)) <= 1
+
+
 def test_top_p_is_off_at_one():
     assert torch.equal(keep_top_p(rows(1)[0], 1.0), rows(1)[0])
 
