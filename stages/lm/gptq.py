@@ -6,6 +6,7 @@ feels its errors; an entropy coder then makes small codes short (entropy-coded s
 Gish & Pierce 1968), so a model can have any number of bits a weight.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .model import Transformer
+from .packing import runs_by_scale
 
 DAMPING = 0.01
 """Of the mean square of a layer's inputs, added to each: what calibration has not seen."""
@@ -141,9 +143,13 @@ class _Layer:
 
     def expected_bits(self, coarseness: float) -> float:
         """The entropy of all codes, found by plain rounding."""
-        codes = (self.weight / self.scales(coarseness).float()).round_()
-        shares = torch.bincount((codes + 2 * WIDE).int().flatten()) / codes.numel()
-        return float(torch.special.entr(shares).sum()) / 0.6931471805599453 * codes.numel()
+        scales = self.scales(coarseness)
+        codes = (self.weight / scales.float()).round_().add_(2 * WIDE).int()
+        nats = 0.0
+        for run in runs_by_scale(scales.squeeze(1).numpy(), codes.numel()):
+            counts = torch.bincount(codes[run].flatten())
+            nats += float(torch.special.entr(counts / counts.sum()).sum() * counts.sum())
+        return nats / math.log(2)
 
     def quantized(self, coarseness: float) -> dict[str, Tensor]:
         """Codes and scales."""

@@ -17,10 +17,24 @@ MOST = TABLE - TABLE // 16
 MOST_PER_BYTE = 86
 """Symbols in a byte of any stream: -log2(15/16) bits a symbol at least."""
 
+RUN = 1 << 15
+MOST_RUNS = 8
+"""A matrix has a table for so many codes of alike scales, but no more tables than these."""
+
 
 def lane_count(symbols: int) -> int:
     """Lanes for so many symbols: 4 bytes each in the stream, and a step of the loop for all."""
     return 1 << min(max((symbols // 6_000).bit_length(), 2), 12)
+
+
+def runs_by_scale(scales: np.ndarray, codes: int) -> list[np.ndarray]:
+    """The places of float16 `scales` from the smallest to the largest, cut into a few runs.
+
+    Codes of alike scales are spread alike, so that a table for each run makes them shorter; what
+    reads them has the scales already. `codes` is how many there are under all the scales.
+    """
+    parts = min(MOST_RUNS, len(scales), 1 + codes // RUN)
+    return np.array_split(np.argsort(np.abs(scales), kind="stable"), parts)
 
 
 def pack(arrays: list[np.ndarray]) -> np.ndarray:

@@ -16,7 +16,7 @@ from torch import Tensor
 from .artifact import write_artifact
 from .checkpoint import Checkpoint, check_config
 from .model import ModelConfig, Transformer
-from .packing import pack, unpack
+from .packing import pack, runs_by_scale, unpack
 
 KIND = "quantized model"
 VERSION = 2
@@ -46,9 +46,13 @@ class QuantizedModel:
         return torch.from_numpy(pack([array for array in self._arrays() if len(array)]))
 
     def _arrays(self) -> list[np.ndarray]:
+        arrays = []
+        for parts in self.tensors.values():
+            if "codes" in parts:
+                scales = parts["scales"].numpy().ravel()
+                codes = parts["codes"].numpy().view(np.uint8).reshape(len(scales), -1) ^ 128
+                arrays += [codes[run].ravel() for run in runs_by_scale(scales, codes.size)]
         # Float16 numbers as their low and their high bytes: exponents are alike, fractions are not.
-        codes = [parts["codes"] for parts in self.tensors.values() if "codes" in parts]
-        arrays = [code.numpy().astype(np.uint8).ravel() ^ 128 for code in codes]
         for kind in ("scales", "values"):
             halves = [parts[kind].flatten() for parts in self.tensors.values() if kind in parts]
             whole = torch.cat(halves).numpy() if halves else np.empty(0, np.float16)
@@ -128,17 +132,28 @@ def unpack_tensors(
             coded[name] = shape
     plain = {name: shape for name, shape in shapes.items() if name not in coded}
     scaled = {name: torch.Size((shape[0], scales[name])) for name, shape in coded.items()}
-    sizes = [shape.numel() for shape in coded.values()]
+    runs = {
+        name: [
+            len(run) * (shape.numel() // scaled[name].numel())
+            for run in runs_by_scale(np.zeros(scaled[name].numel()), shape.numel())
+        ]
+        for name, shape in coded.items()
+    }
+    sizes = [size for name in coded for size in runs[name]]
     for halves in (scaled, plain):
         sizes += 2 * [sum(shape.numel() for shape in halves.values())]
     found = iter(unpack(stream, [size for size in sizes if size]))
     arrays = [next(found) if size else np.empty(0, np.uint8) for size in sizes]
     stored_scales = _halves(scaled, *arrays[-4:-2])
     stored_values = _halves(plain, *arrays[-2:])
-    codes = {
-        name: torch.from_numpy((array ^ 128).view(np.int8)).view(coded[name])
-        for name, array in zip(coded, arrays[:-4], strict=True)
-    }
+    codes = {}
+    for name, shape in coded.items():
+        flat = stored_scales[name].numpy().ravel()
+        order = np.concatenate(runs_by_scale(flat, shape.numel()))
+        sorted_codes = np.concatenate([arrays.pop(0) for _ in runs[name]]) ^ 128
+        unsorted = np.empty_like(sorted_codes).reshape(len(flat), -1)
+        unsorted[order] = sorted_codes.reshape(len(flat), -1)
+        codes[name] = torch.from_numpy(unsorted.view(np.int8)).view(shape)
     return {
         name: {"codes": codes[name], "scales": stored_scales[name]}
         if name in coded
