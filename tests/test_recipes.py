@@ -233,6 +233,14 @@ def test_a_recipe_that_is_none_is_one_sentence(write, value):
     assert message.startswith(f"params.yaml: recipe is {value!r}, but must be one of quick, best")
 
 
+def test_a_number_too_long_to_print_is_one_sentence(write):
+    path = write()
+    text = path.read_text("utf-8")
+    path.write_text(text.replace("recipe: quick", "recipe: 0x" + 5_000 * "f"), "utf-8")
+    message = refusal(automatic, 1000, path)
+    assert message.startswith("params.yaml: recipe is a number of thousands of digits, but must be")
+
+
 def test_a_missing_recipe_is_one_sentence(write):
     path = write()
     document = yaml.safe_load(path.read_text("utf-8"))

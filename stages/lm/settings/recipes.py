@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..paths import PARAMS
-from .loader import convert, read_params
+from .loader import convert, quoted, read_params
 
 COMMON: dict[str, Any] = {
     "model.layers": 4,
@@ -115,7 +115,7 @@ def automatic(text_bytes: int, path: Path = PARAMS) -> Automatic:
     document = read_params(path)
     recipe = document.get("recipe")
     if not isinstance(recipe, str) or recipe not in BY_SIZE:
-        state = "is missing" if "recipe" not in document else f"is {recipe!r}"
+        state = f"is {quoted(recipe)}" if "recipe" in document else "is missing"
         raise UserError(f"{path.name}: recipe {state}, but must be one of {', '.join(BY_SIZE)}.")
     given = {
         f"{section}.{key}": value
