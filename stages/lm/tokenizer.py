@@ -7,7 +7,7 @@ import base64
 import binascii
 import re
 from collections.abc import Iterable, Iterator
-from itertools import pairwise
+from heapq import heappop, heappush
 
 import tiktoken
 from tokenizers import Regex
@@ -127,19 +127,37 @@ class Tokenizer:
         return [self._last_merge(token) for token in self.tokens]
 
     def _last_merge(self, token: bytes) -> tuple[int, int]:
-        own = self.ranks[token]
+        # Merges as tiktoken does, the lowest id first and the leftmost of equals; by a queue, for
+        # a text that repeats itself has tokens of many thousand bytes.
+        own, size = self.ranks[token], len(token)
         parts = [self.ranks[bytes([byte])] for byte in token]
-        while len(parts) > 2:
-            pairs = [
-                self.ranks.get(self.tokens[left] + self.tokens[right], own)
-                for left, right in pairwise(parts)
-            ]
-            best = min(pairs)
-            if best >= own:
-                return own, own
-            place = pairs.index(best)
-            parts[place : place + 2] = [best]
-        return (parts[0], parts[1]) if len(parts) == 2 else (own, own)
+        before, after = list(range(-1, size - 1)), list(range(1, size + 1))
+        queue: list[tuple[int, int, int, int]] = []
+
+        def offer(place: int) -> None:
+            if place < 0 or after[place] >= size:
+                return
+            left, right = parts[place], parts[after[place]]
+            merged = self.ranks.get(self.tokens[left] + self.tokens[right], own)
+            if merged < own:
+                heappush(queue, (merged, place, left, right))
+
+        for place in range(size):
+            offer(place)
+        count = size
+        while count > 2 and queue:
+            merged, place, left, right = heappop(queue)
+            end = after[place]
+            if parts[place] != left or end >= size or parts[end] != right:
+                continue  # one of the two has become part of another
+            parts[place], parts[end] = merged, -1
+            after[place] = after[end]
+            if after[end] < size:
+                before[after[end]] = place
+            count -= 1
+            offer(before[place])
+            offer(place)
+        return (parts[0], parts[after[0]]) if count == 2 else (own, own)
 
     @classmethod
     def from_text(cls, text: str, pattern: str, name: str) -> "Tokenizer":
