@@ -110,7 +110,8 @@ def test_repro_builds_every_artifact_and_a_second_one_does_nothing(built):
 def test_the_record_of_the_text_holds_the_recipe_and_each_automatic_value(built):
     params = yaml.safe_load((built / "params.yaml").read_text("utf-8"))
     record = json.loads((built / "metrics" / "corpus.json").read_text("utf-8"))
-    own = {"train.precision", "train.compile", "runtime.device"}  # their own word
+    # Their own word.
+    own = {"train.precision", "train.compile", "runtime.device", "quantize.scheme"}
     said = {
         f"{section}.{key}"
         for section, keys in params.items()
