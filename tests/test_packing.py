@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stages.lm import native
 from stages.lm.packing import MOST_PER_BYTE, TABLE, lane_count, pack, unpack
 
 ARRAYS = st.lists(st.binary(min_size=1, max_size=300), min_size=1, max_size=5)
@@ -109,3 +110,16 @@ def test_what_follows_the_codes_is_refused():
     longer = np.concatenate([pack([array]), np.zeros(2, np.uint8)])
     with pytest.raises(ValueError, match="does not end where its codes do"):
         unpack(longer, [len(array)])
+
+
+@pytest.mark.parametrize("count", [5, 200_000, 200_001])
+def test_the_engine_decodes_what_numpy_does(count):
+    if native.library() is None:
+        pytest.skip("there is no C compiler")
+    random = np.random.default_rng(count)
+    arrays = [(random.normal(0, spread, count) + 128).astype(np.uint8) for spread in (0, 2, 30)]
+    stream, wanted = pack(arrays), [len(array) for array in arrays]
+    for array, unpacked in zip(arrays, unpack(stream, wanted, native.decode), strict=True):
+        assert np.array_equal(array, unpacked)
+    with pytest.raises(ValueError, match="early|missing"):
+        unpack(stream[:-2], wanted, native.decode)

@@ -106,6 +106,44 @@ int32_t lanes(void) { return LANES; }
 int32_t half_bytes(void) { return sizeof(Half); }
 int32_t chunk_rows(void) { return CHUNK_ROWS; }
 
+/* Range decoding --------------------------------------------------------------------------- */
+
+#define TABLE_BITS 14
+#define LOW (1u << 16)
+
+/* A `Decode` of packing.py: `symbols` are filled from the states of `lanes` lanes; returns the
+   place in `words` after the last one taken, beyond `end` where there are too few. */
+int64_t unpack(uint8_t *restrict symbols, int64_t size, const uint8_t *restrict symbol_at,
+               const uint32_t *restrict step_at, uint32_t *restrict states, int32_t lanes,
+               const uint16_t *restrict words, int64_t place, int64_t end) {
+    for (; size > 0 && place <= end; size -= lanes, symbols += lanes) {
+        int count = size < lanes ? (int)size : lanes;
+        for (int i = 0; i < count; i++) {
+            uint32_t slot = states[i] & ((1 << TABLE_BITS) - 1), step = step_at[slot];
+            symbols[i] = symbol_at[slot];
+            states[i] = (states[i] >> TABLE_BITS) * (step >> 16) + (step & 0xFFFF);
+        }
+        int i = 0;
+#if VNNI
+        for (; i + 16 <= count; i += 16) {
+            __m512i state = _mm512_loadu_si512(states + i);
+            __mmask16 empty = _mm512_cmplt_epu32_mask(state, _mm512_set1_epi32(LOW));
+            __m512i next = _mm512_cvtepu16_epi32(_mm256_loadu_epi16(words + place));
+            __m512i filled = _mm512_slli_epi32(state, 16);
+            filled = _mm512_or_si512(filled, _mm512_maskz_expand_epi32(empty, next));
+            _mm512_storeu_si512(states + i, _mm512_mask_mov_epi32(state, empty, filled));
+            place += __builtin_popcount(empty);
+        }
+#endif
+        for (; i < count; i++) {
+            uint32_t empty = states[i] < LOW; /* as a number: a branch would be guessed wrongly */
+            states[i] = states[i] << 16 * empty | (words[place] & -empty);
+            place += empty;
+        }
+    }
+    return place;
+}
+
 /* Vectors ---------------------------------------------------------------------------------- */
 
 INLINE F spread(float x) { return x - (F){0}; }

@@ -14,6 +14,7 @@ from .checkpoint import Checkpoint, build_model
 from .engine import Engine, make_engine
 from .errors import UserError
 from .model import ModelConfig, Transformer
+from .native import decode
 from .paths import shown
 from .quantization import Parts, QuantizedModel, dequantize
 from .tokenizer import Tokenizer
@@ -67,7 +68,7 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
             def build() -> Transformer:
                 return model
         else:
-            quantized = checked(QuantizedModel.from_content(content))
+            quantized = checked(QuantizedModel.from_content(content, decode))
             config, provenance, parts = quantized.config, quantized.provenance, quantized.tokenizer
             scheme = quantized.scheme
             weights = quantized.tensors if device.type == "cpu" else None

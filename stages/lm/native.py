@@ -17,6 +17,10 @@ from contextlib import contextmanager
 from ctypes import c_int32, c_int64, c_void_p
 from pathlib import Path
 
+import numpy as np
+
+from .packing import PADDING, decode_with_numpy
+
 SOURCE = Path(__file__).with_name("engine.c")
 FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-w", "-fPIC", "-shared")
 """Without contraction, so that no compiler rounds a sum in another way than another one does."""
@@ -42,8 +46,35 @@ def library(native: tuple[str, ...] = NATIVE) -> ctypes.CDLL | None:
     engine.fits_4_bits.argtypes = (c_void_p, c_int64)
     engine.pack.argtypes = (c_void_p, c_void_p, *[c_int32] * 4)
     engine.feed.argtypes = (*[c_void_p] * 3, *[c_int32] * 3, c_void_p, c_int32)
+    engine.unpack.argtypes = (
+        *(c_void_p, c_int64, c_void_p, c_void_p, c_void_p),
+        *(c_int32, c_void_p, c_int64, c_int64),
+    )
+    engine.unpack.restype = c_int64
     engine.pack.restype = engine.feed.restype = None
     return engine
+
+
+def decode(
+    array: np.ndarray,
+    symbol_at: np.ndarray,
+    step_at: np.ndarray,
+    states: np.ndarray,
+    words: np.ndarray,
+    place: int,
+) -> int:
+    """A `packing.Decode`: the engine's, or numpy's where there is no engine."""
+    compiled = library()
+    if compiled is None:
+        return decode_with_numpy(array, symbol_at, step_at, states, words, place)
+    lanes = len(states)
+    pointers = (part.ctypes.data for part in (symbol_at, step_at, states))
+    end = len(words) - lanes - PADDING
+    return int(
+        compiled.unpack(
+            array.ctypes.data, len(array), *pointers, lanes, words.ctypes.data, place, end
+        )
+    )
 
 
 @contextmanager

@@ -6,6 +6,8 @@ are lanes. Each array has a frequency table of its own; the lanes go on from one
 Knows nothing about models.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
 TABLE_BITS = 14
@@ -16,6 +18,14 @@ MOST = TABLE - TABLE // 16
 """No symbol counts for more, so that none costs nothing: see `MOST_PER_BYTE`."""
 MOST_PER_BYTE = 86
 """Symbols in a byte of any stream: -log2(15/16) bits a symbol at least."""
+
+Decode = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, int], int]
+"""Fills a uint8 array from the lanes' states, uint32, and the words from a place on; returns the
+place after the last one taken. The tables by slot: the symbol, uint8, and its count << 16 | its
+rest, uint32. The words, uint16, go on with `PADDING` zeros after as many as there are lanes."""
+
+PADDING = 16
+"""What reads words reads so many at once."""
 
 RUN = 1 << 15
 MOST_RUNS = 8
@@ -34,7 +44,9 @@ def runs_by_scale(scales: np.ndarray, codes: int) -> list[np.ndarray]:
     reads them has the scales already. `codes` is how many there are under all the scales.
     """
     parts = min(MOST_RUNS, len(scales), 1 + codes // RUN)
-    return np.array_split(np.argsort(np.abs(scales), kind="stable"), parts)
+    # As integers these numbers have the same order, and are sorted by their digits.
+    order = np.argsort(np.abs(scales).astype(np.float16).view(np.uint16), kind="stable")
+    return np.array_split(order, parts)
 
 
 def pack(arrays: list[np.ndarray]) -> np.ndarray:
@@ -61,7 +73,36 @@ def pack(arrays: list[np.ndarray]) -> np.ndarray:
     return np.concatenate([np.ascontiguousarray(part).view(np.uint8) for part in parts])
 
 
-def unpack(stream: np.ndarray, sizes: list[int]) -> list[np.ndarray]:
+def decode_with_numpy(
+    array: np.ndarray,
+    symbol_at: np.ndarray,
+    step_at: np.ndarray,
+    states: np.ndarray,
+    words: np.ndarray,
+    place: int,
+) -> int:
+    """A `Decode`."""
+    for start in range(0, len(array), len(states)):
+        part = array[start : start + len(states)]
+        state = states[: len(part)]
+        slot = state & np.uint32(TABLE - 1)
+        symbol_at.take(slot, out=part, mode="wrap")
+        step = step_at.take(slot)
+        state >>= np.uint32(TABLE_BITS)
+        state *= step >> np.uint32(16)
+        state += step & np.uint32(0xFFFF)
+        empty = np.flatnonzero(state < LOW)
+        taken = words[place : place + len(empty)]
+        if len(taken) < len(empty):
+            return len(words)
+        state[empty] = state[empty] << np.uint32(16) | taken
+        place += len(empty)
+    return place
+
+
+def unpack(
+    stream: np.ndarray, sizes: list[int], decode: Decode = decode_with_numpy
+) -> list[np.ndarray]:
     """The arrays that `pack` was given, of the `sizes` they had.
 
     Raises:
@@ -75,32 +116,23 @@ def unpack(stream: np.ndarray, sizes: list[int]) -> list[np.ndarray]:
     for _ in sizes:
         table, start = _read_table(stream, start)
         tables.append(table)
-    states, words = stream[start : start + 4 * lanes], stream[start + 4 * lanes :]
-    if len(states) != 4 * lanes or len(words) % 2:
+    head, tail = stream[start : start + 4 * lanes], stream[start + 4 * lanes :]
+    if len(head) != 4 * lanes or len(tail) % 2:
         raise ValueError("a part of the stream is missing")
-    states, words = (part.copy().view(kind) for part, kind in ((states, "<u4"), (words, "<u2")))
-    words = words.astype(np.uint32)
+    states, count = head.copy().view("<u4"), len(tail) // 2
+    words = np.zeros(count + lanes + PADDING, "<u2")
+    words[:count].view(np.uint8)[:] = tail
     place, arrays = 0, []
     for size, table in zip(sizes, tables, strict=True):
         symbol_at = np.repeat(np.arange(256, dtype=np.uint8), table)
-        count_at = table.astype(np.uint32)[symbol_at]
-        rest_at = (np.arange(TABLE) - _before(table)[symbol_at]).astype(np.uint32)
+        rest_at = np.arange(TABLE) - _before(table)[symbol_at]
+        step_at = (table[symbol_at] << 16 | rest_at).astype(np.uint32)
         array = np.empty(size, np.uint8)
-        for start in range(0, size, lanes):
-            part = array[start : start + lanes]
-            state = states[: len(part)]
-            slot = state & np.uint32(TABLE - 1)
-            symbol_at.take(slot, out=part, mode="wrap")
-            state >>= np.uint32(TABLE_BITS)
-            state *= count_at.take(slot)
-            state += rest_at.take(slot)
-            empty = np.flatnonzero(state < LOW)
-            if place + len(empty) > len(words):
-                raise ValueError("the stream ends too early")
-            state[empty] = state[empty] << np.uint32(16) | words[place : place + len(empty)]
-            place += len(empty)
+        place = decode(array, symbol_at, step_at, states, words, place)
+        if place > count:
+            raise ValueError("the stream ends too early")
         arrays.append(array)
-    if place != len(words) or (states != LOW).any():
+    if place != count or (states != LOW).any():
         raise ValueError("the stream does not end where its codes do")
     return arrays
 

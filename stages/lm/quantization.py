@@ -16,7 +16,7 @@ from torch import Tensor
 from .artifact import write_artifact
 from .checkpoint import Checkpoint, check_config
 from .model import ModelConfig, Transformer
-from .packing import pack, runs_by_scale, unpack
+from .packing import Decode, decode_with_numpy, pack, runs_by_scale, unpack
 
 KIND = "quantized model"
 VERSION = 2
@@ -76,7 +76,9 @@ class QuantizedModel:
         write_artifact(path, KIND, VERSION, content)
 
     @classmethod
-    def from_content(cls, content: dict[str, Any]) -> "QuantizedModel":
+    def from_content(
+        cls, content: dict[str, Any], decode: Decode = decode_with_numpy
+    ) -> "QuantizedModel":
         """What `save` wrote.
 
         Raises:
@@ -88,7 +90,7 @@ class QuantizedModel:
         scales, stream = rest.pop("scales_a_row"), rest.pop("packed")
         if stream.dtype != torch.uint8 or stream.ndim != 1:
             raise ValueError("its codes are no stream of bytes")
-        tensors = unpack_tensors(shapes_of(config, len(scales)), scales, stream.numpy())
+        tensors = unpack_tensors(shapes_of(config, len(scales)), scales, stream.numpy(), decode)
         return cls(config=config, tensors=tensors, **rest)
 
     def dequantized(self) -> dict[str, Tensor]:
@@ -113,7 +115,7 @@ def shapes_of(config: ModelConfig, tensors: int) -> dict[str, torch.Size]:
 
 
 def unpack_tensors(
-    shapes: dict[str, torch.Size], scales: dict[str, int], stream: np.ndarray
+    shapes: dict[str, torch.Size], scales: dict[str, int], stream: np.ndarray, decode: Decode
 ) -> dict[str, Parts]:
     """The parts of each weight, from the number of scales that its rows have (0: none).
 
@@ -142,7 +144,7 @@ def unpack_tensors(
     sizes = [size for name in coded for size in runs[name]]
     for halves in (scaled, plain):
         sizes += 2 * [sum(shape.numel() for shape in halves.values())]
-    found = iter(unpack(stream, [size for size in sizes if size]))
+    found = iter(unpack(stream, [size for size in sizes if size], decode))
     arrays = [next(found) if size else np.empty(0, np.uint8) for size in sizes]
     stored_scales = _halves(scaled, *arrays[-4:-2])
     stored_values = _halves(plain, *arrays[-2:])
