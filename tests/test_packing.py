@@ -121,5 +121,5 @@ def test_the_engine_decodes_what_numpy_does(count):
     stream, wanted = pack(arrays), [len(array) for array in arrays]
     for array, unpacked in zip(arrays, unpack(stream, wanted, native.decode), strict=True):
         assert np.array_equal(array, unpacked)
-    with pytest.raises(ValueError, match="early|missing"):
+    with pytest.raises(ValueError, match=r"early|missing"):
         unpack(stream[:-2], wanted, native.decode)

@@ -1,6 +1,7 @@
 /* A transformer with integer weights on a CPU: tokens in, the logits of the next token out.
 
    native.py compiles this file on the user's machine; engine.py fills the structs and calls `feed`.
+   `decode` serves packing.py: it is here because there is one library.
    All memory is the caller's. Shapes are those of model.py; a row is one token of one sequence.
 
    Products: weights are 8 or 4 bit codes, each token's activations become 8 bit codes with one
@@ -113,7 +114,7 @@ int32_t chunk_rows(void) { return CHUNK_ROWS; }
 
 /* A `Decode` of packing.py: `symbols` are filled from the states of `lanes` lanes; returns the
    place in `words` after the last one taken, beyond `end` where there are too few. */
-int64_t unpack(uint8_t *restrict symbols, int64_t size, const uint8_t *restrict symbol_at,
+int64_t decode(uint8_t *restrict symbols, int64_t size, const uint8_t *restrict symbol_at,
                const uint32_t *restrict step_at, uint32_t *restrict states, int32_t lanes,
                const uint16_t *restrict words, int64_t place, int64_t end) {
     for (; size > 0 && place <= end; size -= lanes, symbols += lanes) {

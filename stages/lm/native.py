@@ -46,11 +46,11 @@ def library(native: tuple[str, ...] = NATIVE) -> ctypes.CDLL | None:
     engine.fits_4_bits.argtypes = (c_void_p, c_int64)
     engine.pack.argtypes = (c_void_p, c_void_p, *[c_int32] * 4)
     engine.feed.argtypes = (*[c_void_p] * 3, *[c_int32] * 3, c_void_p, c_int32)
-    engine.unpack.argtypes = (
+    engine.decode.argtypes = (
         *(c_void_p, c_int64, c_void_p, c_void_p, c_void_p),
         *(c_int32, c_void_p, c_int64, c_int64),
     )
-    engine.unpack.restype = c_int64
+    engine.decode.restype = c_int64
     engine.pack.restype = engine.feed.restype = None
     return engine
 
@@ -71,7 +71,7 @@ def decode(
     pointers = (part.ctypes.data for part in (symbol_at, step_at, states))
     end = len(words) - lanes - PADDING
     return int(
-        compiled.unpack(
+        compiled.decode(
             array.ctypes.data, len(array), *pointers, lanes, words.ctypes.data, place, end
         )
     )

@@ -44,8 +44,8 @@ def runs_by_scale(scales: np.ndarray, codes: int) -> list[np.ndarray]:
     reads them has the scales already. `codes` is how many there are under all the scales.
     """
     parts = min(MOST_RUNS, len(scales), 1 + codes // RUN)
-    # As integers these numbers have the same order, and are sorted by their digits.
-    order = np.argsort(np.abs(scales).astype(np.float16).view(np.uint16), kind="stable")
+    # Positive halves have the order of their bits, and integers sort many times faster.
+    order = np.argsort(np.abs(scales).view(np.uint16), kind="stable")
     return np.array_split(order, parts)
 
 

@@ -137,7 +137,7 @@ def unpack_tensors(
     runs = {
         name: [
             len(run) * (shape.numel() // scaled[name].numel())
-            for run in runs_by_scale(np.zeros(scaled[name].numel()), shape.numel())
+            for run in runs_by_scale(np.zeros(scaled[name].numel(), np.float16), shape.numel())
         ]
         for name, shape in coded.items()
     }
