@@ -1,12 +1,15 @@
-"""This project beside llama.cpp: the same weights, the same threads, in turn.
+r"""This project beside llama.cpp: the same weights, the same threads, in turn.
 
     python tests/benchmarks/llamacpp.py --python VENV/bin/python [parity] [speed]
+    python tests/benchmarks/llamacpp.py --python VENV/bin/python \
+        --checkpoint models/checkpoint.pt --tokens data/tokens loss
 
 `parity`: what llama.cpp makes of our GGUF file (Kullback-Leibler divergence of its next-token
 distributions from torch's, token ids of 100 kB of text in many scripts), and our decoder beside
-torch's. `speed`: medians over interleaved rounds on an otherwise idle machine. VENV is an
-environment with llama-cpp-python; it runs there, in processes of its own. Weights are random
-unless a checkpoint is given: speed does not depend on them.
+torch's. `speed`: medians over interleaved rounds on an otherwise idle machine. `loss`: llama.cpp's
+own files of a trained model, their bytes and what they lose on held-out text, and ours on the same
+windows. VENV is an environment with llama-cpp-python; it runs there, in processes of its own.
+Weights are random unless a checkpoint is given: speed does not depend on them.
 """
 
 import argparse
@@ -16,19 +19,25 @@ import statistics
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from stages.lm.checkpoint import Checkpoint
+from stages.lm.data import TokenData
 from stages.lm.decoder import TorchDecoder, make_decoder
 from stages.lm.gguf_file import write_gguf
 from stages.lm.loading import LoadedModel, load_model
 from stages.lm.model import ModelConfig, Transformer
 from stages.lm.quantization import quantize_checkpoint
+from stages.lm.runtime import Machine
 from stages.lm.tokenizer import PATTERNS, Tokenizer, train_bpe
+from stages.quantize import Trial
 
 SHAPES = {
     "11M qwen3": ModelConfig(
@@ -245,6 +254,67 @@ def pattern_parity(asked: argparse.Namespace, folder: Path) -> None:
             print("  theirs", [known.tokens[i] for i in theirs[equal - 2 : equal + 6]])
 
 
+# Loss -----------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def loss(checkpoint: Checkpoint, asked: argparse.Namespace, folder: Path) -> None:
+    """Print bytes and mean loss a held-out token of both sides' files, over windows from scratch.
+
+    The divergence from the float model says what a file changes with less noise than the loss.
+
+    llama.cpp's tensor types are its own choice for a file type; ours are `asked.scheme`'s.
+    """
+    data = TokenData.load(asked.tokens)
+    ids = np.concatenate([data.val, data.test]).astype(np.int64)
+    window = min(PROMPT, checkpoint.config.context)
+    rows = ids[: len(ids) // window * window].reshape(-1, window)
+
+    def measured(logits_of: Callable[[list[int]], Tensor]) -> tuple[float, float]:
+        """Nats a token, and the mean divergence from the float model's distributions."""
+        nats = divergence = 0.0
+        for row in rows:
+            q = logits_of(row.tolist())[:-1].double().log_softmax(-1)
+            p = reference(torch.from_numpy(row)[None])[0, :-1].double().log_softmax(-1)
+            nats += F.nll_loss(q, torch.from_numpy(row[1:])).item()
+            divergence += (p.exp() * (p - q)).sum(-1).mean().item()
+        return nats / len(rows), divergence / len(rows)
+
+    checkpoint.save(folder / "float.pt")
+    files = {"float": folder / "float.pt", "f32": folder / "f32.gguf"}
+    write_gguf(load_model(files["float"]), files["f32"], "f32")
+    reference = checkpoint.build().eval()
+    trial = Trial(checkpoint, data, Machine(torch.device("cpu"), "float32", 1))
+    for scheme in asked.scheme:
+        files[scheme] = folder / f"{scheme}.pt"
+        trial.quantized(scheme).save(files[scheme])
+    llama = Llama(asked.python)
+    for kind in RIVALS.values():
+        files[kind] = folder / f"{kind}.gguf"
+        llama.quantize(str(files["f32"]), str(files[kind]), kind)
+    print(f"{rows.size:,} held-out tokens in windows of {window}")
+    first = None
+    for name, file in files.items():
+        if file.suffix == ".pt":
+            model = load_model(file).model
+            value, kl = measured(lambda row, model=model: model(torch.tensor([row]))[0])
+        else:
+            llama.open(str(file), 1, False, window, True)
+
+            def theirs(row: list[int]) -> Tensor:
+                llama.logits(row, str(folder / "logits.npy"))
+                return torch.from_numpy(np.load(folder / "logits.npy"))
+
+            value, kl = measured(theirs)
+        first = first or value
+        print(
+            f"{name:<14}{file.stat().st_size:>12,} bytes{value:>10.4f} nats/token"
+            f"{100 * (value / first - 1):>+8.3f} %   KL {kl:.2e}",
+            flush=True,
+        )
+    llama.close()
+
+
 # Speed --------------------------------------------------------------------------------------------
 
 
@@ -340,6 +410,8 @@ def main() -> None:
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--text", type=Path, help="for parity, instead of random words")
+    parser.add_argument("--tokens", type=Path, help="for loss: the data/tokens of the checkpoint")
+    parser.add_argument("--scheme", nargs="+", default=["int4"], help="for loss: ours")
     asked = parser.parse_args()
     models = {name: lambda name=name: random_checkpoint(SHAPES[name]) for name in asked.shapes}
     if asked.checkpoint:
@@ -352,6 +424,8 @@ def main() -> None:
             checkpoint = make()
             if "parity" in asked.what:
                 parity(name, checkpoint, asked, folder)
+            if "loss" in asked.what:
+                loss(checkpoint, asked, folder)
             if "speed" in asked.what:
                 speed(name, checkpoint, asked, folder)
 
