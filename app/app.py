@@ -4,6 +4,7 @@ Start it with `streamlit run app/app.py`. Streamlit runs this file anew at every
 outlive a click is in `st.session_state`. Models and decoding are the library's.
 """
 
+import gc
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -41,6 +42,7 @@ def main() -> None:
     # No icon: the browser would fetch it from another server.
     st.set_page_config("Write with your model", layout="wide")
     st.title("Write with your model")
+    freeze_imports()
     st.markdown("Give the beginning of a text; the language model you trained goes on with it.")
     training_progress()
     path, request = sidebar()
@@ -54,6 +56,15 @@ def main() -> None:
         compare_tab(workspace_model, partial(written, request))
     with about:
         about_tab(loaded, paths.shown(path))
+
+
+@st.cache_resource(show_spinner=False)
+def freeze_imports() -> None:
+    """Leave what is imported out of garbage collection, once for the server.
+
+    Streamlit collects at the end of each run, which took 0.2 s through torch's modules.
+    """
+    gc.freeze()
 
 
 def sidebar() -> tuple[Path, Request]:

@@ -16,7 +16,7 @@ from stages.lm.sampling import Step
 
 # How often the browser gets the text so far: every token of a long text would choke it. (A string
 # here would land on the page: Streamlit shows expressions that stand alone.)
-REDRAW_SECONDS = 0.05
+REDRAW_SECONDS = 0.1
 NATS_AT_FULL_COLOUR = 7
 EMPTY = "The beginning of a text. Empty starts on a new line."
 VIEWS = {"Text": "text", "Probabilities": "odds", "Copied parts": "copied"}

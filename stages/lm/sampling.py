@@ -126,10 +126,11 @@ class _Writer:
 
 def odds_of(logits: Tensor, token: int, likeliest: int) -> Odds:
     """The log-probability that logits (V,) give `token`, and those of the likeliest tokens."""
-    logs = logits.log_softmax(dim=-1)
-    top = logs.topk(min(likeliest, logs.numel()))
+    total = logits.logsumexp(dim=-1).item()
+    top = logits.topk(min(likeliest, logits.numel()))
     pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
-    return Odds(logs[token].item(), [(i, log) for i, log in pairs if log > float("-inf")])
+    likely = [(i, logit - total) for i, logit in pairs if logit > float("-inf")]
+    return Odds(logits[token].item() - total, likely)
 
 
 def steps(

@@ -113,12 +113,17 @@ class Visitor:
         """Take in one message; returns whether it ended a run."""
         message = ForwardMsg.FromString(await self.socket.recv())  # type: ignore[arg-type]
         kind = message.WhichOneof("type")
-        if kind == "delta" and message.delta.WhichOneof("type") == "new_element":
+        if kind == "delta":
             place = tuple(message.metadata.delta_path)
-            element = self.elements[place] = message.delta.new_element
-            # A widget's id ends with the key that the page gave it.
-            name = getattr(getattr(element, str(element.WhichOneof("type"))), "id", "")
-            self.ids[name.rpartition("-")[2]] = name
+            # What was inside what stood here goes with it.
+            inside = [each for each in self.elements if each[: len(place)] == place]
+            for each in inside:
+                del self.elements[each]
+            if message.delta.WhichOneof("type") == "new_element":
+                element = self.elements[place] = message.delta.new_element
+                # A widget's id ends with the key that the page gave it.
+                name = getattr(getattr(element, str(element.WhichOneof("type"))), "id", "")
+                self.ids[name.rpartition("-")[2]] = name
         elif kind == "new_session":
             self.elements = {}
         return kind == "script_finished"
@@ -131,8 +136,8 @@ class Visitor:
         return self.texts()
 
     def texts(self) -> list[str]:
-        """The texts on the page."""
-        return [e.code.code_text for e in self.elements.values() if e.WhichOneof("type") == "code"]
+        """The texts on the page; of its blocks of code they alone have their lines wrapped."""
+        return [e.code.code_text for e in self.elements.values() if e.code.wrap_lines]
 
     def has(self, kind: str) -> bool:
         """Whether there is an element of this kind, such as `alert` or `exception`."""
@@ -149,6 +154,7 @@ class Visitor:
     async def begin(self, prompt: str, length: int, seed: int = 1337) -> None:
         """Press the button and go on."""
         self.values |= {"prompt": prompt, "length": length, "seed": seed}
+        self.elements = {}
         await self.send(press=True)
 
     async def stop(self) -> float:
