@@ -54,7 +54,7 @@ def attention_chart(loaded: LoadedModel, text: bytes) -> None:
         st.altair_chart(chart, height=120 + 14 * len(names))
         st.caption(
             "Each row is a token; the darker a cell, the more of its attention goes to the token "
-            f"above it. The first {DRAWN} tokens are drawn."
+            f"named below it. The first {DRAWN} tokens are drawn."
         )
 
 
@@ -65,11 +65,11 @@ def attention_cells(names: list[str], shares: list[list[float]]) -> alt.Chart:
         for row, (name, line) in enumerate(zip(names, shares, strict=False))
         for column in range(row + 1)
     ]
-    axis = alt.Axis(labelFontSize=10, labelOverlap=False)
+    across, down = (alt.Axis(labelFontSize=10, labelOverlap=overlap) for overlap in (True, False))
     chart = alt.Chart({"values": cells}).mark_rect()
     return chart.encode(
-        x=alt.X("attends to:N", sort=names, axis=axis),
-        y=alt.Y("token:N", sort=names, axis=axis),
+        x=alt.X("attends to:N", sort=names, axis=across),
+        y=alt.Y("token:N", sort=names, axis=down),
         color=alt.Color("share:Q", scale=alt.Scale(scheme="teals", domain=[0, 1])),
         tooltip=["token:N", "attends to:N", alt.Tooltip("share:Q", format=".1%")],
     )

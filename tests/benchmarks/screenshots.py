@@ -52,13 +52,24 @@ def write(page: Page) -> None:
     page.get_by_text("tokens/s").wait_for(timeout=60_000)
 
 
+def choose(page: Page, name: str) -> None:
+    """Show the text in one of the ways there are."""
+    page.get_by_role("radio", name=name).or_(page.get_by_role("button", name=name)).first.click()
+
+
 def odds(page: Page) -> None:
     """Show the odds of each token that was written."""
     write(page)
-    page.get_by_role("radio", name="Probabilities").or_(
-        page.get_by_role("button", name="Probabilities")
-    ).first.click()
+    choose(page, "Probabilities")
     page.locator("span[title]").first.wait_for(timeout=60_000)
+    page.get_by_role("button", name="Go on", exact=True).scroll_into_view_if_needed()
+
+
+def copied(page: Page) -> None:
+    """Show what of the text stands in the training text."""
+    write(page)
+    choose(page, "Copied parts")
+    page.get_by_text("stands word for word").first.wait_for(timeout=60_000)
     page.get_by_role("button", name="Go on", exact=True).scroll_into_view_if_needed()
 
 
@@ -68,6 +79,15 @@ def read(page: Page) -> None:
     page.get_by_role("textbox", name="Text").fill(TEXT)
     page.get_by_role("button", name="Measure the surprise").click()
     page.locator("span[title]").first.wait_for(timeout=60_000)
+
+
+def attention(page: Page) -> None:
+    """Show what a head looks at."""
+    read(page)
+    page.get_by_text("Attention", exact=True).click()
+    page.locator("svg.marks:visible").first.wait_for(timeout=60_000)
+    page.wait_for_timeout(1000)
+    page.mouse.wheel(0, 2000)
 
 
 def compare(page: Page) -> None:
@@ -85,7 +105,16 @@ def about(page: Page) -> None:
     page.get_by_text("Loss while training").wait_for(timeout=60_000)
 
 
-VIEWS = {"write": write, "odds": odds, "read": read, "compare": compare, "about": about}
+def curves(page: Page) -> None:
+    """Show how the training went."""
+    about(page)
+    page.get_by_text("Loss while training").scroll_into_view_if_needed()
+    page.mouse.wheel(0, 2000)
+
+
+VIEWS = {
+    view.__name__: view for view in (write, odds, copied, read, attention, compare, about, curves)
+}
 
 
 def main() -> None:
