@@ -71,6 +71,8 @@ BARE_GPT2 = ("wte.", "wpe.", "h.", "ln_f.")
 IMPLIED = re.compile(r"\.attn\.(masked_)?bias$|\.rotary_emb\.inv_freq$")
 """Tensors that say nothing: the causal mask and the angles, which we compute."""
 
+MAX_LAYERS = 200
+"""What `model.layers` takes."""
 FROM_CONFIG = ("arch", "layers", "heads", "kv_heads", "width", "ff_width", "tie_embeddings")
 """Settings of `model:` that the weights decide."""
 
@@ -95,7 +97,7 @@ class Base:
         path = find_base(name)
         config = Checkpoint.load(path).config if path.is_file() else read_config(path / CONFIG)
         try:
-            check_config(config, config.layers)
+            check_config(config, MAX_LAYERS)
         except RuntimeError as error:
             raise UserError(f"{shown(path)} is no model that can be ({error}); {REMEDY}") from None
         return cls(name, path, config)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .artifact import read_artifact
 from .base_files import base_json, find_base
 from .byte_level import byte_characters
 from .errors import UserError
@@ -20,7 +19,7 @@ REMEDY = "take another model, or set init_from to scratch."
 PATTERN_OF = {"gpt2": "gpt-2", "qwen3": "qwen2"}
 """How a vocabulary without a tokenizer.json cuts text, by the `model_type` in config.json."""
 PROBE = (
-    "It's 12345 tokens:\r\n\r\n\tда, 我们 في नमस्ते  café e\u0301 🙂\u200d\x00\x7f\u2028 "
+    "It's 12345 tokens:\r\n\r\n\tжил, 我们 في नमस्ते  café e\u0301 🙂\u200d\x00\x7f\u2028 "
     "HELLO__world ... \n \n  end   "
 )
 """A pattern must leave nothing of this out; tiktoken drops what no part of it matches."""
@@ -72,6 +71,8 @@ def _refused(path: Path, why: str) -> UserError:
 
 
 def _own_tokenizer(path: Path) -> Tokenizer:
+    from .artifact import read_artifact  # imports torch, which the other bases do without
+
     _, content = read_artifact(path, {"checkpoint": 1})
     try:
         parts = content["tokenizer"]
