@@ -58,9 +58,9 @@ def main() -> None:
     digest = sha256_file(paths.INPUT)
     is_sample = digest == hashlib.sha256(sample_or_nothing()).hexdigest()
     source = "sample" if is_sample else "own"
-    record = {"source": source, "bytes": size, "sha256": digest, "recipe": auto.recipe}
-    record |= {"init_from": init_from}
-    write_json(paths.CORPUS_METRICS, record | {"auto": auto.chosen()})
+    record = {"source": source, "bytes": size, "sha256": digest, "init_from": init_from}
+    record |= {"recipe": auto.recipe, "auto": auto.chosen()}
+    write_json(paths.CORPUS_METRICS, record)
     print(f"text: data/input.txt, {size:,} bytes ({source})")
 
 
@@ -129,7 +129,7 @@ def check_text(settings: TokenizeSettings) -> None:
 
 
 def base_values(name: str) -> dict[str, Any]:
-    """What the weights to start from decide of the settings, after a look at all of them.
+    """What the weights to start from decide of the settings, after a look at each of them.
 
     Raises:
         UserError: they cannot be used.
@@ -139,7 +139,9 @@ def base_values(name: str) -> dict[str, Any]:
     from stages.lm.base import Base  # imports torch, which takes seconds
 
     base, (tokenizer, _) = Base.open(name), base_tokenizer(name)
-    base.weights(base.shape(tokenizer.vocab_size, base.config.context, dropout=0.0))
+    base.shape(tokenizer.vocab_size, base.config.context, dropout=0.0)
+    for _ in base.tensors():
+        pass
     return base.values() | tokenizer_values(tokenizer)
 
 

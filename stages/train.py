@@ -96,9 +96,10 @@ def main() -> int:
                 machine = pick_machine(runtime, settings.precision)
                 run = prepare(model_settings, settings, data, machine, base)
                 if not resume(run, store):
-                    weights = base.weights(run.model.config) if base else None
-                    run.begin(model_settings.init == "bigrams", weights)
-                    del weights
+                    run.begin(
+                        from_bigrams=model_settings.init == "bigrams",
+                        weights=base.weights(run.model.config) if base else None,
+                    )
                 return train(run, store, model_settings, stop, runtime.checkpoint_steps)
             except RuntimeError as error:
                 raise out_of_memory(error, settings, model_settings) from error
@@ -125,11 +126,11 @@ def prepare(
 ) -> TrainingRun:
     """A run that has yet to begin or to be resumed."""
     vocab_size = data.meta["vocab_size"]
-    head_size = model_settings.width // model_settings.heads
-    shape = {key: value for key, value in asdict(model_settings).items() if key != "init"}
     if base:
         config = base.shape(vocab_size, model_settings.context, model_settings.dropout)
     else:
+        head_size = model_settings.width // model_settings.heads
+        shape = {key: value for key, value in asdict(model_settings).items() if key != "init"}
         config = ModelConfig(**shape, vocab_size=vocab_size, head_size=head_size)
     model = Transformer(config)
     run = TrainingRun(model, data, settings, machine)

@@ -130,36 +130,50 @@ class Base:
         """The state dict, float32, of a `Transformer` of a `shape` of this base.
 
         Raises:
-            UserError: a tensor is missing, unknown, of another shape, or not finite.
+            UserError: as `tensors` does.
         """
         weights = {name: torch.zeros(each.shape) for name, each in empty_weights(config).items()}
-        expected, views = empty_weights(self.config), weights
-        if self.path.is_dir():
-            expected = huggingface_tensors(self.config, expected)
-            views = huggingface_tensors(config, weights)
-        missing, head = set(views), None
-        for name, tensor in self._stored():
-            if name == "lm_head.weight" and config.tie_embeddings:
-                head = tensor[: config.vocab_size]
-                continue
-            if name not in views:
-                raise self._misfit(f"{name} is a tensor that such a model does not have")
-            if tensor.shape != expected[name].shape or not tensor.is_floating_point():
-                raise self._misfit(
-                    f"{name} is {tensor.dtype} of shape {list(tensor.shape)}, but must be floats "
-                    f"of shape {list(expected[name].shape)}"
-                )
+        views = self._named(config, weights)
+        for name, tensor in self.tensors():
             # Further rows are special tokens, padding, or positions beyond the context.
             views[name].copy_(tensor[: len(views[name])])
-            if not views[name].isfinite().all():
+        return weights
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Each stored tensor and its name there, once it is found to fit; little memory at a time.
+
+        Raises:
+            UserError: one is missing, unknown, of another shape, or not finite.
+        """
+        expected = self._named(self.config, empty_weights(self.config))
+        missing, alike = set(expected), []
+        embedding = next(iter(expected))
+        for name, tensor in self._stored():
+            tied_head = name == "lm_head.weight" and self.config.tie_embeddings
+            if name not in expected and not tied_head:
+                raise self._misfit(f"{name} is a tensor that such a model does not have")
+            shape = expected[embedding if tied_head else name].shape
+            if tensor.shape != shape or not tensor.is_floating_point():
+                raise self._misfit(
+                    f"{name} is {tensor.dtype} of shape {list(tensor.shape)}, but must be floats "
+                    f"of shape {list(shape)}"
+                )
+            tensor = tensor.float()
+            if not tensor.isfinite().all():
                 raise self._misfit(f"{name} holds a value that is no number")
-            missing.discard(name)
+            if self.config.tie_embeddings and (tied_head or name == embedding):
+                alike.append(tensor)
+            if not tied_head:
+                missing.discard(name)
+                yield name, tensor
         if missing:
             raise self._misfit(f"the tensor {min(missing)} is missing")
-        embedding = weights["token_embedding.weight"][: config.vocab_size]
-        if head is not None and not torch.equal(head.float(), embedding):
+        if len(alike) > 1 and not torch.equal(*alike):
             raise self._misfit("lm_head.weight is another matrix than the embedding it is tied to")
-        return weights
+
+    def _named(self, config: ModelConfig, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Views into a state dict under the names that the files have, the embedding first."""
+        return weights if self.path.is_file() else huggingface_tensors(config, weights)
 
     def _stored(self) -> Iterator[tuple[str, Tensor]]:
         """The tensors as they are in the files, one after the other, without what says nothing."""
@@ -227,7 +241,7 @@ def read_config(path: Path) -> ModelConfig:
     sizes.setdefault("head_size", sizes["width"] // sizes["heads"])
     if arch == "gpt2" and sizes["width"] % sizes["heads"]:
         raise refuse("n_head", f"a divisor of n_embd {sizes['width']}")
-    if "sliding_attention" in (document.get("layer_types") or []):
+    if document.get("layer_types") not in (None, ["full_attention"] * sizes["layers"]):
         raise refuse("layer_types", "full_attention in every layer")
     rope_base = document.get("rope_theta", ModelConfig.rope_base)
     for key in ("rope_parameters", "rope_scaling"):

@@ -131,5 +131,5 @@ def base_digest(path: Path) -> str:
     files = weight_files(path)
     if path.is_dir():
         files = [path / CONFIG, *files]
-    listed = "".join(f"{sha256_file(file)} {file.name}\n" for file in files if file.is_file())
+    listed = "".join(f"{sha256_file(file)} {file.name}\n" for file in files)
     return hashlib.sha256(listed.encode()).hexdigest()

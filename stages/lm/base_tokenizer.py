@@ -4,6 +4,7 @@ Special tokens are left out: they stand at the end, and to us text that looks li
 is Unicode normalization (Qwen's NFC): we encode every text so that it can be had back.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ PROBE = (
     "HELLO__world ... \n \n  end   "
 )
 """A pattern must leave nothing of this out; tiktoken drops what no part of it matches."""
+_OF_WORDS = re.compile(r"\\[wWbB]")
+"""To tiktoken's regular expressions the marks of Hindi are parts of words, to those of Hugging Face
+not."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,9 @@ def _read_vocabulary(folder: Path) -> Vocabulary:
 def _converted(vocabulary: Vocabulary) -> tuple[Tokenizer, int]:
     ranks, left_out = _ranks(vocabulary)
     try:
-        tokenizer = Tokenizer(ranks, vocabulary.pattern, vocabulary.path.parent.name)
+        tokenizer = Tokenizer(ranks, vocabulary.pattern, f"base {vocabulary.path.parent.name}")
+    except UserError as error:
+        raise UserError(f"{shown(vocabulary.path)} (init_from): {error}") from error
     except ValueError as error:  # tiktoken's
         why = f"its pattern {vocabulary.pattern[:60]!r} cannot be used ({error})"
         raise _refused(vocabulary.path, why) from error
@@ -155,13 +161,13 @@ def _pattern(path: Path, cutter: dict[str, Any] | None) -> str:
         raise _refused(path, f"it cuts text by {len(split) + by_regex} patterns, not by one")
     if by_regex:
         return PATTERNS["gpt-2"]
-    if (
-        split[0]["behavior"] != "Isolated"
-        or split[0].get("invert")
-        or ("Regex" not in split[0]["pattern"])
-    ):
+    pattern = split[0]["pattern"].get("Regex")
+    if split[0]["behavior"] != "Isolated" or split[0].get("invert") or type(pattern) is not str:
         raise _refused(path, f"it cuts text by {quoted(split[0])}")
-    return str(split[0]["pattern"]["Regex"])
+    if _OF_WORDS.search(pattern):
+        why = f"its pattern {pattern[:60]!r} speaks of words, which are others to tiktoken"
+        raise _refused(path, why)
+    return pattern
 
 
 def _ranks(vocabulary: Vocabulary) -> tuple[dict[bytes, int], int]:
