@@ -151,8 +151,8 @@ def check_other_text(name: str) -> None:
     Raises:
         UserError: so it is.
     """
-    path = paths.BASE / name
-    if name and (path.name != name or not path.is_file() or path.stat().st_size < MIN_SPLIT_BYTES):
+    sizes = {path.name: path.stat().st_size for path in paths.BASE.glob("*") if path.is_file()}
+    if name and sizes.get(name, 0) < MIN_SPLIT_BYTES:
         raise UserError(
             f"params.yaml: evaluate.also is {name!r}, but data/base/ holds no text of that name "
             f"with at least {MIN_SPLIT_BYTES} bytes; put it there, or leave evaluate.also empty."

@@ -71,7 +71,9 @@ def project(folder: Path) -> Iterator[Path]:
             if name.isupper():
                 stack.enter_context(mock.patch.object(paths, name, folder / path.relative_to(root)))
         for module in (corpus, tokenize_text, train):
-            for name in {"automatic", "load_section", "load_sections"} & set(vars(module)):
+            for name in {"automatic", "load_init_from", "load_section", "load_sections"} & set(
+                vars(module)
+            ):
                 reader = partial(getattr(module, name), path=params)
                 stack.enter_context(mock.patch.object(module, name, reader))
         stack.enter_context(mock.patch.object(corpus, "sample_or_nothing", bytes))
@@ -226,6 +228,7 @@ def settings_cases() -> list[tuple[str, str, str | None]]:
                 values += ["Auto", "none", '""']
             cases += [(cls.SECTION, field.name, value) for value in values]
     cases += [("recipe", "", value) for value in [None, *ABSURD, "5", "Quick", "auto"]]
+    cases += [("init_from", "", value) for value in [None, *ABSURD, "5", "nothing", "../x", "x.pt"]]
     cases += [(cls.SECTION, "", value) for cls in corpus.SECTIONS for value in [None, *ABSURD, "5"]]
     return cases
 

@@ -9,7 +9,7 @@ from .loader import quoted, read_params
 
 SCRATCH = "scratch"
 
-_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
+_NAME = re.compile(r"\w[\w.-]{,95}(/\w[\w.-]{,95})?", re.ASCII)
 
 
 def load_init_from(path: Path = PARAMS) -> str:
