@@ -23,7 +23,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from stages.corpus import base_values, check_other_text
+from stages.corpus import base_values, bring_text_into_experiment, check_other_text
 from stages.lm import base_files, paths
 from stages.lm.base import Base
 from stages.lm.base_tokenizer import base_tokenizer, tokenizer_values
@@ -421,7 +421,9 @@ def test_files_that_are_damaged_missing_or_elsewhere_are_refused(folder):
     index.unlink()
     assert "neither model.safetensors nor" in refusal(ours)
     (folder / "mine.pt").write_bytes(b"no archive")
-    assert "mine.pt is damaged" in refusal(Base.open, "mine.pt")
+    message = refusal(Base.open, "mine.pt")
+    assert "mine.pt is damaged" in message and "copy it there again" in message
+    assert "remove" not in message
     message = refusal(Base.open, "other")
     assert "init_from is 'other'" in message and "mine.pt, theirs" in message
 
@@ -498,6 +500,19 @@ def test_a_public_model_is_downloaded_once_and_whole(monkeypatch, folder):
     assert not {"*.bin", "*.py", "*.pt"} & set(asked[0][1])
     assert [path.name for path in (folder / "some--model").iterdir()] == ["config.json"]
     assert [path.name for path in folder.iterdir()] == ["some--model"]
+
+
+def test_an_experiments_copy_gets_the_folders_of_the_workspace(monkeypatch, tmp_path):
+    place = tmp_path / "origin" / "data" / "base" / "theirs" / "config.json"
+    place.parent.mkdir(parents=True)
+    place.write_bytes(b"{}")
+    monkeypatch.setattr(paths, "ROOT", tmp_path / "copy")
+    monkeypatch.setattr(paths, "experiment_origin", lambda: tmp_path / "origin")
+    bring_text_into_experiment()
+    copied = [path for path in (tmp_path / "copy").rglob("*") if path.is_file()]
+    assert [path.relative_to(paths.ROOT / "data" / "base") for path in copied] == [
+        Path("theirs/config.json")
+    ]
 
 
 # The pipeline -------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from . import artifact
 from .base_files import CONFIG, base_digest, base_json, find_base, weight_files
 from .checkpoint import Checkpoint, check_config
 from .errors import UserError
@@ -95,7 +96,7 @@ class Base:
             UserError: they are missing, damaged, or of a kind that our graph is not.
         """
         path = find_base(name)
-        config = Checkpoint.load(path).config if path.is_file() else read_config(path / CONFIG)
+        config = read_checkpoint(path).config if path.is_file() else read_config(path / CONFIG)
         try:
             check_config(config, MAX_LAYERS)
         except RuntimeError as error:
@@ -178,7 +179,7 @@ class Base:
     def _stored(self) -> Iterator[tuple[str, Tensor]]:
         """The tensors as they are in the files, one after the other, without what says nothing."""
         if self.path.is_file():
-            yield from Checkpoint.load(self.path).tensors.items()
+            yield from read_checkpoint(self.path).tensors.items()
             return
         for file in weight_files(self.path):
             try:
@@ -205,6 +206,19 @@ def empty_weights(config: ModelConfig) -> dict[str, Tensor]:
     """The state dict of `Transformer` without any values."""
     with torch.device("meta"):
         return Transformer(config).state_dict()
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """A checkpoint of ours that the user brought, so that `dvc repro` does not make it again.
+
+    Raises:
+        UserError: it is damaged or of another kind.
+    """
+    try:
+        return Checkpoint.load(path)
+    except UserError as error:
+        remedy = "copy it there again, or set init_from to scratch."
+        raise UserError(str(error).replace(artifact.REMEDY, remedy)) from error
 
 
 def read_config(path: Path) -> ModelConfig:
