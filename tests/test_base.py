@@ -457,12 +457,13 @@ def test_the_base_decides_its_shape_and_gentler_rates(text, params):
         write("model", key, "auto")
     auto = automatic(1_000_000, write("model", "context", "auto"), values)
     assert values.items() <= auto.chosen().items() and auto.values["model.init"] == "base"
-    assert FROM_BASE["muon"].items() <= auto.values.items()
+    assert FROM_BASE["muon"][0][1].items() <= auto.values.items()
     assert "model.width = 32 (auto: init_from)" in auto.lines("model")
-    long = automatic(1_000_000, params[0], values | {"model.context": 40_960})
-    assert long.values["model.context"] == 1024
+    large = values | {"model.context": 40_960, "model.width": 512}
+    large = automatic(1_000_000, params[0], large).values
+    assert large["model.context"] == 1024 and FROM_BASE["muon"][1][1].items() <= large.items()
     adamw = automatic(1_000_000, write("train", "optimizer", "adamw"), values)
-    assert FROM_BASE["adamw"].items() <= adamw.values.items()
+    assert FROM_BASE["adamw"][0][1].items() <= adamw.values.items()
     automatic(1_000_000, write("model", "context", 16), values)
     for key, value in [("context", 25), ("width", 64), ("arch", "gpt2"), ("tie_embeddings", True)]:
         path = write("model", key, value)

@@ -40,11 +40,16 @@ COMMON: dict[str, Any] = {
 of 32, which matters to the processor's caches too."""
 ADAMW: dict[str, Any] = {"train.lr": 0.003, "train.beta1": 0.9, "train.beta2": 0.95}
 """Instead, where `train.optimizer` is `adamw`."""
-FROM_BASE: dict[str, dict[str, Any]] = {
-    "muon": {"train.lr": 0.005, "train.embedding_lr": 0.003, "train.head_lr": 0.001},
-    "adamw": {"train.lr": 0.0003},
+FROM_BASE: dict[str, list[tuple[int, dict[str, Any]]]] = {
+    "muon": [
+        (0, {"train.lr": 0.01, "train.embedding_lr": 0.015, "train.head_lr": 0.003}),
+        (512, {"train.lr": 0.002, "train.embedding_lr": 0.0003, "train.head_lr": 0.0003}),
+    ],
+    "adamw": [(0, {"train.lr": 0.0015}), (512, {"train.lr": 0.0001})],
 }
-"""Instead, by `train.optimizer`, where `init_from` names weights: steps that do not undo them."""
+"""Instead, by `train.optimizer` and from a width on, where `init_from` names weights: steps that do
+not undo them. Half of the rates above served small models (README); those of wide ones are usual
+and not tried."""
 MAX_CONTEXT_OF_BASE = 1024
 """Of `model.context` where the weights to start from were made for more."""
 
@@ -196,7 +201,9 @@ def derive(
     if adamw:
         values |= ADAMW
     if base:
-        values |= FROM_BASE["adamw" if adamw else "muon"] | dict(base)
+        rows = FROM_BASE["adamw" if adamw else "muon"]
+        values |= [row for start, row in rows if start <= base.get("model.width", 0)][-1]
+        values |= base
         values["model.context"] = min(values["model.context"], MAX_CONTEXT_OF_BASE)
     return values
 
