@@ -10,11 +10,14 @@ import shutil
 from typing import Any
 
 from stages.lm import paths
+from stages.lm.base_files import download_base
+from stages.lm.base_tokenizer import base_tokenizer, tokenizer_values
 from stages.lm.data import split_bounds
 from stages.lm.errors import UserError, run_stage
 from stages.lm.files import atomic_writer, read_json, sha256_file, write_bytes, write_json
 from stages.lm.sample_text import sample_text
 from stages.lm.settings.evaluate import EvaluateSettings
+from stages.lm.settings.init_from import SCRATCH, load_init_from
 from stages.lm.settings.loader import load_sections
 from stages.lm.settings.model import ModelSettings
 from stages.lm.settings.quantize import QuantizeSettings
@@ -40,19 +43,24 @@ def main() -> None:
     """Check the settings, then the text, and record which text it is."""
     bring_text_into_experiment()
     paths.BASE.mkdir(parents=True, exist_ok=True)
+    init_from = load_init_from()
+    if "/" in init_from:
+        download_base(init_from)
     if not paths.INPUT.exists():
         refuse_to_replace_own_text()
         write_bytes(paths.INPUT, sample_text().encode("utf-8"))
     size = paths.INPUT.stat().st_size
-    auto = automatic(size)
+    auto = automatic(size, base=base_values(init_from))
     settings = load_sections(SECTIONS, auto=auto.values)
     check_text(settings["tokenize"])
     check_vocabulary(settings["tokenize"].tokenizer)
+    check_other_text(settings["evaluate"].also)
     digest = sha256_file(paths.INPUT)
     is_sample = digest == hashlib.sha256(sample_or_nothing()).hexdigest()
     source = "sample" if is_sample else "own"
-    record = {"source": source, "bytes": size, "sha256": digest, "recipe": auto.recipe}
-    write_json(paths.CORPUS_METRICS, record | {"auto": auto.chosen()})
+    record = {"source": source, "bytes": size, "sha256": digest, "init_from": init_from}
+    record |= {"recipe": auto.recipe, "auto": auto.chosen()}
+    write_json(paths.CORPUS_METRICS, record)
     print(f"text: data/input.txt, {size:,} bytes ({source})")
 
 
@@ -90,7 +98,7 @@ def bring_text_into_experiment() -> None:
     origin = paths.experiment_origin()
     if origin is None:
         return
-    for source in (origin / "data" / "input.txt", *(origin / "data" / "base").glob("*")):
+    for source in (origin / "data" / "input.txt", *(origin / "data" / "base").rglob("*")):
         if source.is_file():
             copy_to = paths.ROOT / source.relative_to(origin)
             with source.open("rb") as original, atomic_writer(copy_to) as copy:
@@ -117,6 +125,37 @@ def check_text(settings: TokenizeSettings) -> None:
             f"data/input.txt holds {size:,} bytes, which leaves {len(part)} for the {name} split "
             f"and {MIN_SPLIT_BYTES} are needed; use a longer text, or raise "
             "tokenize.val_fraction and tokenize.test_fraction."
+        )
+
+
+def base_values(name: str) -> dict[str, Any]:
+    """What the weights to start from decide of the settings, after a look at each of them.
+
+    Raises:
+        UserError: they cannot be used.
+    """
+    if name == SCRATCH:
+        return {}
+    from stages.lm.base import Base  # imports torch, which takes seconds
+
+    base, (tokenizer, _) = Base.open(name), base_tokenizer(name)
+    base.shape(tokenizer.vocab_size, base.config.context, dropout=0.0)
+    for _ in base.tensors():
+        pass
+    return base.values() | tokenizer_values(tokenizer)
+
+
+def check_other_text(name: str) -> None:
+    """Refuse an `evaluate.also` that is no text in `data/base/`.
+
+    Raises:
+        UserError: so it is.
+    """
+    sizes = {path.name: path.stat().st_size for path in paths.BASE.glob("*") if path.is_file()}
+    if name and sizes.get(name, 0) < MIN_SPLIT_BYTES:
+        raise UserError(
+            f"params.yaml: evaluate.also is {name!r}, but data/base/ holds no text of that name "
+            f"with at least {MIN_SPLIT_BYTES} bytes; put it there, or leave evaluate.also empty."
         )
 
 

@@ -1,15 +1,18 @@
 """Stage `evaluate`: both models on all held-out text -> `metrics/evaluate.json`, `samples.md`."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from stages.lm import paths
+from stages.lm.base import Base
+from stages.lm.checkpoint import build_model
 from stages.lm.compressors import WINDOW_BYTES, baselines
 from stages.lm.copying import SPAN_BYTES, copied_bytes, read_blocks
-from stages.lm.data import TokenData
-from stages.lm.errors import run_stage
+from stages.lm.data import TokenData, read_chunks
+from stages.lm.errors import UserError, run_stage
 from stages.lm.files import read_json, write_json, write_text
 from stages.lm.loading import LoadedModel, load_model
 from stages.lm.metrics import loss_units
@@ -17,6 +20,7 @@ from stages.lm.runtime import Machine, pick_machine
 from stages.lm.sampling import SamplingSettings, steps
 from stages.lm.scoring import score
 from stages.lm.settings.evaluate import EvaluateSettings
+from stages.lm.settings.init_from import SCRATCH, load_init_from
 from stages.lm.settings.loader import load_section
 from stages.lm.settings.runtime import RuntimeSettings
 
@@ -36,11 +40,16 @@ def main() -> None:
         "float": load_model(paths.CHECKPOINT, machine.device),
         "quantized": load_model(paths.QUANTIZED, machine.device),
     }
+    init_from = load_init_from()
+    if init_from != SCRATCH:
+        models["start"] = starting_model(init_from, models["float"], machine)
     parts = {split: scored_part(data, split, models["float"], settings) for split in HELD_OUT}
     results: dict[str, Any] = {
         name: evaluate(loaded, data, parts, machine, settings, name)
         for name, loaded in models.items()
     }
+    if settings.also:
+        results["also"] = evaluate_also(models, machine, settings)
     results["quantization"] = quantization_figures(results)
     results["baselines"] = compressor_figures(data, parts)
     samples = sampled(models["quantized"], settings)
@@ -53,6 +62,11 @@ def main() -> None:
             f"{name:<10} held-out: {figures['loss']:.4f} nats/token, "
             f"{figures['nats_per_byte']:.4f} nats/byte, {figures['bits_per_byte']:.4f} bits/byte"
         )
+    for name, figures in results.get("also", {}).items():
+        print(
+            f"{name:<10} {settings.also}: {figures['loss']:.4f} nats/token, "
+            f"{figures['nats_per_byte']:.4f} nats/byte, {figures['bits_per_byte']:.4f} bits/byte"
+        )
     print(
         "compressors, bits/byte: " + ", ".join(f"{k} {v}" for k, v in results["baselines"].items())
     )
@@ -61,6 +75,34 @@ def main() -> None:
         f"{100 * copied['copied_share']:.1f} % of the samples "
         f"(held-out text itself: {100 * copied['held_out_copied_share']:.1f} %)"
     )
+
+
+def starting_model(name: str, trained: LoadedModel, machine: Machine) -> LoadedModel:
+    """The model that training began with, in the shape of the one it led to."""
+    config = trained.config
+    weights = Base.open(name).weights(config)
+    return replace(trained, build=lambda: build_model(config, weights).to(machine.device))
+
+
+def evaluate_also(
+    models: dict[str, LoadedModel], machine: Machine, settings: EvaluateSettings
+) -> dict[str, dict[str, float]]:
+    """The four units of loss on the text `evaluate.also`, whose first token is context alone."""
+    path = paths.BASE / settings.also
+    size = min(path.stat().st_size, settings.max_bytes)
+    tokenizer = models["float"].tokenizer
+    chunks = [tokenizer.encode(chunk) for chunk in read_chunks(path, range(size))]
+    tokens = np.concatenate([np.array(ids, np.uint32) for ids in chunks])
+    first, tokens = tokens[:1], tokens[1:]
+    if not len(tokens):
+        raise UserError(f"data/base/{settings.also} is one token long; use a longer evaluate.also.")
+    size -= len(tokenizer.tokens[first[0]])
+    return {
+        name: loss_units(
+            *score(loaded.model, tokens, first, machine, min_context=settings.min_context), size
+        )
+        for name, loaded in models.items()
+    }
 
 
 def scored_part(

@@ -9,6 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from stages.lm import paths
+from stages.lm.base_tokenizer import base_tokenizer, tokenizer_values
 from stages.lm.data import (
     SPLITS,
     read_chunks,
@@ -20,6 +21,7 @@ from stages.lm.data import (
 )
 from stages.lm.errors import UserError, run_stage
 from stages.lm.files import sha256_file, write_json, write_text
+from stages.lm.settings.init_from import SCRATCH, load_init_from
 from stages.lm.settings.loader import load_section
 from stages.lm.settings.recipes import automatic
 from stages.lm.settings.tokenize import TokenizeSettings
@@ -32,12 +34,19 @@ BPE_SAMPLE_BYTES = 32 << 20
 def main() -> None:
     """Split, learn or load the vocabulary, encode."""
     size = paths.INPUT.stat().st_size
-    auto = automatic(size)
+    init_from = load_init_from()
+    base, left_out = (None, 0) if init_from == SCRATCH else base_tokenizer(init_from)
+    auto = automatic(size, base={} if base is None else tokenizer_values(base))
     settings = load_section(TokenizeSettings, auto=auto.values)
     for line in auto.lines(TokenizeSettings.SECTION):
         print(line)
     bounds = split_bounds(size, settings.val_fraction, settings.test_fraction)
-    tokenizer = make_tokenizer(settings, bounds["train"])
+    tokenizer = make_tokenizer(settings, bounds["train"]) if base is None else base
+    if left_out:
+        print(
+            f"vocabulary of {init_from}: {left_out:,} special tokens are left out, and their rows "
+            "of the weights with them; text that looks like one is text"
+        )
     dtype = token_dtype(tokenizer.vocab_size)
     splits: dict[str, dict[str, Any]] = {}
     with tqdm(total=size, desc="tokenize", unit="B", unit_scale=True) as bar:

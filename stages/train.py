@@ -10,6 +10,7 @@ from dataclasses import asdict
 from types import FrameType
 
 from stages.lm import paths
+from stages.lm.base import Base
 from stages.lm.checkpoint import Checkpoint
 from stages.lm.data import TokenData
 from stages.lm.errors import UserError, run_stage
@@ -17,6 +18,7 @@ from stages.lm.files import write_json
 from stages.lm.metrics import append_missing_lines, timestamp, write_tsv
 from stages.lm.model import ModelConfig, Transformer
 from stages.lm.runtime import Machine, pick_machine
+from stages.lm.settings.init_from import SCRATCH, load_init_from
 from stages.lm.settings.loader import load_section
 from stages.lm.settings.model import ModelSettings
 from stages.lm.settings.recipes import automatic
@@ -25,6 +27,8 @@ from stages.lm.settings.train import TrainSettings
 from stages.lm.state import RunIdentity, StateStore, code_digests, only_trainer
 from stages.lm.training import TrainingRun
 
+BASE_WEIGHTS = "the base weights"
+"""Their name among a run's ingredients."""
 CURVE = ("step", "epoch", "train_loss", "val_loss", "lr")
 
 
@@ -77,42 +81,57 @@ def main() -> int:
     stop = StopSignal()
     with only_trainer(paths.ROOT / "models" / "resume" / "workspace.lock"):
         data = TokenData.load(paths.TOKENS)
-        auto = automatic(data.text_bytes())
+        init_from = load_init_from()
+        base = None if init_from == SCRATCH else Base.open(init_from)
+        auto = automatic(data.text_bytes(), base=base.values() if base else {})
         settings = load_section(TrainSettings, auto=auto.values)
         model_settings = load_section(ModelSettings, auto=auto.values)
         for section in (ModelSettings.SECTION, TrainSettings.SECTION):
             for line in auto.lines(section):
                 print(line)
-        identity = identify(model_settings, settings, data)
+        identity = identify(model_settings, settings, data, base)
         store = StateStore(paths.resume_folder(), identity)
         with only_trainer(store.path.parent / "lock"):
             try:
                 machine = pick_machine(runtime, settings.precision)
-                run = prepare(model_settings, settings, data, machine)
+                run = prepare(model_settings, settings, data, machine, base)
                 if not resume(run, store):
-                    run.begin(from_bigrams=model_settings.init == "bigrams")
+                    run.begin(
+                        from_bigrams=model_settings.init == "bigrams",
+                        weights=base.weights(run.model.config) if base else None,
+                    )
                 return train(run, store, model_settings, stop, runtime.checkpoint_steps)
             except RuntimeError as error:
                 raise out_of_memory(error, settings, model_settings) from error
 
 
 def identify(
-    model_settings: ModelSettings, settings: TrainSettings, data: TokenData
+    model_settings: ModelSettings, settings: TrainSettings, data: TokenData, base: Base | None
 ) -> RunIdentity:
     """Everything the trained weights are a function of."""
     values = {f"model.{key}": value for key, value in asdict(model_settings).items()}
     values |= {f"train.{key}": value for key, value in asdict(settings).items()}
-    return RunIdentity(values | {"the token data": data.digest()} | code_digests())
+    values |= {"init_from": base.name if base else SCRATCH, "the token data": data.digest()}
+    if base:
+        values[BASE_WEIGHTS] = base.digest()
+    return RunIdentity(values | code_digests())
 
 
 def prepare(
-    model_settings: ModelSettings, settings: TrainSettings, data: TokenData, machine: Machine
+    model_settings: ModelSettings,
+    settings: TrainSettings,
+    data: TokenData,
+    machine: Machine,
+    base: Base | None,
 ) -> TrainingRun:
     """A run that has yet to begin or to be resumed."""
     vocab_size = data.meta["vocab_size"]
-    head_size = model_settings.width // model_settings.heads
-    shape = {key: value for key, value in asdict(model_settings).items() if key != "init"}
-    config = ModelConfig(**shape, vocab_size=vocab_size, head_size=head_size)
+    if base:
+        config = base.shape(vocab_size, model_settings.context, model_settings.dropout)
+    else:
+        head_size = model_settings.width // model_settings.heads
+        shape = {key: value for key, value in asdict(model_settings).items() if key != "init"}
+        config = ModelConfig(**shape, vocab_size=vocab_size, head_size=head_size)
     model = Transformer(config)
     run = TrainingRun(model, data, settings, machine)
     print(
@@ -155,9 +174,9 @@ def train(
 
     def save() -> None:
         store.save(run.state())
-        publish(run, model_settings)
+        publish(run, model_settings, store.identity)
 
-    publish(run, model_settings)
+    publish(run, model_settings, store.identity)
     try:
         run.run(save, stop.requested, checkpoint_steps, Reporter(run))
     except UserError as error:
@@ -177,12 +196,14 @@ def train(
     return 128 + stop.number
 
 
-def publish(run: TrainingRun, model_settings: ModelSettings) -> None:
+def publish(run: TrainingRun, model_settings: ModelSettings, identity: RunIdentity) -> None:
     """Write the stage's outputs from the run's state; the same state gives the same bytes."""
     append_missing_lines(paths.TRAINING_LOG, run.progress.log)
     if not run.epochs_done():
         return
     provenance = {
+        "init_from": identity.ingredients["init_from"],
+        "base_sha256": identity.ingredients.get(BASE_WEIGHTS),
         "model": asdict(model_settings),
         "train": asdict(run.settings),
         "data": run.data.meta,

@@ -15,10 +15,10 @@ from stages import export
 from stages.lm.byte_level import byte_characters, printed_tokens
 from stages.lm.checkpoint import Checkpoint
 from stages.lm.errors import UserError
-from stages.lm.foreign import pattern_name
 from stages.lm.gguf_file import write_gguf
 from stages.lm.huggingface import write_huggingface
 from stages.lm.loading import LoadedModel, load_model
+from stages.lm.pattern_names import pattern_name
 from stages.lm.quantization import quantize_checkpoint
 from stages.lm.tokenizer import PATTERNS, Tokenizer, train_bpe
 

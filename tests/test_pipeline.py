@@ -76,7 +76,7 @@ def test_runtime_settings_rerun_nothing():
 def test_corpus_checks_every_section_of_params():
     sections = {cls.SECTION for cls in corpus.SECTIONS}
     document = yaml.safe_load((ROOT / "params.yaml").read_text("utf-8"))
-    assert sections | {"recipe"} == set(document)
+    assert sections | {"recipe", "init_from"} == set(document)
 
 
 @pytest.mark.parametrize("path", LIBRARY, ids=lambda path: path.stem)
@@ -91,7 +91,7 @@ def test_stages_do_not_import_each_other(path):
 
 def test_training_does_not_depend_on_decoding_tokenizing_or_quantizing():
     names = {file.stem for file in closure(ROOT / "stages" / "train.py")}
-    assert not names & {"sampling", "tokenizer", "quantization", "loading"}
+    assert not names & {"sampling", "tokenizer", "base_tokenizer", "quantization", "loading"}
 
 
 def test_commands_are_constant_text():

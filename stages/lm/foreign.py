@@ -1,27 +1,48 @@
-"""What other programs need to know about a model: its tensors one by one, its pattern by name.
+"""A model's tensors as other programs hold them: one by one, under their names.
 
-The common ground of the Hugging Face and the GGUF export.
+The common ground of both exports and of weights to start from. Knows nothing about files.
 """
 
 import re
 
 from torch import Tensor
 
-from .errors import UserError
 from .model import ModelConfig
-from .tokenizer import PATTERNS, Tokenizer
 
 LAYER_NORM_EPSILON = 1e-5
 """Of torch's LayerNorm, and of GPT-2."""
 
-PUBLISHED = {
-    "gpt2": "gpt-2",
-    "r50k_base": "gpt-2",
-    "p50k_base": "gpt-2",
-    "cl100k_base": "llama-bpe",
-    "o200k_base": "gpt-4o",
+NAMES = {
+    "qwen3": {
+        "token_embedding": "model.embed_tokens",
+        "final_norm": "model.norm",
+        "head": "lm_head",
+        "attention_norm": "model.layers.{}.input_layernorm",
+        "attention.query": "model.layers.{}.self_attn.q_proj",
+        "attention.key": "model.layers.{}.self_attn.k_proj",
+        "attention.value": "model.layers.{}.self_attn.v_proj",
+        "attention.query_norm": "model.layers.{}.self_attn.q_norm",
+        "attention.key_norm": "model.layers.{}.self_attn.k_norm",
+        "attention.out": "model.layers.{}.self_attn.o_proj",
+        "feed_forward_norm": "model.layers.{}.post_attention_layernorm",
+        "feed_forward.gate": "model.layers.{}.mlp.gate_proj",
+        "feed_forward.up": "model.layers.{}.mlp.up_proj",
+        "feed_forward.down": "model.layers.{}.mlp.down_proj",
+    },
+    "gpt2": {
+        "token_embedding": "transformer.wte",
+        "position_embedding": "transformer.wpe",
+        "final_norm": "transformer.ln_f",
+        "head": "lm_head",
+        "attention_norm": "transformer.h.{}.ln_1",
+        "attention.qkv": "transformer.h.{}.attn.c_attn",
+        "attention.out": "transformer.h.{}.attn.c_proj",
+        "feed_forward_norm": "transformer.h.{}.ln_2",
+        "feed_forward.up": "transformer.h.{}.mlp.c_fc",
+        "feed_forward.down": "transformer.h.{}.mlp.c_proj",
+    },
 }
-"""Vocabularies of tiktoken whose own pattern cuts as one of `PATTERNS` does, written otherwise."""
+"""transformers' names of each architecture's tensors."""
 
 _NAME = re.compile(r"(?:blocks\.(\d+)\.)?(.+)\.(weight|bias)")
 
@@ -64,17 +85,15 @@ def renamed(tensors: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tens
     return found
 
 
-def pattern_name(tokenizer: Tokenizer) -> str:
-    """The key of `PATTERNS` whose pattern cuts text as this tokenizer does.
+def huggingface_tensors(config: ModelConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of `Transformer` as transformers has it; all are views into `tensors`.
 
-    Raises:
-        UserError: there is none.
+    So the same names serve to write weights and, by copying into the views, to read them.
     """
-    for name, pattern in PATTERNS.items():
-        if tokenizer.pattern == pattern or PUBLISHED.get(tokenizer.name) == name:
-            return name
-    raise UserError(
-        f"the model's vocabulary {tokenizer.name} cuts text by the pattern "
-        f"{tokenizer.pattern[:60]!r}, which other programs have no name for, so it cannot be "
-        f"exported; train with tokenize.pattern set to one of {', '.join(PATTERNS)}."
-    )
+    found = renamed(separate_tensors(config, tensors), NAMES[config.arch])
+    if config.arch == "gpt2":
+        # GPT-2's layers in transformers hold their matrices the other way round.
+        found |= {
+            name: tensor.T for name, tensor in found.items() if ".h." in name and tensor.ndim == 2
+        }
+    return found

@@ -9,10 +9,11 @@ from gguf.quants import quantize
 from torch import Tensor
 
 from .byte_level import printed_merges, printed_tokens
-from .foreign import LAYER_NORM_EPSILON, pattern_name, renamed, separate_tensors
+from .foreign import LAYER_NORM_EPSILON, renamed, separate_tensors
 from .fused import EPSILON
 from .loading import LoadedModel
 from .model import ModelConfig
+from .pattern_names import pattern_name
 from .quantization import to_f16
 from .tokenizer import Tokenizer
 

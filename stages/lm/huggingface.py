@@ -10,44 +10,13 @@ from tokenizers.models import BPE
 
 from .byte_level import printed_merges, printed_tokens
 from .files import write_json, write_text
-from .foreign import LAYER_NORM_EPSILON, pattern_name, renamed, separate_tensors
+from .foreign import LAYER_NORM_EPSILON, huggingface_tensors
 from .fused import EPSILON
 from .loading import LoadedModel
 from .model import ModelConfig
+from .pattern_names import pattern_name
 from .sampling import DEFAULT_LENGTH, SamplingSettings
 from .tokenizer import PATTERNS, Tokenizer
-
-NAMES = {
-    "qwen3": {
-        "token_embedding": "model.embed_tokens",
-        "final_norm": "model.norm",
-        "head": "lm_head",
-        "attention_norm": "model.layers.{}.input_layernorm",
-        "attention.query": "model.layers.{}.self_attn.q_proj",
-        "attention.key": "model.layers.{}.self_attn.k_proj",
-        "attention.value": "model.layers.{}.self_attn.v_proj",
-        "attention.query_norm": "model.layers.{}.self_attn.q_norm",
-        "attention.key_norm": "model.layers.{}.self_attn.k_norm",
-        "attention.out": "model.layers.{}.self_attn.o_proj",
-        "feed_forward_norm": "model.layers.{}.post_attention_layernorm",
-        "feed_forward.gate": "model.layers.{}.mlp.gate_proj",
-        "feed_forward.up": "model.layers.{}.mlp.up_proj",
-        "feed_forward.down": "model.layers.{}.mlp.down_proj",
-    },
-    "gpt2": {
-        "token_embedding": "transformer.wte",
-        "position_embedding": "transformer.wpe",
-        "final_norm": "transformer.ln_f",
-        "head": "lm_head",
-        "attention_norm": "transformer.h.{}.ln_1",
-        "attention.qkv": "transformer.h.{}.attn.c_attn",
-        "attention.out": "transformer.h.{}.attn.c_proj",
-        "feed_forward_norm": "transformer.h.{}.ln_2",
-        "feed_forward.up": "transformer.h.{}.mlp.c_fc",
-        "feed_forward.down": "transformer.h.{}.mlp.c_proj",
-    },
-}
-"""transformers' names of each architecture's tensors."""
 
 
 def write_huggingface(loaded: LoadedModel, folder: Path) -> None:
@@ -57,11 +26,8 @@ def write_huggingface(loaded: LoadedModel, folder: Path) -> None:
         UserError: the tokenizer's pattern cannot be exported, or a file cannot be written.
     """
     config = loaded.config
-    tensors = renamed(separate_tensors(config, loaded.model.state_dict()), NAMES[config.arch])
-    for name, tensor in tensors.items():
-        # GPT-2's layers in transformers hold their matrices the other way round.
-        turned = config.arch == "gpt2" and ".h." in name and tensor.ndim == 2
-        tensors[name] = (tensor.T if turned else tensor).contiguous()
+    tensors = huggingface_tensors(config, loaded.model.state_dict())
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     tokenizer = written_tokenizer(loaded.tokenizer)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     tokenizer.save(str(folder / "tokenizer.json"))

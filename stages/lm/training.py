@@ -125,22 +125,25 @@ class TrainingRun:
             return ""
         return f"the last bits may differ from an uninterrupted run: {'; '.join(changes)}"
 
-    def begin(self, from_bigrams: bool) -> None:
-        """Set the weights as a run begins with them."""
+    def begin(self, from_bigrams: bool, weights: dict[str, Tensor] | None = None) -> None:
+        """Set the weights as a run begins with them: `weights`, if there are, or fresh ones."""
         began = time.monotonic()
         seed = self.settings.seed
         generator = torch.Generator().manual_seed(seed)
-        initialise(self.model, generator)
         torch.manual_seed(seed)  # dropout
-        if not from_bigrams:
-            return
-        fit_bigrams(self.model, self.data.train, self.machine, generator)
+        if weights is not None:
+            self.model.load_state_dict(weights)
+        else:
+            initialise(self.model, generator)
+            if not from_bigrams:
+                return
+            fit_bigrams(self.model, self.data.train, self.machine, generator)
         self.progress.elapsed = time.monotonic() - began
         val_loss = self.validate()
         self.progress.curve.append({"step": 0, "epoch": 0, "val_loss": val_loss})
         self._keep_if_best(val_loss, epoch=0)
         self.progress.log.append(
-            f"{timestamp()}  bigrams  val {val_loss:.4f}  "
+            f"{timestamp()}  {'bigrams' if from_bigrams else 'base'}  val {val_loss:.4f}  "
             f"{self.bits_per_byte(val_loss):.4f} bits/byte  "
             f"{duration(self.progress.elapsed)} elapsed"
         )

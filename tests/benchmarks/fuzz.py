@@ -71,7 +71,9 @@ def project(folder: Path) -> Iterator[Path]:
             if name.isupper():
                 stack.enter_context(mock.patch.object(paths, name, folder / path.relative_to(root)))
         for module in (corpus, tokenize_text, train):
-            for name in {"automatic", "load_section", "load_sections"} & set(vars(module)):
+            for name in {"automatic", "load_init_from", "load_section", "load_sections"} & set(
+                vars(module)
+            ):
                 reader = partial(getattr(module, name), path=params)
                 stack.enter_context(mock.patch.object(module, name, reader))
         stack.enter_context(mock.patch.object(corpus, "sample_or_nothing", bytes))
@@ -215,7 +217,7 @@ def settings_cases() -> list[tuple[str, str, str | None]]:
             )
             values: list[str | None] = [None, *ABSURD]
             if kind is not str:
-                values += ["yes please", '""', "auto "] if kind is bool else ["fast", '""', "true"]
+                values += ["yes please", '""'] if kind is bool else ["fast", '""', "true"]
             if kind is int:
                 values += [str(limits.low - 1), str(int(limits.high) + 1), "1.5", "1e300"]
             if kind is float:
@@ -226,6 +228,7 @@ def settings_cases() -> list[tuple[str, str, str | None]]:
                 values += ["Auto", "none", '""']
             cases += [(cls.SECTION, field.name, value) for value in values]
     cases += [("recipe", "", value) for value in [None, *ABSURD, "5", "Quick", "auto"]]
+    cases += [("init_from", "", value) for value in [None, *ABSURD, "5", "nothing", "../x", "x.pt"]]
     cases += [(cls.SECTION, "", value) for cls in corpus.SECTIONS for value in [None, *ABSURD, "5"]]
     return cases
 
@@ -253,7 +256,7 @@ def settings_case(folder: Path, cases: list[tuple[str, str, str | None]], number
         except UserError as error:
             message = str(error)
         else:
-            free = (section, key) == ("evaluate", "prompt")  # any text
+            free = (section, key) in (("evaluate", "prompt"), ("evaluate", "also"))  # any text
             return "any text" if free else f"FAILED: {section}.{key} may be {raw!r:.40}"
     if "\n" in message or len(message) > 2200 or "params.yaml" not in message:
         return f"FAILED: {message:.200} is no sentence"

@@ -15,6 +15,10 @@ class EvaluateSettings:
     max_bytes: Annotated[int, Range(1, 10**12)]
     """Bytes scored of each split, from its start; a smaller split is scored whole."""
 
+    also: str
+    """The name of another text in `data/base/`, of which `max_bytes` are scored too: what a model
+    that started from weights forgets of what it knew. Empty is none."""
+
     min_context: Annotated[int, Range(0, 131_072)]
     """Tokens of context every scored token has at least (sliding window). More is slower and
     scores better; at most `model.context - 1` is used."""

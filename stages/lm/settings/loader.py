@@ -66,7 +66,7 @@ def load_sections(
     document = read_params(path)
     known = [cls.SECTION for cls in classes]
     for name in document:
-        if name not in (*known, "recipe"):
+        if name not in (*known, "recipe", "init_from"):
             raise UserError(f"{path.name}: unknown section {name!r}{_nearest(name, known)}.")
     return {cls.SECTION: _build(cls, document, path.name, auto) for cls in classes}
 

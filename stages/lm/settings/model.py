@@ -20,7 +20,7 @@ class ModelSettings:
     """Transformer blocks."""
 
     heads: Annotated[int, Range(1, 256)]
-    """Attention heads; each is `width / heads` wide."""
+    """Attention heads; each is `width / heads` wide, or as wide as those of `init_from`."""
 
     kv_heads: Annotated[int, Range(1, 256)]
     """Key/value heads, a divisor of `heads` (grouped-query attention). `gpt2` needs
@@ -42,12 +42,13 @@ class ModelSettings:
     dropout: Annotated[float, Range(0, 0.9)]
     """Share of activations dropped after the embedding and after each sublayer in training."""
 
-    init: Annotated[str, Choice(("bigrams", "random"))]
+    init: Annotated[str, Choice(("bigrams", "random", "base"))]
     """How the weights begin. `bigrams` fits embedding and head to how often each token follows
-    each other one, before the first step; needs `qwen3` with untied embeddings."""
+    each other one, before the first step; needs `qwen3` with untied embeddings. `base` takes those
+    that `init_from` names, and with them its head size."""
 
     def __post_init__(self) -> None:
-        if self.width % self.heads:
+        if self.init != "base" and self.width % self.heads:
             raise ValueError(
                 f"model.width {self.width} is not a multiple of model.heads {self.heads}; "
                 "each head takes an equal part of the width."
@@ -57,7 +58,7 @@ class ModelSettings:
                 f"model.heads {self.heads} is not a multiple of model.kv_heads {self.kv_heads}; "
                 "each key/value head serves an equal number of heads."
             )
-        if self.arch == "qwen3" and (self.width // self.heads) % 2:
+        if self.init != "base" and self.arch == "qwen3" and (self.width // self.heads) % 2:
             raise ValueError(
                 f"model.width / model.heads is {self.width // self.heads}, but rotary positions "
                 "need an even head size; change model.width or model.heads."

@@ -4,15 +4,20 @@ A recipe is nothing but values for settings. The README, "Recipes", tells which 
 rest are estimates between and beyond. A value set in `params.yaml` always wins.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
 from ..paths import PARAMS
-from .loader import convert, quoted, read_params
+from .loader import NO_AUTO, convert, quoted, read_params
 
 COMMON: dict[str, Any] = {
+    "tokenize.tokenizer": "bpe",
+    "tokenize.pattern": "gpt-2",
+    "model.arch": "qwen3",
+    "model.tie_embeddings": False,
     "model.layers": 4,
     "model.width": 256,
     "model.context": 128,
@@ -35,6 +40,18 @@ COMMON: dict[str, Any] = {
 of 32, which matters to the processor's caches too."""
 ADAMW: dict[str, Any] = {"train.lr": 0.003, "train.beta1": 0.9, "train.beta2": 0.95}
 """Instead, where `train.optimizer` is `adamw`."""
+FROM_BASE: dict[str, list[tuple[int, dict[str, Any]]]] = {
+    "muon": [
+        (0, {"train.lr": 0.01, "train.embedding_lr": 0.015, "train.head_lr": 0.003}),
+        (512, {"train.lr": 0.002, "train.embedding_lr": 0.0003, "train.head_lr": 0.0003}),
+    ],
+    "adamw": [(0, {"train.lr": 0.0015}), (512, {"train.lr": 0.0001})],
+}
+"""Instead, by `train.optimizer` and from a width on, where `init_from` names weights: steps that do
+not undo them. Half of the rates above served small models (README); those of wide ones are usual
+and not tried."""
+MAX_CONTEXT_OF_BASE = 1024
+"""Of `model.context` where the weights to start from were made for more."""
 
 SLOW: dict[str, Any] = {
     "model.context": 256,
@@ -91,6 +108,8 @@ class Automatic:
     """By `section.key`, for every setting that may be `auto`."""
     used: list[str]
     """The settings that are."""
+    base: Mapping[str, Any]
+    """Those of `values` that are as the weights of `init_from` have them."""
 
     def chosen(self) -> dict[str, Any]:
         """The settings that are `auto` and their values."""
@@ -98,19 +117,22 @@ class Automatic:
 
     def lines(self, section: str) -> list[str]:
         """What a section's automatic settings are, a line each."""
-        why = f"recipe {self.recipe} for {self.text_bytes:,} bytes of text"
+        recipe = f"recipe {self.recipe} for {self.text_bytes:,} bytes of text"
         return [
-            f"{key} = {self.values[key]} (auto: {why})"
+            f"{key} = {self.values[key]} (auto: {'init_from' if key in self.base else recipe})"
             for key in self.used
             if key.startswith(section + ".")
         ]
 
 
-def automatic(text_bytes: int, path: Path = PARAMS) -> Automatic:
+def automatic(text_bytes: int, path: Path = PARAMS, base: Mapping[str, Any] = NO_AUTO) -> Automatic:
     """The values of the recipe that `params.yaml` names, for a text of `text_bytes`.
 
+    `base` holds what the weights of `init_from` fix, by `section.key`; its `model.context` is the
+    longest they can have.
+
     Raises:
-        UserError: there is no such recipe.
+        UserError: there is no such recipe, or a setting contradicts the weights to start from.
     """
     document = read_params(path)
     recipe = document.get("recipe")
@@ -123,30 +145,66 @@ def automatic(text_bytes: int, path: Path = PARAMS) -> Automatic:
         if isinstance(keys, dict)
         for key, value in keys.items()
     }
-    values = derive(recipe, text_bytes, given)
-    return Automatic(
-        recipe, text_bytes, values, [key for key in values if given.get(key) == "auto"]
-    )
+    refuse_contradictions(given, base, path.name)
+    values = derive(recipe, text_bytes, given, base)
+    used = [key for key in values if given.get(key) == "auto"]
+    return Automatic(recipe, text_bytes, values, used, base)
 
 
-def derive(recipe: str, text_bytes: int, given: dict[str, Any]) -> dict[str, Any]:
-    """The recipe's values; some follow the values `given` in `params.yaml`."""
+def refuse_contradictions(given: dict[str, Any], base: Mapping[str, Any], file: str) -> None:
+    """Hold the settings `given` against what the weights to start from are.
+
+    Raises:
+        UserError: one is another than theirs.
+    """
+    if not base:
+        for key in ("tokenize.tokenizer", "model.init"):
+            if given.get(key) == "base":
+                raise UserError(
+                    f"{file}: {key} is base, but init_from is scratch, which has none; set {key} "
+                    "to auto, or init_from to the weights to start from."
+                )
+    for key, theirs in base.items():
+        value = given.get(key, "auto")
+        try:
+            same = convert(value, type(theirs)) == theirs
+            shorter = key == "model.context" and convert(value, int) < theirs
+        except (ValueError, OverflowError):
+            continue  # auto, or refused by its own setting
+        if value != "auto" and not same and not shorter:
+            limit = " at most" if key == "model.context" else ""
+            raise UserError(
+                f"{file}: {key} is {quoted(value)}, but the weights that init_from names have "
+                f"{quoted(theirs)}{limit}; set {key} to auto, or init_from to scratch."
+            )
+
+
+def derive(
+    recipe: str, text_bytes: int, given: dict[str, Any], base: Mapping[str, Any] = NO_AUTO
+) -> dict[str, Any]:
+    """The recipe's values; some follow the values `given` in `params.yaml`, or those of `base`."""
     values = COMMON | [row for start, row in BY_SIZE[recipe] if start <= text_bytes][-1]
+    said = {key: value for key, value in given.items() if value != "auto"}
     width = _whole(given.get("model.width")) or values["model.width"]
     heads = _whole(given.get("model.heads"))
     if heads is None:
         # Of an even size each, which rotary positions need.
         counts = range(min(256, max(1, width // 64)), 0, -1)
         heads = next((count for count in counts if width % (2 * count) == 0), 1)
-    gpt2, adamw = given.get("model.arch") == "gpt2", given.get("train.optimizer") == "adamw"
+    gpt2, adamw = said.get("model.arch") == "gpt2", said.get("train.optimizer") == "adamw"
     values |= {"model.heads": heads, "model.kv_heads": heads}
     values["model.ff_width"] = (4 if gpt2 else FF_RATIO[recipe]) * width
     vocabulary = _whole(given.get("tokenize.vocab_size")) or values["tokenize.vocab_size"]
-    large = given.get("tokenize.tokenizer") != "bpe" or vocabulary > LARGEST_BIGRAMS
-    if gpt2 or large or given.get("model.tie_embeddings") is True:
+    large = said.get("tokenize.tokenizer", "bpe") != "bpe" or vocabulary > LARGEST_BIGRAMS
+    if gpt2 or large or said.get("model.tie_embeddings") is True:
         values["model.init"] = "random"
     if adamw:
         values |= ADAMW
+    if base:
+        rows = FROM_BASE["adamw" if adamw else "muon"]
+        values |= [row for start, row in rows if start <= base.get("model.width", 0)][-1]
+        values |= base
+        values["model.context"] = min(values["model.context"], MAX_CONTEXT_OF_BASE)
     return values
 
 

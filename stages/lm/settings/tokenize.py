@@ -15,7 +15,8 @@ class TokenizeSettings:
     SECTION: ClassVar[str] = "tokenize"
 
     tokenizer: str
-    """`bpe` trains a byte-level BPE on the training split. A tiktoken name (`gpt2`,
+    """`bpe` trains a byte-level BPE on the training split. `base` is the vocabulary of the weights
+    that `init_from` names, without special tokens. A tiktoken name (`gpt2`,
     `cl100k_base`, `o200k_base`) uses that vocabulary, downloaded once by tiktoken. A file name
     ending in `.tiktoken` is read from `data/base/`."""
 
@@ -24,7 +25,7 @@ class TokenizeSettings:
 
     pattern: Annotated[str, Choice(("gpt-2", "qwen2", "llama-bpe", "gpt-4o"))]
     """How text is cut before byte pairs are merged, by llama.cpp's name for it. Used by `bpe`
-    and by `.tiktoken` files; a tiktoken name brings its own."""
+    and by `.tiktoken` files; `base` and a tiktoken name bring their own."""
 
     val_fraction: Annotated[float, Range(0.001, 0.5)]
     """Share of the text's bytes, after the training split, that chooses: best epoch, early stop,
@@ -35,10 +36,11 @@ class TokenizeSettings:
 
     def __post_init__(self) -> None:
         known = tiktoken.list_encoding_names()
-        if not self.tokenizer.endswith(".tiktoken") and self.tokenizer not in ("bpe", *known):
+        words = ("bpe", "base", *known)
+        if not self.tokenizer.endswith(".tiktoken") and self.tokenizer not in words:
             raise ValueError(
-                f"tokenize.tokenizer is {self.tokenizer!r}, but must be bpe, the name of a "
-                f".tiktoken file in data/base/, or one of tiktoken's: {', '.join(known)}."
+                f"tokenize.tokenizer is {self.tokenizer!r}, but must be bpe, base, the name of "
+                f"a .tiktoken file in data/base/, one of tiktoken's ({', '.join(known)}), or auto."
             )
         if self.val_fraction + self.test_fraction > 0.9:
             raise ValueError(
