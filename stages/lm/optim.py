@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from .lora import adapter_matrices
 from .model import Transformer
 from .settings.train import TrainSettings
 
@@ -118,13 +119,15 @@ def build_optimizers(
     """Muon for the matrices of the blocks and AdamW (Loshchilov & Hutter 2019) for the rest.
 
     With `train.optimizer: adamw`, AdamW alone at one learning rate. Only the matrices of the
-    blocks, and under AdamW the head, decay.
+    blocks, and under AdamW the head, decay. Of a model with adapters, they are all that is moved,
+    and are the matrices.
     """
-    matrices = model.block_matrices()
+    adapters = adapter_matrices(model)
+    matrices = adapters or model.block_matrices()
     inside = {parameter for parameter, _ in matrices}
     embeddings: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
+    for name, parameter in [] if adapters else model.named_parameters():
         if parameter not in inside:
             (embeddings if "embedding" in name else others).append(parameter)
     lr, decay = settings.lr, settings.weight_decay

@@ -159,6 +159,11 @@ def refuse_contradictions(given: dict[str, Any], base: Mapping[str, Any], file: 
                     f"{file}: {key} is base, but init_from is scratch, which has none; set {key} "
                     "to auto, or init_from to the weights to start from."
                 )
+        if given.get("train.adapt") == "lora":
+            raise UserError(
+                f"{file}: train.adapt is lora, but init_from is scratch: there is nothing to "
+                "adapt. Set train.adapt to full, or init_from to the weights to start from."
+            )
     for key, theirs in base.items():
         value = given.get(key, "auto")
         try:
