@@ -40,16 +40,17 @@ class TrainSettings:
 
     optimizer: Annotated[str, Choice(("muon", "adamw"))]
     """`muon`: Muon for the matrices of the blocks, AdamW for embedding, head and norms. `adamw`:
-    AdamW for everything."""
+    AdamW for everything, and always for the adapters of `lora`."""
 
     lr: Annotated[float, Range(0, 10)]
-    """Peak learning rate of the blocks' matrices; with `adamw` of everything."""
+    """Peak learning rate of the blocks' matrices; with `adamw` of everything, with
+    `lora` of the adapters."""
 
     embedding_lr: Annotated[float, Range(0, 10)]
-    """Peak learning rate of the token embedding. No effect with `adamw`."""
+    """Peak learning rate of the token embedding. No effect with `adamw` or `lora`."""
 
     head_lr: Annotated[float, Range(0, 10)]
-    """Peak learning rate of the head and the norms. No effect with `adamw`."""
+    """Peak learning rate of the head and the norms. No effect with `adamw` or `lora`."""
 
     warmup_steps: Annotated[int, Range(0, 1_000_000)]
     """Steps over which the learning rates rise from zero."""
