@@ -136,12 +136,18 @@ def prepare(
     run = TrainingRun(model, data, settings, machine)
     print(
         f"model: {config.arch}, {config.layers} layers of width {config.width}, "
-        f"{model.parameter_count():,} parameters, vocabulary {vocab_size:,}\n"
+        f"{run.parameters:,} parameters, vocabulary {vocab_size:,}\n"
         f"text: {len(data.train):,} training tokens, {len(data.val):,} validation tokens\n"
         f"plan: {settings.epochs} epochs = {run.total_steps:,} steps of "
         f"{run.order.batch * run.order.length:,} tokens on {machine.device.type} "
         f"({machine.precision}, {machine.threads} threads)"
     )
+    if settings.adapt == "lora":
+        share = run.trained_parameters() / run.parameters
+        print(
+            f"adapters: rank {settings.lora_rank} on {settings.lora_targets}, "
+            f"{run.trained_parameters():,} trained parameters, {share:.2%} of the model's"
+        )
     return run
 
 

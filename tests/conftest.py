@@ -3,12 +3,14 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from hypothesis import settings as hypothesis_settings
 
 from stages.lm.checkpoint import Checkpoint
+from stages.lm.data import TokenData
 from stages.lm.model import ModelConfig, Transformer, initialise
 from stages.lm.runtime import Machine
 from stages.lm.settings.train import TrainSettings
@@ -110,6 +112,10 @@ def make_train_settings():
             "epochs": 3,
             "batch_size": 4,
             "accumulate": 1,
+            "adapt": "full",
+            "lora_rank": 4,
+            "lora_alpha": 8.0,
+            "lora_targets": "all",
             "optimizer": "muon",
             "lr": 0.01,
             "embedding_lr": 0.01,
@@ -132,6 +138,23 @@ def make_train_settings():
         return TrainSettings(**defaults | fields)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def data():
+    """A text that repeats itself with noise: there is something to learn in few steps."""
+    random = np.random.Generator(np.random.Philox(1))
+    tokens = np.tile(np.arange(30, dtype="<u2"), 40)
+    noise = random.random(len(tokens)) < 0.1
+    tokens[noise] = random.integers(0, 75, noise.sum())
+    train, val, test = np.split(tokens, [800, 1000])
+    meta = {
+        "vocab_size": 75,
+        "splits": {"val": {"tokens": len(val), "bytes": 3 * len(val)}},
+    }
+    merges = np.arange(75).repeat(2).reshape(75, 2)
+    merges[60:] = np.arange(30).reshape(15, 2)
+    return TokenData(train, val, test, merges, meta, vocabulary="")
 
 
 @pytest.fixture(scope="session")

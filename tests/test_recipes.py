@@ -238,6 +238,11 @@ def test_a_recipe_that_is_none_is_one_sentence(write, value):
     assert message.startswith(f"params.yaml: recipe is {value!r}, but must be one of quick, best")
 
 
+def test_adapters_without_weights_to_adapt_are_one_sentence(write):
+    message = refusal(automatic, 1000, write(**{"train.adapt": "lora"}))
+    assert message.startswith("params.yaml: train.adapt is lora, but init_from is scratch: there")
+
+
 def test_a_number_too_long_to_print_is_one_sentence(write):
     path = write()
     text = path.read_text("utf-8")

@@ -9,30 +9,12 @@ import torch
 
 from stages.lm import training
 from stages.lm.artifact import read_artifact, write_artifact
-from stages.lm.data import TokenData
 from stages.lm.errors import UserError
 from stages.lm.runtime import can_compile
 from stages.lm.scoring import score
 from stages.lm.training import Progress, TrainingRun
 
 WALL_CLOCK = {"elapsed", "log"}
-
-
-@pytest.fixture(scope="module")
-def data():
-    """A text that repeats itself with noise: there is something to learn in few steps."""
-    random = np.random.Generator(np.random.Philox(1))
-    tokens = np.tile(np.arange(30, dtype="<u2"), 40)
-    noise = random.random(len(tokens)) < 0.1
-    tokens[noise] = random.integers(0, 75, noise.sum())
-    train, val, test = np.split(tokens, [800, 1000])
-    meta = {
-        "vocab_size": 75,
-        "splits": {"val": {"tokens": len(val), "bytes": 3 * len(val)}},
-    }
-    merges = np.arange(75).repeat(2).reshape(75, 2)
-    merges[60:] = np.arange(30).reshape(15, 2)
-    return TokenData(train, val, test, merges, meta, vocabulary="")
 
 
 @pytest.fixture

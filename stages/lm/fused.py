@@ -181,11 +181,13 @@ class HeadLossFunction(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        """Gradients of x and weight."""
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        """Gradients of x and, unless it is frozen, of weight."""
         x, narrow, grad_logits = ctx.saved_tensors
         scale = grad / len(x)
         grad_x = (grad_logits @ narrow).mul_(scale)
+        if not ctx.needs_input_grad[1]:
+            return grad_x, None, None
         grad_weight = (grad_logits.T @ x).to(grad.dtype).mul_(scale)
         return grad_x, grad_weight, None
 

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from .bigrams import fit_bigrams
 from .data import TokenData, WindowOrder, gather, split_tokens
 from .errors import UserError
+from .lora import add_adapters, initialise_adapters, merged_weights
 from .metrics import duration, loss_units, timestamp
 from .model import Transformer, initialise
 from .optim import build_optimizers, learning_rate
@@ -62,7 +63,11 @@ class TrainingRun:
         settings: TrainSettings,
         machine: Machine,
     ) -> None:
+        self.parameters = model.parameter_count()
+        if settings.adapt == "lora":
+            add_adapters(model, settings.lora_targets, settings.lora_rank, settings.lora_alpha)
         self.model = model.to(machine.device)
+        self.trained: list[Tensor] = [each for each in model.parameters() if each.requires_grad]
         self.data = data
         self.settings = settings
         self.machine = machine
@@ -87,7 +92,7 @@ class TrainingRun:
         if self.settings.compile != "auto":
             return self.settings.compile == "on"
         tokens = self.total_steps * self.order.batch * self.order.length
-        return 6.0 * self.model.parameter_count() * tokens > COMPILE_FROM_FLOPS
+        return 6.0 * self.parameters * tokens > COMPILE_FROM_FLOPS
 
     # State -----------------------------------------------------------------------------------
 
@@ -132,7 +137,8 @@ class TrainingRun:
         generator = torch.Generator().manual_seed(seed)
         torch.manual_seed(seed)  # dropout
         if weights is not None:
-            self.model.load_state_dict(weights)
+            initialise_adapters(self.model, generator)
+            self.model.load_state_dict(self.model.state_dict() | weights)
         else:
             initialise(self.model, generator)
             if not from_bigrams:
@@ -147,6 +153,10 @@ class TrainingRun:
             f"{self.bits_per_byte(val_loss):.4f} bits/byte  "
             f"{duration(self.progress.elapsed)} elapsed"
         )
+
+    def trained_parameters(self) -> int:
+        """Numbers that the run changes: those of the adapters, or all."""
+        return sum(parameter.numel() for parameter in self.trained)
 
     def describe(self) -> dict[str, Any]:
         """What can change the last bits of the result."""
@@ -260,7 +270,7 @@ class TrainingRun:
             loss_sum += self._finite(loss.item(), "loss")
             (loss / settings.accumulate).backward()
         limit = settings.grad_clip or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        norm = torch.nn.utils.clip_grad_norm_(self.trained, limit)
         self._finite(norm.item(), "norm of the gradient")
         return loss_sum / settings.accumulate
 
@@ -269,24 +279,23 @@ class TrainingRun:
         """Move the averaged weights towards the present ones; faster at first."""
         if not self.settings.average:
             return
-        weights: list[Tensor] = list(self.model.parameters())
         if not self.average:
-            self.average = [weight.clone() for weight in weights]
+            self.average = [weight.clone() for weight in self.trained]
         step = self.progress.step
         memory = min(self.settings.average, (step + 1) / (step + 10))
-        torch._foreach_lerp_(self.average, weights, 1 - memory)
+        torch._foreach_lerp_(self.average, self.trained, 1 - memory)
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
         """Have the averaged weights in the model for the block, where there are any."""
-        weights = [weight.data for weight in self.model.parameters()]
+        weights = [weight.data for weight in self.trained]
         averages = self.average or weights
-        for parameter, average in zip(self.model.parameters(), averages, strict=True):
+        for parameter, average in zip(self.trained, averages, strict=True):
             parameter.data = average
         try:
             yield
         finally:
-            for parameter, weight in zip(self.model.parameters(), weights, strict=True):
+            for parameter, weight in zip(self.trained, weights, strict=True):
                 parameter.data = weight
 
     def _finite(self, value: float, what: str) -> float:
@@ -348,7 +357,7 @@ class TrainingRun:
             progress.best_val_loss, progress.best_epoch = val_loss, epoch
             self.best = {
                 name: tensor.detach().cpu().clone()
-                for name, tensor in self.model.state_dict().items()
+                for name, tensor in merged_weights(self.model).items()
             }
 
     def validate(self) -> float:
@@ -384,5 +393,6 @@ class TrainingRun:
             "best_val_loss": round(progress.best_val_loss, 6),
             "best_val_bits_per_byte": self.bits_per_byte(progress.best_val_loss),
             "best_epoch": progress.best_epoch,
-            "parameters": self.model.parameter_count(),
+            "parameters": self.parameters,
+            "trained_parameters": self.trained_parameters(),
         }

@@ -39,15 +39,16 @@ COMMON: dict[str, Any] = {
 """Of every recipe, unless it says otherwise. Two batches of 16 windows take half the memory of one
 of 32, which matters to the processor's caches too."""
 ADAMW: dict[str, Any] = {"train.lr": 0.003, "train.beta1": 0.9, "train.beta2": 0.95}
-"""Instead, where `train.optimizer` is `adamw`."""
+"""Instead, where `train.optimizer` is `adamw`, or `train.adapt` is `lora`."""
 FROM_BASE: dict[str, list[tuple[int, dict[str, Any]]]] = {
     "muon": [
         (0, {"train.lr": 0.01, "train.embedding_lr": 0.015, "train.head_lr": 0.003}),
         (512, {"train.lr": 0.002, "train.embedding_lr": 0.0003, "train.head_lr": 0.0003}),
     ],
     "adamw": [(0, {"train.lr": 0.0015}), (512, {"train.lr": 0.0001})],
+    "lora": [(0, {"train.lr": 0.005}), (512, {"train.lr": 0.0003})],
 }
-"""Instead, by `train.optimizer` and from a width on, where `init_from` names weights: steps that do
+"""Instead, by `train.optimizer` (or for `train.adapt: lora`) and from a width on, where `init_from` names weights: steps that do
 not undo them. Half of the rates above served small models (README); those of wide ones are usual
 and not tried."""
 MAX_CONTEXT_OF_BASE = 1024
@@ -164,6 +165,11 @@ def refuse_contradictions(given: dict[str, Any], base: Mapping[str, Any], file: 
                     f"{file}: {key} is base, but init_from is scratch, which has none; set {key} "
                     "to auto, or init_from to the weights to start from."
                 )
+        if given.get("train.adapt") == "lora":
+            raise UserError(
+                f"{file}: train.adapt is lora, but init_from is scratch: there is nothing to "
+                "adapt. Set train.adapt to full, or init_from to the weights to start from."
+            )
     for key, theirs in base.items():
         value = given.get(key, "auto")
         try:
@@ -192,16 +198,17 @@ def derive(
         counts = range(min(256, max(1, width // 64)), 0, -1)
         heads = next((count for count in counts if width % (2 * count) == 0), 1)
     gpt2, adamw = said.get("model.arch") == "gpt2", said.get("train.optimizer") == "adamw"
+    lora = said.get("train.adapt") == "lora"
     values |= {"model.heads": heads, "model.kv_heads": heads}
     values["model.ff_width"] = (4 if gpt2 else FF_RATIO[recipe]) * width
     vocabulary = _whole(given.get("tokenize.vocab_size")) or values["tokenize.vocab_size"]
     large = said.get("tokenize.tokenizer", "bpe") != "bpe" or vocabulary > LARGEST_BIGRAMS
     if gpt2 or large or said.get("model.tie_embeddings") is True:
         values["model.init"] = "random"
-    if adamw:
+    if adamw or lora:
         values |= ADAMW
     if base:
-        rows = FROM_BASE["adamw" if adamw else "muon"]
+        rows = FROM_BASE["lora" if lora else "adamw" if adamw else "muon"]
         values |= [row for start, row in rows if start <= base.get("model.width", 0)][-1]
         values |= base
         values["model.context"] = min(values["model.context"], MAX_CONTEXT_OF_BASE)

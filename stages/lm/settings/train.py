@@ -24,18 +24,33 @@ class TrainSettings:
     accumulate: Annotated[int, Range(1, 65_536)]
     """Passes whose gradients are averaged into one optimizer step."""
 
+    adapt: Annotated[str, Choice(("full", "lora"))]
+    """What is trained. `full`: every weight. `lora`: low-rank adapters beside the matrices of the
+    blocks (LoRA, Hu et al. 2021) while the weights of `init_from` stay as they are; the model kept
+    has both in one."""
+
+    lora_rank: Annotated[int, Range(1, 4_096)]
+    """Rows of an adapter. No effect without `lora`, as the next two."""
+
+    lora_alpha: Annotated[float, Range(0, 100_000)]
+    """What an adapter adds is taken times this over its rank."""
+
+    lora_targets: Annotated[str, Choice(("attention", "feed_forward", "all"))]
+    """The layers of a block that have adapters."""
+
     optimizer: Annotated[str, Choice(("muon", "adamw"))]
     """`muon`: Muon for the matrices of the blocks, AdamW for embedding, head and norms. `adamw`:
-    AdamW for everything."""
+    AdamW for everything, and always for the adapters of `lora`."""
 
     lr: Annotated[float, Range(0, 10)]
-    """Peak learning rate of the blocks' matrices; with `adamw` of everything."""
+    """Peak learning rate of the blocks' matrices; with `adamw` of everything, with
+    `lora` of the adapters."""
 
     embedding_lr: Annotated[float, Range(0, 10)]
-    """Peak learning rate of the token embedding. No effect with `adamw`."""
+    """Peak learning rate of the token embedding. No effect with `adamw` or `lora`."""
 
     head_lr: Annotated[float, Range(0, 10)]
-    """Peak learning rate of the head and the norms. No effect with `adamw`."""
+    """Peak learning rate of the head and the norms. No effect with `adamw` or `lora`."""
 
     warmup_steps: Annotated[int, Range(0, 1_000_000)]
     """Steps over which the learning rates rise from zero."""
@@ -47,7 +62,8 @@ class TrainSettings:
     """Where the learning rates end, as a share of their peaks."""
 
     weight_decay: Annotated[float, Range(0, 100)]
-    """Decoupled decay of the matrices, times their learning rate."""
+    """Decoupled decay of the matrices, times their learning rate; with `lora` of the adapters, back
+    towards `init_from`."""
 
     momentum: Annotated[float, Range(0, 0.9999)]
     """Muon: memory of the gradient."""
