@@ -147,12 +147,20 @@ class TokenData:
             ) from error
         return cls(**arrays, merges=merges, meta=meta, vocabulary=vocabulary)
 
+    @property
+    def records(self) -> dict[str, int] | None:
+        """Of data made of records: how many each split has, `bytes` of their file, and the ids of
+        the tokens `prompt_end` and `record_end`."""
+        return self.meta.get("records")
+
     def digest(self) -> str:
         """One digest for all the tokens and the vocabulary."""
         return str(self.meta["digest"])
 
     def text_bytes(self) -> int:
-        """Bytes of the whole text."""
+        """Bytes of the file that the tokens come from."""
+        if self.records:
+            return int(self.records["bytes"])
         return sum(int(split["bytes"]) for split in self.meta["splits"].values())
 
     def preceding(self, split: str, count: int) -> np.ndarray:
