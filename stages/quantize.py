@@ -17,7 +17,7 @@ from stages.lm.metrics import loss_units
 from stages.lm.model import Transformer
 from stages.lm.quantization import QuantizedModel, quantize_checkpoint
 from stages.lm.runtime import Machine, pick_machine
-from stages.lm.scoring import score
+from stages.lm.scoring import score_split
 from stages.lm.settings.loader import load_section
 from stages.lm.settings.quantize import QuantizeSettings
 from stages.lm.settings.runtime import RuntimeSettings
@@ -157,10 +157,9 @@ def val_bits_per_byte(
 
     With `max_tokens`, on windows thinned to about so many, as if all bytes were alike.
     """
-    lead = data.preceding("val", model.config.context)
-    nats, tokens = score(model.to(machine.device), data.val, lead, machine, max_tokens=max_tokens)
-    size = data.meta["splits"]["val"]["bytes"] * tokens / len(data.val)
-    return loss_units(nats, tokens, size)["bits_per_byte"]
+    model = model.to(machine.device)
+    nats, tokens = score_split(model, data, "val", machine, max_tokens)
+    return loss_units(nats, tokens, data.scored_bytes("val", tokens))["bits_per_byte"]
 
 
 if __name__ == "__main__":

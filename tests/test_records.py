@@ -115,7 +115,7 @@ def test_records_take_the_place_of_the_sample_and_of_nothing_else(project):
     corpus.main()
     assert paths.INPUT.read_bytes() == b""
     paths.INPUT.write_bytes(b"a text of mine\n" * 100)
-    with pytest.raises(UserError, match="holds records and .* holds a text"):
+    with pytest.raises(UserError, match=r"holds records and .* holds a text"):
         corpus.main()
     assert paths.INPUT.read_bytes() == b"a text of mine\n" * 100
 
