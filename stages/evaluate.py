@@ -1,4 +1,4 @@
-"""Stage `evaluate`: both models on all held-out text -> `metrics/evaluate.json`, `samples.md`."""
+"""Stage `evaluate`: both models on all held-out data -> `metrics/evaluate.json`, `samples.md`."""
 
 from dataclasses import replace
 from typing import Any
@@ -7,6 +7,7 @@ import numpy as np
 from tqdm import tqdm
 
 from stages.lm import paths
+from stages.lm.answers import answer, exact_match, majority
 from stages.lm.base import Base
 from stages.lm.checkpoint import build_model
 from stages.lm.compressors import WINDOW_BYTES, baselines
@@ -16,9 +17,10 @@ from stages.lm.errors import UserError, run_stage
 from stages.lm.files import read_json, write_json, write_text
 from stages.lm.loading import LoadedModel, load_model
 from stages.lm.metrics import loss_units
+from stages.lm.records import Record, records_in
 from stages.lm.runtime import Machine, pick_machine
 from stages.lm.sampling import SamplingSettings, steps
-from stages.lm.scoring import score
+from stages.lm.scoring import score, score_split
 from stages.lm.settings.evaluate import EvaluateSettings
 from stages.lm.settings.init_from import SCRATCH, load_init_from
 from stages.lm.settings.loader import load_section
@@ -30,8 +32,8 @@ COMPARED_BYTES = 1_000_000
 
 
 def main() -> None:
-    """Score the float and the quantized model, compare with compressors, write samples and look
-    for them in the training text.
+    """Score the float and the quantized model and write samples. Those of a text are compared with
+    compressors and looked for in the training text, those of records with the right answers.
     """
     settings = load_section(EvaluateSettings)
     machine = pick_machine(load_section(RuntimeSettings))
@@ -43,19 +45,11 @@ def main() -> None:
     init_from = load_init_from()
     if init_from != SCRATCH:
         models["start"] = starting_model(init_from, models["float"], machine)
-    parts = {split: scored_part(data, split, models["float"], settings) for split in HELD_OUT}
-    results: dict[str, Any] = {
-        name: evaluate(loaded, data, parts, machine, settings, name)
-        for name, loaded in models.items()
-    }
+    results = (on_records if data.records else on_text)(models, data, machine, settings)
     if settings.also:
         results["also"] = evaluate_also(models, machine, settings)
     results["quantization"] = quantization_figures(results)
-    results["baselines"] = compressor_figures(data, parts)
-    samples = sampled(models["quantized"], settings)
-    results["memorisation"] = copied = memorisation(data, samples)
     write_json(paths.EVALUATE_METRICS, results)
-    write_samples(samples, settings)
     for name in models:
         figures = results[name]["held_out"]
         print(
@@ -67,6 +61,63 @@ def main() -> None:
             f"{name:<10} {settings.also}: {figures['loss']:.4f} nats/token, "
             f"{figures['nats_per_byte']:.4f} nats/byte, {figures['bits_per_byte']:.4f} bits/byte"
         )
+    if data.records:
+        report_answers(models, results)
+    else:
+        report_text(results)
+
+
+def on_text(
+    models: dict[str, LoadedModel], data: TokenData, machine: Machine, settings: EvaluateSettings
+) -> dict[str, Any]:
+    """What `metrics/evaluate.json` holds of models of a text; writes `metrics/samples.md`."""
+    parts = {split: scored_part(data, split, models["float"], settings) for split in HELD_OUT}
+    results: dict[str, Any] = {
+        name: evaluate(loaded, data, parts, machine, settings, name)
+        for name, loaded in models.items()
+    }
+    results["baselines"] = compressor_figures(data, parts)
+    samples = sampled(models["quantized"], settings)
+    results["memorisation"] = memorisation(data, samples)
+    write_samples(samples, settings)
+    return results
+
+
+def on_records(
+    models: dict[str, LoadedModel], data: TokenData, machine: Machine, settings: EvaluateSettings
+) -> dict[str, Any]:
+    """The same of models of records: loss of the completions, and how many are answered exactly."""
+    decode = models["float"].tokenizer.decode
+    training = records_in(decode(data.train))
+    held_out = records_in(decode(data.val)) + records_in(decode(data.test))
+    count = min(settings.max_records, len(held_out))
+    asked = [held_out[place * len(held_out) // count] for place in range(count)]
+    results: dict[str, Any] = {}
+    for name, loaded in models.items():
+        scored = {}
+        for split in HELD_OUT:
+            nats, tokens = score_split(loaded.model, data, split, machine)
+            scored[split] = nats, tokens, data.scored_bytes(split, tokens)
+        bar = tqdm(asked, desc=f"answers {name}", unit="record")
+        results[name] = loss_figures(scored) | {"exact_match": exact_match(loaded, bar)}
+    results["asked_records"] = count
+    share = majority(training, asked)
+    results |= {} if share is None else {"majority": share}
+    write_answers(models["quantized"], asked[: settings.samples], settings)
+    return results
+
+
+def report_answers(models: dict[str, LoadedModel], results: dict[str, Any]) -> None:
+    """Print how many records are answered exactly."""
+    shares = [f"{name} {100 * results[name]['exact_match']:.1f} %" for name in models]
+    if "majority" in results:
+        shares.append(f"the likeliest completion {100 * results['majority']:.1f} %")
+    print(f"exact answers of {results['asked_records']:,} held-out records: {', '.join(shares)}")
+
+
+def report_text(results: dict[str, Any]) -> None:
+    """Print what the loss stands beside."""
+    copied = results["memorisation"]
     print(
         "compressors, bits/byte: " + ", ".join(f"{k} {v}" for k, v in results["baselines"].items())
     )
@@ -126,9 +177,9 @@ def evaluate(
     machine: Machine,
     settings: EvaluateSettings,
     name: str,
-) -> dict[str, dict[str, float]]:
+) -> dict[str, Any]:
     """The four units of loss on val, test and both together (sums over sums)."""
-    figures, sums = {}, np.zeros(3)
+    scored = {}
     total = sum(len(tokens) for tokens, _ in parts.values())
     with tqdm(total=total, desc=f"evaluate {name}", unit="token", unit_scale=True) as bar:
         for split, (tokens, size) in parts.items():
@@ -141,10 +192,15 @@ def evaluate(
                 min_context=settings.min_context,
                 progress=bar.update,
             )
-            figures[split] = loss_units(nats, count, size)
-            sums += (nats, count, size)
-    figures["held_out"] = loss_units(sums[0], int(sums[1]), int(sums[2]))
-    return figures
+            scored[split] = nats, count, float(size)
+    return loss_figures(scored)
+
+
+def loss_figures(scored: dict[str, tuple[float, int, float]]) -> dict[str, Any]:
+    """The four units of loss by split, and of all together, from nats, tokens and bytes."""
+    figures = {split: loss_units(*sums) for split, sums in scored.items()}
+    nats, tokens, size = map(sum, zip(*scored.values(), strict=True))
+    return figures | {"held_out": loss_units(nats, int(tokens), size)}
 
 
 def quantization_figures(results: dict[str, Any]) -> dict[str, float]:
@@ -219,10 +275,23 @@ def write_samples(samples: list[bytes], settings: EvaluateSettings) -> None:
     ]
     for number, sample in enumerate(samples, 1):
         text = settings.prompt + sample.decode("utf-8", "replace")
-        # Indented, a sample is a code block whatever characters it holds.
-        shown = "".join(f"    {line}\n" for line in text.splitlines())
-        lines += ["", f"## Sample {number}", "", shown.rstrip("\n")]
+        lines += ["", f"## Sample {number}", "", block(text)]
     write_text(paths.SAMPLES, "\n".join(lines) + "\n")
+
+
+def write_answers(loaded: LoadedModel, records: list[Record], settings: EvaluateSettings) -> None:
+    """Held-out prompts with the completion they have and the answer of a model, as Markdown."""
+    lines = ["# Answers", "", f"The likeliest of `{paths.shown(paths.QUANTIZED)}`."]
+    for number, record in enumerate(records, 1):
+        lines += ["", f"## Record {number}", "", block(record.prompt)]
+        lines += ["", "Wanted:", "", block(record.completion)]
+        lines += ["", "Written:", "", block(answer(loaded, record.prompt, settings.sample_tokens))]
+    write_text(paths.SAMPLES, "\n".join(lines) + "\n")
+
+
+def block(text: str) -> str:
+    """A text as a code block of Markdown: indented, it is one whatever characters it holds."""
+    return "".join(f"    {line}\n" for line in text.splitlines()).rstrip("\n")
 
 
 if __name__ == "__main__":

@@ -37,6 +37,12 @@ class Record:
         return len(self.completion.encode()) + 1
 
 
+def records_in(data: bytes) -> list[Record]:
+    """The records that bytes made by `Record.data` hold."""
+    pairs = (part.split(PROMPT_END) for part in data.split(RECORD_END)[:-1])
+    return [Record(prompt.decode(), completion.decode()) for prompt, completion in pairs]
+
+
 def read_records(path: Path) -> list[Record]:
     """The records of a file, one a line, each pair once; other keys and blank lines are ignored.
 

@@ -85,7 +85,8 @@ class TrainingRun:
         """Records that are too long for the context."""
         if data.records:
             rows, self.left_out = data.packed("train", context)
-            data.packed("val", context)  # refuses records that none fits of
+            for split in ("val", "test"):
+                data.packed(split, context)  # refuses now what could not be scored later
             self.tokens, context, order = rows.reshape(-1), rows.shape[1] - 1, RowOrder
         self.order = order(
             tokens=len(self.tokens),
