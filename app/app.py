@@ -41,7 +41,7 @@ def main() -> None:
     # No icon: the browser would fetch it from another server.
     st.set_page_config("Write with your model", layout="wide")
     st.title("Write with your model")
-    st.markdown("Give the beginning of a text; the language model you trained goes on with it.")
+    st.markdown("Give a prompt; the language model you trained goes on from it.")
     training_progress()
     path, request = sidebar()
     loaded = model_or_stop(path)

@@ -167,7 +167,7 @@ def test_every_setting_reaches_the_sampler(monkeypatch: pytest.MonkeyPatch) -> N
         temperature=1.5, top_k=11, top_p=0.5, min_p=0.25, repetition_penalty=1.5,
         stop=("END", "\n\n"),
     )  # fmt: skip
-    assert [call[1:] for call in calls] == [("hello", 7, settings, 99, range(3), LIKELIEST)]
+    assert [call[1:] for call in calls] == [("hello", 7, settings, 99, range(3), LIKELIEST, "")]
     assert {call[0].scheme for call in calls} == {"float32"}
     told = at.caption[0].value
     assert "min-p 0.25, repetition penalty 1.5, 2 stop strings, seed 99" in told

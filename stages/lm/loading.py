@@ -43,6 +43,10 @@ class LoadedModel:
         data = self.provenance.get("data")
         return isinstance(data, dict) and bool(data.get("records"))
 
+    def lead(self, prompt: str) -> str:
+        """What is shown before what it writes: an answer begins on a line of its own."""
+        return f"{prompt}\n" if self.answers else prompt
+
     @cached_property
     def model(self) -> Transformer:
         """The model in float32. Made when it is first asked for: the engine does without."""
