@@ -17,8 +17,9 @@ from stages.lm.errors import UserError, run_stage
 from stages.lm.files import read_json, write_json, write_text
 from stages.lm.loading import LoadedModel, load_model
 from stages.lm.metrics import loss_units
-from stages.lm.records import Record, records_in
+from stages.lm.records import records_in
 from stages.lm.runtime import Machine, pick_machine
+from stages.lm.samples_page import answers_page, samples_page
 from stages.lm.sampling import SamplingSettings, steps
 from stages.lm.scoring import score, score_split
 from stages.lm.settings.evaluate import EvaluateSettings
@@ -79,7 +80,7 @@ def on_text(
     results["baselines"] = compressor_figures(data, parts)
     samples = sampled(models["quantized"], settings)
     results["memorisation"] = memorisation(data, samples)
-    write_samples(samples, settings)
+    write_text(paths.SAMPLES, samples_page(samples, settings))
     return results
 
 
@@ -103,7 +104,11 @@ def on_records(
     results["asked_records"] = count
     share = majority(training, asked)
     results |= {} if share is None else {"majority": share}
-    write_answers(models["quantized"], asked[: settings.samples], settings)
+    told = [
+        (record, answer(models["quantized"], record.prompt, settings.sample_tokens))
+        for record in asked[: settings.samples]
+    ]
+    write_text(paths.SAMPLES, answers_page(told))
     return results
 
 
@@ -263,35 +268,6 @@ def memorisation(data: TokenData, samples: list[bytes]) -> dict[str, float]:
         "copied_share": round(sum(copied) / max(1, size), 4),
         "held_out_copied_share": round(copied_held_out / len(held_out), 4),
     }
-
-
-def write_samples(samples: list[bytes], settings: EvaluateSettings) -> None:
-    """The texts of the quantized model as Markdown."""
-    lines = [
-        "# Samples",
-        "",
-        f"From `{paths.shown(paths.QUANTIZED)}`: temperature {settings.temperature:g}, top-k "
-        f"{settings.top_k}, top-p {settings.top_p:g}, seed {settings.seed}.",
-    ]
-    for number, sample in enumerate(samples, 1):
-        text = settings.prompt + sample.decode("utf-8", "replace")
-        lines += ["", f"## Sample {number}", "", block(text)]
-    write_text(paths.SAMPLES, "\n".join(lines) + "\n")
-
-
-def write_answers(loaded: LoadedModel, records: list[Record], settings: EvaluateSettings) -> None:
-    """Held-out prompts with the completion they have and the answer of a model, as Markdown."""
-    lines = ["# Answers", "", f"The likeliest of `{paths.shown(paths.QUANTIZED)}`."]
-    for number, record in enumerate(records, 1):
-        lines += ["", f"## Record {number}", "", block(record.prompt)]
-        lines += ["", "Wanted:", "", block(record.completion)]
-        lines += ["", "Written:", "", block(answer(loaded, record.prompt, settings.sample_tokens))]
-    write_text(paths.SAMPLES, "\n".join(lines) + "\n")
-
-
-def block(text: str) -> str:
-    """A text as a code block of Markdown: indented, it is one whatever characters it holds."""
-    return "".join(f"    {line}\n" for line in text.splitlines()).rstrip("\n")
 
 
 if __name__ == "__main__":
