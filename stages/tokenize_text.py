@@ -51,7 +51,7 @@ class Split:
 
 def main() -> None:
     """Split, learn or load the vocabulary, encode."""
-    from_records = paths.RECORDS.stat().st_size > 0
+    from_records = paths.RECORDS.exists() and paths.RECORDS.stat().st_size > 0
     size = (paths.RECORDS if from_records else paths.INPUT).stat().st_size
     init_from = load_init_from()
     base, left_out = (None, 0) if init_from == SCRATCH else base_tokenizer(init_from)

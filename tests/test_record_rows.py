@@ -110,6 +110,23 @@ def test_a_packed_row_is_its_records_one_by_one(make_model, arch):
         assert torch.allclose(weight.grad, packed[name], atol=1e-6, rtol=1e-4), name
 
 
+@pytest.mark.parametrize("arch", ["qwen3", "gpt2"])
+@pytest.mark.parametrize("packed", [True, False], ids=["records", "text"])
+def test_in_bf16_the_gradient_is_about_the_same(make_model, arch, packed):
+    model, norms = make_model(arch, context=40).requires_grad_(True), []
+    rows = np.stack([np.resize(part, 33) for part in records([(15, 16), (8, 23)])])
+    targets, segments = (torch.from_numpy(x) for x in targets_and_segments(rows, *ENDS))
+    inputs = torch.from_numpy(rows.astype(np.int64))
+    asked = (targets, segments) if packed else (inputs[:, 1:], None)
+    for enabled in (False, True):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss = model(inputs[:, :-1], targets=asked[0], segments=asked[1])
+        loss.backward()
+        norms.append(torch.stack([weight.grad.norm() for weight in model.parameters()]).norm())
+    assert norms[1] != norms[0] and norms[1].item() == pytest.approx(norms[0].item(), rel=0.05)
+
+
 def test_a_row_without_anything_to_learn_has_no_loss_and_no_gradient(make_model):
     model = make_model().requires_grad_(True)
     ids = torch.randint(0, 70, (2, 8), generator=torch.Generator().manual_seed(1))

@@ -70,7 +70,7 @@ def targets_and_segments(
     answering = np.cumsum(rows == prompt_end, axis=1) - over == 1
     targets = np.where(answering[:, :-1], rows[:, 1:].astype(np.int64), LEFT_OUT)
     segments = over - (rows == record_end)
-    return targets, segments[:, :-1]
+    return targets, np.ascontiguousarray(segments[:, :-1])
 
 
 def scored_tokens(tokens: np.ndarray, prompt_end: int, record_end: int) -> int:
