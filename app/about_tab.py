@@ -35,8 +35,12 @@ def training_figures(provenance: dict[str, Any]) -> dict[str, str]:
     """What the file tells about its training; nothing where it tells nothing."""
     figures = {}
     with suppress(KeyError, TypeError, ArithmeticError):
-        train = provenance["data"]["splits"]["train"]
-        figures["Training text"] = short(train["bytes"]) + "B"
+        data = provenance["data"]
+        train = data["splits"]["train"]
+        if data.get("records"):
+            figures["Training records"] = short(data["records"]["train"])
+        else:
+            figures["Training text"] = short(train["bytes"]) + "B"
         figures["Training tokens"] = short(train["tokens"])
     with suppress(KeyError, TypeError):
         figures["Epochs trained"] = str(provenance["metrics"]["epochs"])
@@ -70,6 +74,8 @@ def held_out(loaded: LoadedModel) -> None:
     )
     st.altair_chart(bars.mark_bar(height=16).encode(color=mine) + labels, height=40 * len(bits))
     st.caption(compared(bits))
+    if "asked_records" in results:
+        st.caption(answered(results, "float" if loaded.scheme == "float32" else "quantized"))
     if copied := results.get("memorisation"):
         st.caption(
             f"In spans of {copied['span_bytes']} bytes or more, "
@@ -77,6 +83,19 @@ def held_out(loaded: LoadedModel) -> None:
             f"and {100 * copied['held_out_copied_share']:.1f} % of the held-out text stand word "
             "for word in the training text."
         )
+
+
+def answered(results: dict[str, Any], name: str) -> str:
+    """How many held-out records a model answers exactly, in a sentence."""
+    told = (
+        f"Of {results['asked_records']:,} held-out records it answers "
+        f"{100 * results[name]['exact_match']:.1f} % exactly"
+    )
+    if "majority" in results:
+        told += (
+            f"; always giving the likeliest answer is right for {100 * results['majority']:.1f} %"
+        )
+    return told + "."
 
 
 def compared(bits: dict[str, float]) -> str:

@@ -43,7 +43,7 @@ def main() -> None:
     st.set_page_config("Write with your model", layout="wide")
     st.title("Write with your model")
     freeze_imports()
-    st.markdown("Give the beginning of a text; the language model you trained goes on with it.")
+    st.markdown("Give a prompt; the language model you trained goes on from it.")
     training_progress()
     path, request = sidebar()
     loaded = model_or_stop(path)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 
@@ -34,17 +34,11 @@ class Side:
     """What one of two models wrote, in so many seconds of its own."""
 
     label: str
+    lead: str
+    """What is shown before what it wrote."""
     tokens: int = 0
     seconds: float = 0.0
     text: str = ""
-
-
-@dataclass
-class Comparison:
-    """Two models' texts for one prompt."""
-
-    prompt: str
-    sides: list[Side] = field(default_factory=list)
 
 
 def compare_tab(
@@ -147,10 +141,12 @@ def compare(
     except FileNotFoundError as error:
         st.info(f"`{error.filename}` does not exist yet. Run `dvc repro` to make it.")
         return
-    sides = [Side(choice.label) for choice in picked]
-    result = st.session_state["comparison"] = Comparison(prompt, sides)
+    sides = [
+        Side(choice.label, model.lead(prompt)) for choice, model in zip(picked, models, strict=True)
+    ]
+    st.session_state["comparison"] = sides
     places = [place.empty() for place in st.columns(2)]
-    draw(result, places)
+    draw(sides, places)
     streams = [write(model, prompt) for model in models]
     open_ends, drawn = [0, 1], time.perf_counter()
     while open_ends:
@@ -164,9 +160,9 @@ def compare(
             side.tokens, piece = step
             side.text += piece
         if time.perf_counter() - drawn > REDRAW_SECONDS:
-            draw(result, places)
+            draw(sides, places)
             drawn = time.perf_counter()
-    draw(result, places)
+    draw(sides, places)
 
 
 @st.cache_resource(max_entries=4, show_spinner="Fetching the experiment's model…")
@@ -175,10 +171,10 @@ def cached_load(revision: str, name: str) -> LoadedModel:
     return load_experiment(revision, name)
 
 
-def draw(result: Comparison, places: list[DeltaGenerator]) -> None:
+def draw(sides: list[Side], places: list[DeltaGenerator]) -> None:
     """Both texts, each under the name of its model."""
-    for place, side in zip(places, result.sides, strict=True):
+    for place, side in zip(places, sides, strict=True):
         with place.container():
             st.caption(f"{side.label} · {side.tokens / max(side.seconds, 1e-9):,.0f} tokens/s")
             # st.code drops one newline at either end; these two are for it to drop.
-            st.code(f"\n{result.prompt}{side.text}\n", language=None, wrap_lines=True)
+            st.code(f"\n{side.lead}{side.text}\n", language=None, wrap_lines=True)

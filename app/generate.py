@@ -58,10 +58,17 @@ def parser() -> Parser:
     defaults = SamplingSettings()
     made = Parser(
         prog="python -m app.generate",
-        description="Continue a prompt with the trained model, in text that appears as it comes.",
+        description="Continue a prompt with the trained model, or answer it where it was trained "
+        "on records, in text that appears as it comes.",
     )
     made.add_argument(
-        "prompt", nargs="?", default="", help="beginning of the text; empty starts on a new line"
+        "prompt",
+        nargs="?",
+        default="",
+        help="beginning of the text; empty starts on a new line. Or what is to be answered",
+    )
+    made.add_argument(
+        "--written", default="", help="what already follows the prompt, to be continued"
     )
     made.add_argument(
         "--length",
@@ -152,8 +159,9 @@ def sequences(
     for first in range(0, asked.sequences, BATCH):
         indices = range(first, min(first + BATCH, asked.sequences))
         rows = steps(
-            loaded, asked.prompt, asked.length, sampling, asked.seed, indices, asked.logprobs
-        )
+            loaded, asked.prompt, asked.length, sampling, asked.seed, indices, asked.logprobs,
+            asked.written,
+        )  # fmt: skip
         for place, copy in enumerate(tee(rows, len(indices))):
             yield first + place, filter(None, map(itemgetter(place), copy))
 
@@ -188,7 +196,8 @@ def main(arguments: list[str] | None = None) -> int:
         for index, written in sequences(loaded, asked, sampling):
             if asked.sequences > 1:
                 print(f"--- {index + 1} of {asked.sequences} ---")
-            print(asked.prompt, end="", flush=True)
+            # An answer is all that is wanted of a model that was trained on records.
+            print("" if loaded.answers else asked.prompt, end=asked.written, flush=True)
             taken = []
             for step in written:
                 print(step.text, end="", flush=True)

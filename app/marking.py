@@ -4,6 +4,8 @@ import html
 
 import streamlit as st
 
+from stages.lm.records import RECORD_END
+
 STYLE = (
     "font-family: var(--st-code-font, monospace); font-size: 0.95rem; line-height: 1.7; "
     "white-space: pre-wrap; overflow-wrap: anywhere"
@@ -26,6 +28,7 @@ def draw_text(body: str) -> None:
 
 
 def visible(data: bytes) -> str:
-    """A token's bytes in visible characters, between quotation marks."""
-    text = data.decode("utf-8", "replace")
+    """A token's bytes in visible characters, between quotation marks; ⏹ is the end of an answer."""
+    text = data.removesuffix(RECORD_END).decode("utf-8", "replace")
+    text += "⏹" * data.endswith(RECORD_END)
     return "“" + "".join(c if c.isprintable() else repr(c)[1:-1] for c in text) + "”"

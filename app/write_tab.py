@@ -8,10 +8,11 @@ import streamlit as st
 from copied import copied_parts
 from marking import draw_text, marked, visible
 from streamlit.delta_generator import DeltaGenerator
-from writing import LIKELIEST, History, Request, Result, alternatives, command, text_before
+from writing import LIKELIEST, History, Request, Result, alternatives, command, written_before
 
 from stages.lm import paths, sampling
 from stages.lm.loading import LoadedModel
+from stages.lm.records import RECORD_END
 from stages.lm.sampling import Step
 
 # How often the browser gets the text so far: every token of a long text would choke it. (A string
@@ -19,6 +20,7 @@ from stages.lm.sampling import Step
 REDRAW_SECONDS = 0.1
 NATS_AT_FULL_COLOUR = 7
 EMPTY = "The beginning of a text. Empty starts on a new line."
+QUESTION = "What is to be answered, in the form of the prompts this model was trained on."
 VIEWS = {"Text": "text", "Probabilities": "odds", "Copied parts": "copied"}
 
 
@@ -26,15 +28,18 @@ def write_tab(loaded: LoadedModel, name: str, request: Request) -> None:
     """Prompt, button and the texts that are shown."""
     history: History = st.session_state.setdefault("history", History())
     with st.form("prompt form", border=False):
-        prompt = st.text_area("Prompt", key="prompt", height=140, placeholder=EMPTY)
-        pressed = st.form_submit_button("Continue the text", key="write", type="primary")
+        example = QUESTION if loaded.answers else EMPTY
+        prompt = st.text_area("Prompt", key="prompt", height=140, placeholder=example)
+        label = "Answer" if loaded.answers else "Continue the text"
+        pressed = st.form_submit_button(label, key="write", type="primary")
     asked, parent = st.session_state.pop("asked", (None, None))
     if pressed:
         asked, parent = replace(request, prompt=prompt), None
     if asked:
         meanwhile = st.empty()
         with meanwhile.container():
-            stream(loaded, history.begin(asked, name, parent))
+            lead = loaded.lead(asked.prompt) + asked.written
+            stream(loaded, history.begin(asked, name, lead, parent))
         meanwhile.empty()
     if history.shown:
         branches(history)
@@ -57,7 +62,8 @@ def stream(loaded: LoadedModel, result: Result) -> None:
     draw(result, places)
     asked = (request.prompt, request.length, request.sampling, request.seed)
     start = drawn = time.perf_counter()
-    for row in sampling.steps(loaded, *asked, range(request.sequences), LIKELIEST):
+    indices = range(request.sequences)
+    for row in sampling.steps(loaded, *asked, indices, LIKELIEST, request.written):
         for written, step in zip(result.steps, row, strict=True):
             written += [step] if step else []
         now = time.perf_counter()
@@ -82,7 +88,7 @@ def draw(result: Result, places: list[DeltaGenerator]) -> None:
     """Put the prompt and what follows it into each place, as text that cannot act."""
     for place, text in zip(places, result.texts(), strict=True):
         # st.code drops one newline at either end; these two are for it to drop.
-        place.code(f"\n{result.request.prompt}{text}\n", language=None, wrap_lines=True)
+        place.code(f"\n{result.lead}{text}\n", language=None, wrap_lines=True)
 
 
 def branches(history: History) -> None:
@@ -116,7 +122,7 @@ def view(loaded: LoadedModel, result: Result) -> None:
         return
     for place, written in zip(places, result.steps, strict=True):
         with place:
-            draw_text(marked(result.request.prompt) + "".join(coloured(loaded, s) for s in written))
+            draw_text(marked(result.lead) + "".join(coloured(loaded, s) for s in written))
     st.caption(
         "The stronger the colour, the less likely the token was. Point at one to see what else "
         "could have come."
@@ -145,22 +151,24 @@ def branching(loaded: LoadedModel, result: Result) -> None:
     tokens = loaded.tokenizer.tokens
 
     def named(place: int) -> str:
-        before = text_before(result, sequence, place)[-24:].encode("utf-8", "replace")
+        text = result.request.prompt + written_before(result, sequence, place)
+        before = text[-24:].encode("utf-8", "replace")
         return f"{place + 1} …{visible(before + written[place].data)}"
 
     place = st.selectbox("Token", range(len(written)), key="place", format_func=named)
     labels = {
         each.token: f"{visible(tokens[each.token])} {percent(each.before)} → {percent(each.after)}"
         for each in alternatives(written[place])
+        if not (loaded.answers and tokens[each.token] == RECORD_END)  # nothing follows it
     }
 
     def branch() -> None:
         token = st.session_state.pop("alternative")
         if token is None:
             return
-        start = text_before(result, sequence, place) + tokens[token].decode("utf-8", "replace")
+        start = written_before(result, sequence, place) + tokens[token].decode("utf-8", "replace")
         length = max(1, result.request.length - place - 1)
-        ask(replace(result.request, prompt=start, length=length, sequences=1), result)
+        ask(replace(result.request, written=start, length=length, sequences=1), result)
 
     st.pills(
         "Go on from here with another token (its probability from the model → after the samplers)",
@@ -181,9 +189,9 @@ def actions(history: History, result: Result, request: Request) -> None:
     many = len(result.steps) > 1
     with st.container(horizontal=True):
         for index, text in enumerate(result.texts()):
-            whole = result.request.prompt + text
+            whole, so_far = result.lead + text, result.request.written + text
             number = f" {index + 1}" if many else ""
-            longer = replace(request, prompt=whole, sequences=1)
+            longer = replace(request, prompt=result.request.prompt, written=so_far, sequences=1)
             st.button(f"Go on{number}", key=f"go on {index}", on_click=ask, args=(longer, result))
             st.download_button(
                 f"Download{number}", whole, "text.txt", on_click="ignore", key=f"download {index}"

@@ -24,6 +24,8 @@ class Request:
     sequences: int
     sampling: SamplingSettings
     seed: int
+    written: str = ""
+    """What already follows the prompt."""
 
 
 @dataclass
@@ -36,6 +38,8 @@ class Result:
     """Of each sequence."""
     label: str
     """`1.2` is the second branch of `1`."""
+    lead: str
+    """What is shown before what was written: the prompt, and what already followed it."""
     parent: "Result | None" = None
     first_seconds: float = 0.0
     """Until the first token."""
@@ -58,13 +62,13 @@ class History:
     results: list[Result] = field(default_factory=list)
     shown: Result | None = None
 
-    def begin(self, request: Request, model: str, parent: Result | None) -> Result:
+    def begin(self, request: Request, model: str, lead: str, parent: Result | None) -> Result:
         """A new result, shown from now on; the branch of another where there is a `parent`."""
         siblings = [each for each in self.results if each.parent is parent]
         number = 1 + max((int(each.label.rpartition(".")[2]) for each in siblings), default=0)
         label = f"{parent.label}.{number}" if parent else str(number)
         steps: list[list[Step]] = [[] for _ in range(request.sequences)]
-        self.shown = Result(request, model, steps, label, parent)
+        self.shown = Result(request, model, steps, label, lead, parent)
         self.results = [*self.results, self.shown][-KEPT:]
         return self.shown
 
@@ -84,9 +88,9 @@ class History:
         )
 
 
-def text_before(result: Result, sequence: int, place: int) -> str:
-    """The prompt and what a sequence wrote before its token number `place`."""
-    return result.request.prompt + "".join(step.text for step in result.steps[sequence][:place])
+def written_before(result: Result, sequence: int, place: int) -> str:
+    """What follows the prompt before a sequence's token number `place`."""
+    return result.request.written + "".join(step.text for step in result.steps[sequence][:place])
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,7 @@ def command(result: Result, model: str, default_model: str) -> str:
     """What writes the same texts in a terminal."""
     request, sampling, usual = result.request, result.request.sampling, SamplingSettings()
     given = {
+        "--written": (request.written, ""),
         "--length": (request.length, DEFAULT_LENGTH),
         "--sequences": (request.sequences, 1),
         "--temperature": (sampling.temperature, usual.temperature),

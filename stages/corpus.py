@@ -1,12 +1,14 @@
-"""Stage `corpus`: makes sure there is a text to train on, and that every setting is usable.
+"""Stage `corpus`: makes sure there is something to train on, and that every setting is usable.
 
-The user's `data/input.txt` is checked and never changed. Without one, the embedded sample is
-written. All sections of `params.yaml` are read here, because DVC deletes a stage's outputs before
-it runs the stage: a bad setting must stop the pipeline before any model is gone.
+The user's `data/input.txt` or `data/input.jsonl` is checked and never changed. Without either, the
+embedded sample is written; of the two files, the one that is not used is empty. All sections of
+`params.yaml` are read here, because DVC deletes a stage's outputs before it runs the stage: a bad
+setting must stop the pipeline before any model is gone.
 """
 
 import hashlib
 import shutil
+from pathlib import Path
 from typing import Any
 
 from stages.lm import paths
@@ -15,6 +17,7 @@ from stages.lm.base_tokenizer import base_tokenizer, tokenizer_values
 from stages.lm.data import split_bounds
 from stages.lm.errors import UserError, run_stage
 from stages.lm.files import atomic_writer, read_json, sha256_file, write_bytes, write_json
+from stages.lm.records import read_records, split_records
 from stages.lm.sample_text import sample_text
 from stages.lm.settings.evaluate import EvaluateSettings
 from stages.lm.settings.init_from import SCRATCH, load_init_from
@@ -35,37 +38,73 @@ SECTIONS: list[type[Any]] = [
     RuntimeSettings,
 ]
 
+OWN = {"own": ("data/input.txt", "a text"), "records": ("data/input.jsonl", "records")}
+"""By what `metrics/corpus.json` calls a source: the user's file and what it holds."""
 MIN_SPLIT_BYTES = 8
 """Less in any split is no text to learn from or to measure on."""
 
 
 def main() -> None:
-    """Check the settings, then the text, and record which text it is."""
+    """Check the settings, then the text or the records, and record which they are."""
     bring_text_into_experiment()
     paths.BASE.mkdir(parents=True, exist_ok=True)
     init_from = load_init_from()
     if "/" in init_from:
         download_base(init_from)
-    if not paths.INPUT.exists():
-        refuse_to_replace_own_text()
-        write_bytes(paths.INPUT, sample_text().encode("utf-8"))
-    size = paths.INPUT.stat().st_size
+    used = choose_data()
+    size = size_of(used)
     auto = automatic(size, base=base_values(init_from))
     settings = load_sections(SECTIONS, auto=auto.values)
-    check_text(settings["tokenize"])
+    told = ""
+    if used == paths.RECORDS:
+        told = check_records(settings["tokenize"])
+    else:
+        check_text(settings["tokenize"])
     check_vocabulary(settings["tokenize"].tokenizer)
     check_other_text(settings["evaluate"].also)
-    digest = sha256_file(paths.INPUT)
-    is_sample = digest == hashlib.sha256(sample_or_nothing()).hexdigest()
-    source = "sample" if is_sample else "own"
+    digest = sha256_file(used)
+    source = "records" if used == paths.RECORDS else "sample" if is_sample() else "own"
     record = {"source": source, "bytes": size, "sha256": digest, "init_from": init_from}
     record |= {"recipe": auto.recipe, "auto": auto.chosen()}
     write_json(paths.CORPUS_METRICS, record)
-    print(f"text: data/input.txt, {size:,} bytes ({source})")
+    print(f"text: {paths.shown(used)}, {size:,} bytes ({told or source})")
 
 
-def refuse_to_replace_own_text() -> None:
-    """Where the record says that the text is the user's own, the sample must not stand in for it.
+def choose_data() -> Path:
+    """The file to train on: the records, the text, or the sample where there is neither.
+
+    The other one is left empty, so that DVC finds both.
+
+    Raises:
+        UserError: there are both, or what this project trained on is missing.
+    """
+    if size_of(paths.RECORDS):
+        if size_of(paths.INPUT):
+            if not is_sample():
+                raise UserError(
+                    "data/input.jsonl holds records and data/input.txt holds a text of yours, but "
+                    "one model learns from one of them; move the other out of data/."
+                )
+            write_bytes(paths.INPUT, b"")
+        elif not paths.INPUT.exists():
+            write_bytes(paths.INPUT, b"")
+        return paths.RECORDS
+    if not size_of(paths.INPUT):
+        refuse_to_replace_own_data()
+        if not paths.INPUT.exists():
+            write_bytes(paths.INPUT, sample_text().encode("utf-8"))
+    if not paths.RECORDS.exists():
+        write_bytes(paths.RECORDS, b"")
+    return paths.INPUT
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file; 0 where there is none."""
+    return path.stat().st_size if path.exists() else 0
+
+
+def refuse_to_replace_own_data() -> None:
+    """Where the record says that the data are the user's own, the sample must not stand in.
 
     Raises:
         UserError: so it is.
@@ -73,13 +112,22 @@ def refuse_to_replace_own_text() -> None:
     if not paths.CORPUS_METRICS.exists():
         return
     recorded = read_json(paths.CORPUS_METRICS)
-    if isinstance(recorded, dict) and recorded.get("source") == "own":
+    source = recorded.get("source") if isinstance(recorded, dict) else None
+    if source in OWN:
+        name, what = OWN[source]
         raise UserError(
-            "data/input.txt is missing, and metrics/corpus.json says that this project trains on "
-            f"a text of its own ({recorded.get('bytes')} bytes, sha256 "
-            f"{str(recorded.get('sha256'))[:12]}...). Put that text back, or another one; to train "
-            "on the embedded sample instead, remove metrics/corpus.json."
+            f"{name} is missing or empty, and metrics/corpus.json says that this project trains on "
+            f"{what} of its own ({recorded.get('bytes')} bytes, sha256 "
+            f"{str(recorded.get('sha256'))[:12]}...). Put them back, or others; to train on the "
+            "embedded sample instead, remove metrics/corpus.json and data/input.txt."
         )
+
+
+def is_sample() -> bool:
+    """Whether the text is the embedded sample."""
+    sample = sample_or_nothing()
+    there = bool(sample) and paths.INPUT.is_file()
+    return there and sha256_file(paths.INPUT) == hashlib.sha256(sample).hexdigest()
 
 
 def sample_or_nothing() -> bytes:
@@ -91,18 +139,31 @@ def sample_or_nothing() -> bytes:
 
 
 def bring_text_into_experiment() -> None:
-    """In an experiment's own copy of the project, fetch the workspace's text and base files.
+    """In an experiment's own copy of the project, fetch the workspace's data and base files.
 
     Git does not track them, so DVC leaves them behind.
     """
     origin = paths.experiment_origin()
     if origin is None:
         return
-    for source in (origin / "data" / "input.txt", *(origin / "data" / "base").rglob("*")):
+    own = [origin / path.relative_to(paths.ROOT) for path in (paths.INPUT, paths.RECORDS)]
+    for source in (*own, *(origin / "data" / "base").rglob("*")):
         if source.is_file():
             copy_to = paths.ROOT / source.relative_to(origin)
             with source.open("rb") as original, atomic_writer(copy_to) as copy:
                 shutil.copyfileobj(original, copy)
+
+
+def check_records(settings: TokenizeSettings) -> str:
+    """Refuse records that no model can be trained on; in words, how many there are.
+
+    Raises:
+        UserError: so it is.
+    """
+    records = read_records(paths.RECORDS)
+    splits = split_records(records, settings.val_fraction, settings.test_fraction)
+    counts = ", ".join(f"{split} {len(part):,}" for split, part in splits.items())
+    return f"{len(records):,} records: {counts}"
 
 
 def check_text(settings: TokenizeSettings) -> None:

@@ -1,4 +1,4 @@
-"""Stage `evaluate`: both models on all held-out text -> `metrics/evaluate.json`, `samples.md`."""
+"""Stage `evaluate`: both models on all held-out data -> `metrics/evaluate.json`, `samples.md`."""
 
 from dataclasses import replace
 from typing import Any
@@ -7,6 +7,7 @@ import numpy as np
 from tqdm import tqdm
 
 from stages.lm import paths
+from stages.lm.answers import answer, exact_match, majority
 from stages.lm.base import Base
 from stages.lm.checkpoint import build_model
 from stages.lm.compressors import WINDOW_BYTES, baselines
@@ -16,9 +17,11 @@ from stages.lm.errors import UserError, run_stage
 from stages.lm.files import read_json, write_json, write_text
 from stages.lm.loading import LoadedModel, load_model
 from stages.lm.metrics import loss_units
+from stages.lm.records import records_in
 from stages.lm.runtime import Machine, pick_machine
+from stages.lm.samples_page import answers_page, samples_page
 from stages.lm.sampling import SamplingSettings, steps
-from stages.lm.scoring import score
+from stages.lm.scoring import score, score_split
 from stages.lm.settings.evaluate import EvaluateSettings
 from stages.lm.settings.init_from import SCRATCH, load_init_from
 from stages.lm.settings.loader import load_section
@@ -30,8 +33,8 @@ COMPARED_BYTES = 1_000_000
 
 
 def main() -> None:
-    """Score the float and the quantized model, compare with compressors, write samples and look
-    for them in the training text.
+    """Score the float and the quantized model and write samples. Those of a text are compared with
+    compressors and looked for in the training text, those of records with the right answers.
     """
     settings = load_section(EvaluateSettings)
     machine = pick_machine(load_section(RuntimeSettings))
@@ -43,19 +46,11 @@ def main() -> None:
     init_from = load_init_from()
     if init_from != SCRATCH:
         models["start"] = starting_model(init_from, models["float"], machine)
-    parts = {split: scored_part(data, split, models["float"], settings) for split in HELD_OUT}
-    results: dict[str, Any] = {
-        name: evaluate(loaded, data, parts, machine, settings, name)
-        for name, loaded in models.items()
-    }
+    results = (on_records if data.records else on_text)(models, data, machine, settings)
     if settings.also:
         results["also"] = evaluate_also(models, machine, settings)
     results["quantization"] = quantization_figures(results)
-    results["baselines"] = compressor_figures(data, parts)
-    samples = sampled(models["quantized"], settings)
-    results["memorisation"] = copied = memorisation(data, samples)
     write_json(paths.EVALUATE_METRICS, results)
-    write_samples(samples, settings)
     for name in models:
         figures = results[name]["held_out"]
         print(
@@ -67,6 +62,67 @@ def main() -> None:
             f"{name:<10} {settings.also}: {figures['loss']:.4f} nats/token, "
             f"{figures['nats_per_byte']:.4f} nats/byte, {figures['bits_per_byte']:.4f} bits/byte"
         )
+    if data.records:
+        report_answers(models, results)
+    else:
+        report_text(results)
+
+
+def on_text(
+    models: dict[str, LoadedModel], data: TokenData, machine: Machine, settings: EvaluateSettings
+) -> dict[str, Any]:
+    """What `metrics/evaluate.json` holds of models of a text; writes `metrics/samples.md`."""
+    parts = {split: scored_part(data, split, models["float"], settings) for split in HELD_OUT}
+    results: dict[str, Any] = {
+        name: evaluate(loaded, data, parts, machine, settings, name)
+        for name, loaded in models.items()
+    }
+    results["baselines"] = compressor_figures(data, parts)
+    samples = sampled(models["quantized"], settings)
+    results["memorisation"] = memorisation(data, samples)
+    write_text(paths.SAMPLES, samples_page(samples, settings))
+    return results
+
+
+def on_records(
+    models: dict[str, LoadedModel], data: TokenData, machine: Machine, settings: EvaluateSettings
+) -> dict[str, Any]:
+    """The same of models of records: loss of the completions, and how many are answered exactly."""
+    decode = models["float"].tokenizer.decode
+    training = records_in(decode(data.train))
+    held_out = records_in(decode(data.val)) + records_in(decode(data.test))
+    count = min(settings.max_records, len(held_out))
+    asked = [held_out[place * len(held_out) // count] for place in range(count)]
+    results: dict[str, Any] = {}
+    for name, loaded in models.items():
+        scored = {}
+        for split in HELD_OUT:
+            nats, tokens = score_split(loaded.model, data, split, machine)
+            scored[split] = nats, tokens, data.scored_bytes(split, tokens)
+        bar = tqdm(asked, desc=f"answers {name}", unit="record")
+        results[name] = loss_figures(scored) | {"exact_match": exact_match(loaded, bar)}
+    results["asked_records"] = count
+    share = majority(training, asked)
+    results |= {} if share is None else {"majority": share}
+    told = [
+        (record, answer(models["quantized"], record.prompt, settings.sample_tokens))
+        for record in asked[: settings.samples]
+    ]
+    write_text(paths.SAMPLES, answers_page(told))
+    return results
+
+
+def report_answers(models: dict[str, LoadedModel], results: dict[str, Any]) -> None:
+    """Print how many records are answered exactly."""
+    shares = [f"{name} {100 * results[name]['exact_match']:.1f} %" for name in models]
+    if "majority" in results:
+        shares.append(f"the likeliest completion {100 * results['majority']:.1f} %")
+    print(f"exact answers of {results['asked_records']:,} held-out records: {', '.join(shares)}")
+
+
+def report_text(results: dict[str, Any]) -> None:
+    """Print what the loss stands beside."""
+    copied = results["memorisation"]
     print(
         "compressors, bits/byte: " + ", ".join(f"{k} {v}" for k, v in results["baselines"].items())
     )
@@ -126,9 +182,9 @@ def evaluate(
     machine: Machine,
     settings: EvaluateSettings,
     name: str,
-) -> dict[str, dict[str, float]]:
+) -> dict[str, Any]:
     """The four units of loss on val, test and both together (sums over sums)."""
-    figures, sums = {}, np.zeros(3)
+    scored = {}
     total = sum(len(tokens) for tokens, _ in parts.values())
     with tqdm(total=total, desc=f"evaluate {name}", unit="token", unit_scale=True) as bar:
         for split, (tokens, size) in parts.items():
@@ -141,10 +197,15 @@ def evaluate(
                 min_context=settings.min_context,
                 progress=bar.update,
             )
-            figures[split] = loss_units(nats, count, size)
-            sums += (nats, count, size)
-    figures["held_out"] = loss_units(sums[0], int(sums[1]), int(sums[2]))
-    return figures
+            scored[split] = nats, count, float(size)
+    return loss_figures(scored)
+
+
+def loss_figures(scored: dict[str, tuple[float, int, float]]) -> dict[str, Any]:
+    """The four units of loss by split, and of all together, from nats, tokens and bytes."""
+    figures = {split: loss_units(*sums) for split, sums in scored.items()}
+    nats, tokens, size = map(sum, zip(*scored.values(), strict=True))
+    return figures | {"held_out": loss_units(nats, int(tokens), size)}
 
 
 def quantization_figures(results: dict[str, Any]) -> dict[str, float]:
@@ -207,22 +268,6 @@ def memorisation(data: TokenData, samples: list[bytes]) -> dict[str, float]:
         "copied_share": round(sum(copied) / max(1, size), 4),
         "held_out_copied_share": round(copied_held_out / len(held_out), 4),
     }
-
-
-def write_samples(samples: list[bytes], settings: EvaluateSettings) -> None:
-    """The texts of the quantized model as Markdown."""
-    lines = [
-        "# Samples",
-        "",
-        f"From `{paths.shown(paths.QUANTIZED)}`: temperature {settings.temperature:g}, top-k "
-        f"{settings.top_k}, top-p {settings.top_p:g}, seed {settings.seed}.",
-    ]
-    for number, sample in enumerate(samples, 1):
-        text = settings.prompt + sample.decode("utf-8", "replace")
-        # Indented, a sample is a code block whatever characters it holds.
-        shown = "".join(f"    {line}\n" for line in text.splitlines())
-        lines += ["", f"## Sample {number}", "", shown.rstrip("\n")]
-    write_text(paths.SAMPLES, "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from stages.lm.metrics import loss_units
 from stages.lm.model import Transformer
 from stages.lm.quantization import QuantizedModel, quantize_checkpoint
 from stages.lm.runtime import Machine, pick_machine
-from stages.lm.scoring import score
+from stages.lm.scoring import score_split
 from stages.lm.settings.loader import load_section
 from stages.lm.settings.quantize import QuantizeSettings
 from stages.lm.settings.runtime import RuntimeSettings
@@ -27,6 +27,9 @@ CALIBRATION_TOKENS = 16_384
 CHOOSING_TOKENS = 32_768
 """Of the validation split, spread evenly, while schemes are compared; the choice is then held
 against all of it."""
+LEAST_BITS = 0.1
+"""Of a loss below so many bits per byte, as of a task that is as good as learned, an increase is a
+share of this instead: next to nothing is a large share of nothing."""
 RATES = [rate / 8 for rate in range(8, 33)]
 """Bits a weight of the codes that `auto` chooses from: a finer ladder gains under 4 % of a file."""
 
@@ -65,7 +68,8 @@ def main() -> None:
     for name in names:
         quantized = trial.quantized(name)
         after = val_bits_per_byte(restored(quantized), data, machine)
-        if after <= before * (1 + settings.max_increase):
+        lost = share_lost(after, before)
+        if lost <= settings.max_increase:
             break
     measured = {
         "val_bits_per_byte": after,
@@ -82,9 +86,9 @@ def main() -> None:
     write_json(paths.QUANTIZE_METRICS, figures)
     print(
         f"{quantized.scheme}: {sizes['file_bytes']:,} B, checkpoint {sizes['checkpoint_bytes']:,} "
-        f"B; all of val: {after:.4f} bits/byte, {100 * (after / before - 1):+.2f} %"
+        f"B; all of val: {after:.4f} bits/byte, {100 * lost:+.2f} %"
     )
-    if after > before * (1 + settings.max_increase):
+    if lost > settings.max_increase:
         print(
             f"WARNING: quantize.scheme {quantized.scheme} loses more than quantize.max_increase "
             f"{settings.max_increase:g} allows; set quantize.scheme to auto, or to more bits."
@@ -114,9 +118,14 @@ class Trial:
         quantized = self.quantized(scheme)
         loss = val_bits_per_byte(restored(quantized), self.data, self.machine, CHOOSING_TOKENS)
         size, bits = quantized.packed().numel(), round(quantized.bits_per_weight(), 3)
-        increase = round(loss / self.float - 1, 6)
+        increase = round(share_lost(loss, self.float), 6)
         print(f"{scheme:<12}{size:>12,} B{bits:>13.2f}{loss:>15.4f}{100 * increase:>+9.2f}%")
         return Tried(scheme, size, bits, loss, increase)
+
+
+def share_lost(after: float, before: float) -> float:
+    """By which share of a loss in bits per byte another is higher."""
+    return (after - before) / max(before, LEAST_BITS)
 
 
 def search(run: Callable[[str], Tried], max_increase: float) -> list[Tried]:
@@ -157,10 +166,9 @@ def val_bits_per_byte(
 
     With `max_tokens`, on windows thinned to about so many, as if all bytes were alike.
     """
-    lead = data.preceding("val", model.config.context)
-    nats, tokens = score(model.to(machine.device), data.val, lead, machine, max_tokens=max_tokens)
-    size = data.meta["splits"]["val"]["bytes"] * tokens / len(data.val)
-    return loss_units(nats, tokens, size)["bits_per_byte"]
+    model = model.to(machine.device)
+    nats, tokens = score_split(model, data, "val", machine, max_tokens)
+    return loss_units(nats, tokens, data.scored_bytes("val", tokens))["bits_per_byte"]
 
 
 if __name__ == "__main__":

@@ -1,9 +1,13 @@
-"""Stage `tokenize`: `data/input.txt` -> `data/tokens/`, in bounded memory.
+"""Stage `tokenize`: `data/input.txt` or `data/input.jsonl` -> `data/tokens/`.
 
-The module is not called `tokenize`: that name belongs to the standard library.
+A text takes bounded memory, records are held whole. The module is not called `tokenize`: that
+name belongs to the standard library.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from typing import Any
 
 from tqdm import tqdm
@@ -21,6 +25,7 @@ from stages.lm.data import (
 )
 from stages.lm.errors import UserError, run_stage
 from stages.lm.files import sha256_file, write_json, write_text
+from stages.lm.records import PROMPT_END, RECORD_END, Record, read_records, split_records
 from stages.lm.settings.init_from import SCRATCH, load_init_from
 from stages.lm.settings.loader import load_section
 from stages.lm.settings.recipes import automatic
@@ -31,17 +36,31 @@ BPE_SAMPLE_BYTES = 32 << 20
 """A vocabulary is learned from this much of the training split, spread evenly over it."""
 
 
+@dataclass(frozen=True)
+class Split:
+    """What becomes one array of tokens."""
+
+    read: Callable[[], Iterable[bytes]]
+    """In pieces that no token spans."""
+    size: int
+    """Bytes of all pieces."""
+    scored_bytes: int
+    """Those that a model is scored on."""
+    records: int = 0
+
+
 def main() -> None:
     """Split, learn or load the vocabulary, encode."""
-    size = paths.INPUT.stat().st_size
+    from_records = paths.RECORDS.exists() and paths.RECORDS.stat().st_size > 0
+    size = (paths.RECORDS if from_records else paths.INPUT).stat().st_size
     init_from = load_init_from()
     base, left_out = (None, 0) if init_from == SCRATCH else base_tokenizer(init_from)
     auto = automatic(size, base={} if base is None else tokenizer_values(base))
     settings = load_section(TokenizeSettings, auto=auto.values)
     for line in auto.lines(TokenizeSettings.SECTION):
         print(line)
-    bounds = split_bounds(size, settings.val_fraction, settings.test_fraction)
-    tokenizer = make_tokenizer(settings, bounds["train"]) if base is None else base
+    parts = record_splits(settings) if from_records else text_splits(size, settings)
+    tokenizer = make_tokenizer(settings, parts["train"]) if base is None else base
     if left_out:
         print(
             f"vocabulary of {init_from}: {left_out:,} special tokens are left out, and their rows "
@@ -49,11 +68,12 @@ def main() -> None:
         )
     dtype = token_dtype(tokenizer.vocab_size)
     splits: dict[str, dict[str, Any]] = {}
+    size = sum(part.size for part in parts.values())
     with tqdm(total=size, desc="tokenize", unit="B", unit_scale=True) as bar:
-        for split in SPLITS:
+        for split, part in parts.items():
 
-            def encoded(part: range = bounds[split]) -> Iterator[list[int]]:
-                for chunk in read_chunks(paths.INPUT, part):
+            def encoded(part: Split = part) -> Iterator[list[int]]:
+                for chunk in part.read():
                     yield tokenizer.encode(chunk)
                     bar.update(len(chunk))
 
@@ -61,12 +81,12 @@ def main() -> None:
             count = write_tokens(path, encoded(), dtype)
             splits[split] = {
                 "tokens": count,
-                "bytes": len(bounds[split]),
+                "bytes": part.scored_bytes,
                 "sha256": sha256_file(path),
             }
     if splits["train"]["tokens"] < 2:
         raise UserError(
-            f"the training split of data/input.txt is {splits['train']['tokens']} token long, and "
+            f"the training split is {splits['train']['tokens']} token long, and "
             "a next token can only be learned from two; add text, or lower tokenize.vocab_size."
         )
     vocabulary = tokenizer.to_text()
@@ -81,6 +101,11 @@ def main() -> None:
         "splits": splits,
         "merges_sha256": sha256_file(merges),
     }
+    if from_records:
+        ends = {"prompt_end": PROMPT_END, "record_end": RECORD_END}
+        meta["records"] = {split: part.records for split, part in parts.items()}
+        meta["records"] |= {name: tokenizer.ranks[end] for name, end in ends.items()}
+        meta["records"]["bytes"] = paths.RECORDS.stat().st_size
     meta["digest"] = tokens_digest(meta, vocabulary)
     write_json(paths.TOKENS / "meta.json", meta)
     total = sum(split["tokens"] for split in splits.values())
@@ -91,7 +116,31 @@ def main() -> None:
     )
 
 
-def make_tokenizer(settings: TokenizeSettings, training: range) -> Tokenizer:
+def text_splits(size: int, settings: TokenizeSettings) -> dict[str, Split]:
+    """The splits of `data/input.txt`, which has `size` bytes."""
+    bounds = split_bounds(size, settings.val_fraction, settings.test_fraction)
+    return {
+        split: Split(partial(read_chunks, paths.INPUT, part), len(part), len(part))
+        for split, part in bounds.items()
+    }
+
+
+def record_splits(settings: TokenizeSettings) -> dict[str, Split]:
+    """The splits of `data/input.jsonl`."""
+    records = read_records(paths.RECORDS)
+    splits = split_records(records, settings.val_fraction, settings.test_fraction)
+    return {
+        split: Split(
+            read=partial(map, Record.data, part),
+            size=sum(len(record.data()) for record in part),
+            scored_bytes=sum(record.scored_bytes() for record in part),
+            records=len(part),
+        )
+        for split, part in splits.items()
+    }
+
+
+def make_tokenizer(settings: TokenizeSettings, training: Split) -> Tokenizer:
     """The tokenizer that `tokenize.tokenizer` names."""
     name = settings.tokenizer
     if name == "bpe":
@@ -109,13 +158,16 @@ def make_tokenizer(settings: TokenizeSettings, training: range) -> Tokenizer:
     return Tokenizer.from_text(text, PATTERNS[settings.pattern], name.removesuffix(".tiktoken"))
 
 
-def training_sample(training: range) -> Iterator[str]:
-    """Text to learn a vocabulary from; bytes that are not UTF-8 teach nothing and are left out."""
-    for place, chunk in enumerate(read_chunks(paths.INPUT, training)):
-        # Of every `wanted` chunks take the first, so that the sample is spread over the split.
-        wanted = -(-len(training) // BPE_SAMPLE_BYTES)
-        if place % wanted == 0:
-            yield chunk.decode("utf-8", "ignore")
+def training_sample(training: Split) -> Iterator[str]:
+    """Text to learn a vocabulary from.
+
+    Bytes that are not UTF-8 teach nothing and are left out; in records they end a text.
+    """
+    # Of every `wanted` chunks take the first, so that the sample is spread over the split.
+    wanted = -(-training.size // BPE_SAMPLE_BYTES)
+    for chunk in islice(training.read(), 0, None, wanted):
+        for text in chunk.replace(PROMPT_END, RECORD_END).split(RECORD_END):
+            yield text.decode("utf-8", "ignore")
 
 
 if __name__ == "__main__":

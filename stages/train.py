@@ -137,7 +137,7 @@ def prepare(
     print(
         f"model: {config.arch}, {config.layers} layers of width {config.width}, "
         f"{run.parameters:,} parameters, vocabulary {vocab_size:,}\n"
-        f"text: {len(data.train):,} training tokens, {len(data.val):,} validation tokens\n"
+        f"{contents(run)}\n"
         f"plan: {settings.epochs} epochs = {run.total_steps:,} steps of "
         f"{run.order.batch * run.order.length:,} tokens on {machine.device.type} "
         f"({machine.precision}, {machine.threads} threads)"
@@ -149,6 +149,20 @@ def prepare(
             f"{run.trained_parameters():,} trained parameters, {share:.2%} of the model's"
         )
     return run
+
+
+def contents(run: TrainingRun) -> str:
+    """In words, what the run learns from."""
+    data = run.data
+    tokens = f"{len(data.train):,} training tokens, {len(data.val):,} validation tokens"
+    if not data.records:
+        return f"text: {tokens}"
+    rows = len(run.tokens) // (run.order.context + 1)
+    left_out = f", {run.left_out:,} too long for the context left out" if run.left_out else ""
+    return (
+        f"records: {data.records['train']:,} for training in {rows:,} rows{left_out}, "
+        f"{data.records['val']:,} for validation ({tokens}); completions alone are learned"
+    )
 
 
 def resume(run: TrainingRun, store: StateStore) -> bool:

@@ -37,7 +37,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(paths, name, tmp_path / getattr(paths, name).name)
 
 
-def save_models(seed: int = 0, **shape: int) -> None:
+def save_models(seed: int = 0, provenance: dict[str, Any] = PROVENANCE, **shape: int) -> None:
     tokenizer = train_bpe(
         iter(["the cat sat on the mat, the rat ran to the hat. " * 5]), 280, "gpt-2"
     )
@@ -53,7 +53,7 @@ def save_models(seed: int = 0, **shape: int) -> None:
         "pattern": tokenizer.pattern,
         "vocabulary": tokenizer.to_text(),
     }
-    checkpoint = Checkpoint(config, tensors, parts, PROVENANCE)
+    checkpoint = Checkpoint(config, tensors, parts, provenance)
     checkpoint.save(paths.CHECKPOINT)
     quantize_checkpoint(checkpoint, "int8").save(paths.QUANTIZED)
 
@@ -167,7 +167,7 @@ def test_every_setting_reaches_the_sampler(monkeypatch: pytest.MonkeyPatch) -> N
         temperature=1.5, top_k=11, top_p=0.5, min_p=0.25, repetition_penalty=1.5,
         stop=("END", "\n\n"),
     )  # fmt: skip
-    assert [call[1:] for call in calls] == [("hello", 7, settings, 99, range(3), LIKELIEST)]
+    assert [call[1:] for call in calls] == [("hello", 7, settings, 99, range(3), LIKELIEST, "")]
     assert {call[0].scheme for call in calls} == {"float32"}
     told = at.caption[0].value
     assert "min-p 0.25, repetition penalty 1.5, 2 stop strings, seed 99" in told
@@ -393,3 +393,29 @@ def test_the_terminal_command_repeats_the_text(capsys: pytest.CaptureFixture[str
     assert words[:3] == ["python", "-m", "app.generate"]
     generate.main(words[3:])
     assert capsys.readouterr().out == texts[0] + "\n"
+
+
+def test_an_answer_stands_under_its_prompt_and_is_gone_on_with_after_it() -> None:
+    save_models(provenance={"data": PROVENANCE["data"] | {"records": {"train": 1234}}})
+    at = page()
+    at.number_input(key="length").set_value(5)
+    loaded = load_model(paths.QUANTIZED)
+    text = generate_text(loaded, "the cat", 5, SamplingSettings(), 1337)
+    assert write(at, "the cat") == [f"the cat\n{text}"]
+    assert at.button(key="write").label == "Answer"
+    assert "Training records" in {metric.label for metric in at.metric}
+    at.button(key="go on 0").click().run()
+    rows = steps(loaded, "the cat", 5, SamplingSettings(), 1337, written=text)
+    more = "".join(step.text for (step,) in rows if step)
+    assert shown(at) == [f"the cat\n{text}{more}"]
+    (command,) = (block.value for block in at.code if block.value.startswith("python -m"))
+    assert "--written" in command and command.endswith(" 'the cat'")
+
+
+def test_the_card_tells_how_many_records_are_answered() -> None:
+    save_models()
+    figures = {"held_out": {"bits_per_byte": 0.5}, "exact_match": 0.9125}
+    results = {"float": figures, "quantized": figures, "asked_records": 400, "majority": 0.25}
+    paths.EVALUATE_METRICS.write_text(json.dumps(results), "utf-8")
+    (told,) = (caption.value for caption in page().caption if "records" in caption.value)
+    assert "400" in told and "91.2 %" in told and "25.0 %" in told

@@ -14,6 +14,7 @@ from stages.lm.settings.recipes import automatic
 def record(tmp_path, monkeypatch):
     """Runs the stage on a text, with the shipped settings; returns what it recorded."""
     monkeypatch.setattr(paths, "INPUT", tmp_path / "input.txt")
+    monkeypatch.setattr(paths, "RECORDS", tmp_path / "input.jsonl")
     monkeypatch.setattr(paths, "BASE", tmp_path / "base")
     monkeypatch.setattr(paths, "CORPUS_METRICS", tmp_path / "corpus.json")
 

@@ -361,6 +361,7 @@ def test_any_text_works_or_is_refused_in_a_sentence(name, tmp_path, monkeypatch,
 
     text, refusal = TEXTS[name]
     monkeypatch.setattr(paths, "INPUT", tmp_path / "input.txt")
+    monkeypatch.setattr(paths, "RECORDS", tmp_path / "input.jsonl")
     monkeypatch.setattr(paths, "BASE", tmp_path / "base")
     monkeypatch.setattr(paths, "TOKENS", tmp_path / "tokens")
     monkeypatch.setattr(paths, "CORPUS_METRICS", tmp_path / "corpus.json")

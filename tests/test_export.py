@@ -1,6 +1,7 @@
 """Other programs read what we export: the same logits, the same token ids."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -242,6 +243,21 @@ def test_gguf_tells_the_tokenizer(make_loaded, tmp_path):
     assert merged == told["tokens"][256:]
     assert tokens[told["eos_token_id"]] == tokens[told["bos_token_id"]] == b"\xff"
     assert not told["add_bos_token"] and not told["add_eos_token"]
+
+
+def test_the_folder_of_a_model_of_records_tells_where_answers_end(make_loaded, tmp_path):
+    loaded = make_loaded(SHAPES["qwen3"])
+    answering = replace(loaded, provenance={"data": {"records": {"train": 1}}})
+    ends = []
+    for name, each in {"text": loaded, "records": answering}.items():
+        (tmp_path / name).mkdir()
+        write_huggingface(each, tmp_path / name)
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / name)
+        ends.append((model.config.eos_token_id, model.generation_config.eos_token_id))
+    end = loaded.tokenizer.ranks[b"\xff"]
+    assert ends == [(None, None), (end, end)]
+    told = (tmp_path / "records" / "README.md").read_text("utf-8")
+    assert f"[{loaded.tokenizer.ranks[bytes([0xFE])]}]" in told
 
 
 @pytest.mark.parametrize("kind", ["q8_0", "q4_0"])

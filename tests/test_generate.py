@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,22 @@ def model(tmp_path: Path) -> Path:
     path = tmp_path / "model.pt"
     quantize_checkpoint(Checkpoint(config, tensors, parts, {}), "int8").save(path)
     return path
+
+
+def test_what_was_written_is_gone_on_with(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    generate.main(["the", "--written", " cat", "--length", "9", "--model", str(model)])
+    text = generate_text(load_model(model), "the cat", 9, SamplingSettings(), 1337)
+    assert capsys.readouterr().out == f"the cat{text}\n"
+
+
+def test_of_an_answer_nothing_but_itself_is_printed(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loaded = replace(load_model(model), provenance={"data": {"records": {"train": 1}}})
+    monkeypatch.setattr(generate, "load_model", lambda path: loaded)
+    generate.main(["the cat", "--length", "9"])
+    text = generate_text(loaded, "the cat", 9, SamplingSettings(), 1337)
+    assert capsys.readouterr().out == f"{text}\n"
 
 
 def terminal(*arguments: str, **environment: str) -> subprocess.CompletedProcess[bytes]:

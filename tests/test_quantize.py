@@ -15,7 +15,7 @@ from stages.lm.files import sha256_file, write_json
 from stages.lm.loading import load_model
 from stages.lm.settings.quantize import QuantizeSettings
 from stages.lm.settings.runtime import RuntimeSettings
-from stages.quantize import RATES, Tried, search
+from stages.quantize import RATES, Tried, search, share_lost
 
 
 def ladder(lowest):
@@ -70,6 +70,13 @@ def stage(tmp_path, monkeypatch, make_model, tokenizer):
         return json.loads(paths.QUANTIZE_METRICS.read_text("utf-8"))
 
     return run
+
+
+@pytest.mark.parametrize(
+    ("after", "before", "share"), [(2.2, 2.0, 0.1), (0.0002, 0.0001, 0.001), (0.01, 0.0, 0.1)]
+)
+def test_next_to_nothing_may_be_lost_of_next_to_nothing(after, before, share):
+    assert share_lost(after, before) == pytest.approx(share)
 
 
 def test_auto_writes_the_smallest_it_tried_that_fits(stage, capsys):

@@ -67,7 +67,9 @@ def test_attention_is_what_the_model_mixes_by(
     loaded = load_model(paths.CHECKPOINT)
     seen = {}
 
-    def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    def attend(
+        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, visible: None
+    ) -> torch.Tensor:
         mixed = attended(query, key, value)
         seen[len(seen)] = value, mixed
         return mixed

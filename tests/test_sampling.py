@@ -1,8 +1,11 @@
 """The same call writes the same text, chosen as the filters and the probabilities say."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from stages.lm import sampling
 from stages.lm.decoder import TorchDecoder
 from stages.lm.loading import LoadedModel
 from stages.lm.samplers import draw as draw_one
@@ -27,6 +30,12 @@ def loaded(request, make_model, tokenizer):
 
 def rows(count, size=200):
     return torch.randn(count, size, generator=torch.Generator().manual_seed(2), dtype=torch.double)
+
+
+@pytest.fixture
+def answering(loaded):
+    """The same model as if it had been trained on records."""
+    return replace(loaded, provenance={"data": {"records": {"train": 1}}})
 
 
 # Choice -------------------------------------------------------------------------------------------
@@ -316,3 +325,62 @@ def test_the_penalty_sees_the_prompt_and_every_token_so_far(loaded):
     ids = loaded.tokenizer.encode(b"The quick")
     tokens = tokens_of(loaded, "The quick", 60, settings)
     assert len({*ids, *tokens}) == len({*ids}) + 60
+
+
+# Answers ------------------------------------------------------------------------------------------
+
+
+class Scripted:
+    """A decoder whose likeliest tokens are known, and which remembers what it is fed."""
+
+    context, length = 100, 0
+
+    def __init__(self, tokens):
+        self.fed, self.left = [], list(tokens)
+
+    def feed(self, rows):
+        self.fed += rows[0]
+        logits = torch.full((1, 300), -100.0)
+        logits[0, self.left.pop(0)] = 100.0
+        return logits
+
+
+@pytest.fixture
+def scripted(monkeypatch, tokenizer):
+    def script(data):
+        decoder = Scripted(tokenizer.encode(data))
+        monkeypatch.setattr(sampling, "make_decoder", lambda *_: decoder)
+        return decoder
+
+    return script
+
+
+def test_an_answer_follows_its_prompt_and_ends_before_its_last_byte(answering, scripted, tokenizer):
+    decoder = scripted("ü!".encode() + b"\xffmore")
+    told = [step for (step,) in steps(answering, "the dog", 9, PLAIN, 1)]
+    assert "".join(step.text for step in told) == "ü!" and told[-1].data == b"\xff"
+    assert tokenizer.decode(decoder.fed[: -len(told) + 1]) == b"the dog\xfe"
+
+
+def test_what_was_written_follows_the_prompt_of_an_answer(answering, scripted, tokenizer):
+    decoder = scripted(b"\xff")
+    assert [step.text for (step,) in steps(answering, "a", 9, PLAIN, 1, written="b")] == [""]
+    assert tokenizer.decode(decoder.fed) == b"a\xfeb"
+
+
+def test_a_stop_string_that_was_only_begun_belongs_to_the_answer(answering, scripted):
+    scripted(b"one E\xff")
+    settings = replace(PLAIN, stop=("END",))
+    rows = steps(answering, "a", 99, settings, 1)
+    assert "".join(step.text for (step,) in rows if step) == "one E"
+
+
+def test_a_text_goes_on_where_it_was_left(loaded):
+    whole = generate_text(loaded, "The dog", 20, PLAIN, 3)
+    rows = steps(loaded, "The", 20, PLAIN, 3, written=" dog")
+    assert "".join(step.text for (step,) in rows if step) == whole
+
+
+@pytest.mark.parametrize("data", [None, [], {"records": None}, {}])
+def test_only_records_make_a_model_that_answers(loaded, data):
+    assert not replace(loaded, provenance={"data": data}).answers

@@ -18,6 +18,7 @@ import numpy as np
 from .errors import UserError
 from .files import atomic_writer, read_json, sha256_file
 from .paths import shown
+from .record_rows import pack, scored_tokens
 
 SPLITS = ("train", "val", "test")
 """In the order in which they lie in the text."""
@@ -147,12 +148,39 @@ class TokenData:
             ) from error
         return cls(**arrays, merges=merges, meta=meta, vocabulary=vocabulary)
 
+    @property
+    def records(self) -> dict[str, int] | None:
+        """Of data made of records: how many each split has, `bytes` of their file, and the ids of
+        the tokens `prompt_end` and `record_end`."""
+        return self.meta.get("records")
+
+    @property
+    def record_ends(self) -> tuple[int, int]:
+        """The ids of the tokens that end a prompt and a record."""
+        assert self.records
+        return self.records["prompt_end"], self.records["record_end"]
+
+    def packed(self, split: str, context: int) -> tuple[np.ndarray, int]:
+        """The records of a split in rows, and how many were too long: see `record_rows.pack`."""
+        return pack(getattr(self, split), self.record_ends[1], context, split)
+
+    def scored_tokens(self, split: str) -> int:
+        """Tokens that a model is scored on: all, or those of completions and their ends."""
+        tokens = getattr(self, split)
+        return scored_tokens(tokens, *self.record_ends) if self.records else len(tokens)
+
+    def scored_bytes(self, split: str, tokens: int) -> float:
+        """Bytes of so many scored tokens of a split, as if all were alike."""
+        return self.meta["splits"][split]["bytes"] * tokens / self.scored_tokens(split)
+
     def digest(self) -> str:
         """One digest for all the tokens and the vocabulary."""
         return str(self.meta["digest"])
 
     def text_bytes(self) -> int:
-        """Bytes of the whole text."""
+        """Bytes of the file that the tokens come from."""
+        if self.records:
+            return int(self.records["bytes"])
         return sum(int(split["bytes"]) for split in self.meta["splits"].values())
 
     def preceding(self, split: str, count: int) -> np.ndarray:
@@ -213,6 +241,13 @@ class WindowOrder:
         """Steps after which `epochs` epochs are over."""
         return -(-epochs * self.per_epoch // self.batch)
 
+    def starts(self, random: np.random.Generator) -> np.ndarray:
+        """First token of each window of an epoch, in order of the text."""
+        offset = random.integers(1, self.length, endpoint=True)
+        starts = offset + self.length * np.arange(-1, self.per_epoch - 1)
+        # The outer two windows reach over the split's ends; they are moved inside.
+        return np.clip(starts, 0, self.tokens - 1 - self.length)
+
     def batch_starts(self, step: int) -> np.ndarray:
         """First token of each window of a step (counted from 0), shape (batch,)."""
         first = step * self.batch
@@ -224,14 +259,25 @@ class WindowOrder:
         return np.concatenate(parts)
 
 
+@dataclass(frozen=True)
+class RowOrder(WindowOrder):
+    """The same for a split that is cut into rows of `context` + 1 tokens once and for all."""
+
+    @property
+    def per_epoch(self) -> int:
+        """Rows in an epoch."""
+        return self.tokens // (self.context + 1)
+
+    def starts(self, random: np.random.Generator) -> np.ndarray:
+        """First token of each row."""
+        return (self.context + 1) * np.arange(self.per_epoch)
+
+
 @lru_cache(maxsize=2)
 def epoch_starts(order: WindowOrder, epoch: int) -> np.ndarray:
     """First token of each window of an epoch, in order of training."""
     random = np.random.Generator(np.random.Philox(key=[order.seed, epoch]))
-    offset = random.integers(1, order.length, endpoint=True)
-    starts = offset + order.length * np.arange(-1, order.per_epoch - 1)
-    # The outer two windows reach over the split's ends; they are moved inside.
-    return random.permutation(np.clip(starts, 0, order.tokens - 1 - order.length))
+    return random.permutation(order.starts(random))
 
 
 def gather(tokens: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:

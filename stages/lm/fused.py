@@ -177,14 +177,14 @@ class HeadLossFunction(Function):
             shares.scatter_add_(1, places, shares.new_full(places.shape, -1.0))
             part.copy_(shares)
         ctx.save_for_backward(x, narrow, logits)
-        return nats / len(targets)
+        return nats / max(1, len(targets))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
         """Gradients of x and, unless it is frozen, of weight."""
         x, narrow, grad_logits = ctx.saved_tensors
-        scale = grad / len(x)
+        scale = grad / max(1, len(x))
         grad_x = (grad_logits @ narrow).mul_(scale)
         if not ctx.needs_input_grad[1]:
             return grad_x, None, None
@@ -194,6 +194,12 @@ class HeadLossFunction(Function):
 
 # Else its loop over the parts would be unrolled.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def head_loss(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy in nats: x (N, W), weight (V, W), targets (N,) -> one number."""
+def head_loss(x: Tensor, weight: Tensor, targets: Tensor, *, partial: bool = False) -> Tensor:
+    """Mean cross-entropy in nats: x (N, W), weight (V, W), targets (N,) -> one number.
+
+    With `partial`, over the targets that are not negative; 0 if all are.
+    """
+    if partial:
+        learned = targets >= 0
+        x, targets = x[learned], targets[learned]
     return HeadLossFunction.apply(x, weight, targets)

@@ -15,6 +15,7 @@ from .loading import LoadedModel
 from .model import ModelConfig
 from .pattern_names import pattern_name
 from .quantization import to_f16
+from .records import RECORD_END
 from .tokenizer import Tokenizer
 
 NAMES = {
@@ -95,11 +96,11 @@ def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer) -> None:
     writer.add_token_list(printed)
     writer.add_token_types([gguf.TokenType.NORMAL] * len(printed))
     writer.add_token_merges([" ".join(pair) for pair in merges])
-    # Our models know no end of text, but llama.cpp insists on one: untold it takes token 11, which
-    # is the comma in GPT-2's vocabulary. No text in UTF-8 holds the byte 0xFF.
-    never = tokenizer.ranks[b"\xff"]
-    writer.add_bos_token_id(never)
-    writer.add_eos_token_id(never)
+    # It ends an answer. Models of texts know no end, but llama.cpp insists on one: untold it takes
+    # token 11, which is the comma in GPT-2's vocabulary. No text in UTF-8 holds the byte.
+    end = tokenizer.ranks[RECORD_END]
+    writer.add_bos_token_id(end)
+    writer.add_eos_token_id(end)
     writer.add_add_bos_token(False)
     writer.add_add_eos_token(False)
     writer.add_add_space_prefix(False)

@@ -15,6 +15,7 @@ from .fused import EPSILON
 from .loading import LoadedModel
 from .model import ModelConfig
 from .pattern_names import pattern_name
+from .records import PROMPT_END, RECORD_END
 from .sampling import DEFAULT_LENGTH, SamplingSettings
 from .tokenizer import PATTERNS, Tokenizer
 
@@ -31,7 +32,8 @@ def write_huggingface(loaded: LoadedModel, folder: Path) -> None:
     tokenizer = written_tokenizer(loaded.tokenizer)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     tokenizer.save(str(folder / "tokenizer.json"))
-    write_json(folder / "config.json", written_config(config))
+    end = loaded.tokenizer.ranks[RECORD_END] if loaded.answers else None
+    write_json(folder / "config.json", written_config(config, end))
     write_json(
         folder / "tokenizer_config.json",
         {
@@ -49,19 +51,20 @@ def write_huggingface(loaded: LoadedModel, folder: Path) -> None:
             "top_k": ours.top_k,
             "top_p": ours.top_p,
             "max_new_tokens": DEFAULT_LENGTH,
+            "eos_token_id": end,
         },
     )
     write_text(folder / "README.md", card(loaded))
 
 
-def written_config(config: ModelConfig) -> dict[str, Any]:
-    """`config.json`: the model's shape in transformers' words."""
+def written_config(config: ModelConfig, end: int | None) -> dict[str, Any]:
+    """`config.json`: the model's shape in transformers' words, and the token that ends a text."""
     shared = {
         "dtype": "float32",
         "vocab_size": config.vocab_size,
         "tie_word_embeddings": config.tie_embeddings,
         "bos_token_id": None,
-        "eos_token_id": None,
+        "eos_token_id": end,
     }
     if config.arch == "qwen3":
         return shared | {
@@ -132,17 +135,33 @@ def card(loaded: LoadedModel) -> str:
     if loaded.scheme != "float32":
         lines += ["", f"The weights were quantized ({loaded.scheme}) and are stored as float32."]
     lines += ["", *trained_on(loaded.provenance)]
+    told = "It continues text. It knows no special tokens, no end of text and no chat."
+    example = [
+        'prompt = tokenizer("Once upon a time", return_tensors="pt")',
+        "print(tokenizer.decode(model.generate(**prompt)[0]))",
+    ]
+    if loaded.answers:
+        begin, end = (loaded.tokenizer.ranks[mark] for mark in (PROMPT_END, RECORD_END))
+        told = (
+            f"It answers prompts: token {begin} (the byte 0xFE) ends a prompt, token {end} (the "
+            "byte 0xFF) the answer."
+        )
+        example = [
+            f'prompt = tokenizer("PROMPT")["input_ids"] + [{begin}]',
+            "answer = model.generate(torch.tensor([prompt]))[0, len(prompt) : -1]",
+            "print(tokenizer.decode(answer))",
+        ]
     lines += [
         "",
-        "It continues text. It knows no special tokens, no end of text and no chat.",
+        told,
         "",
         "```python",
+        *(["import torch"] if loaded.answers else []),
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "",
         'model = AutoModelForCausalLM.from_pretrained("FOLDER")',
         'tokenizer = AutoTokenizer.from_pretrained("FOLDER")',
-        'prompt = tokenizer("Once upon a time", return_tensors="pt")',
-        "print(tokenizer.decode(model.generate(**prompt)[0]))",
+        *example,
         "```",
     ]
     return "\n".join(lines) + "\n"

@@ -37,6 +37,16 @@ class LoadedModel:
     """Quantized weights by their names in `model`; None where they are float32, or on a device
     other than a CPU."""
 
+    @property
+    def answers(self) -> bool:
+        """Whether it was trained on records: it answers a prompt instead of continuing a text."""
+        data = self.provenance.get("data")
+        return isinstance(data, dict) and bool(data.get("records"))
+
+    def lead(self, prompt: str) -> str:
+        """What is shown before what it writes: an answer begins on a line of its own."""
+        return f"{prompt}\n" if self.answers else prompt
+
     @cached_property
     def model(self) -> Transformer:
         """The model in float32. Made when it is first asked for: the engine does without."""

@@ -81,17 +81,20 @@ def rotary_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
     return angles.cos(), angles.sin()
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None = None) -> Tensor:
     """Causal attention; the last query sees every key, each earlier one a key less.
 
-    query (B, H, T, S), key and value (B, K, L, S) with L >= T; returns (B, H, T, S).
+    query (B, H, T, S), key and value (B, K, L, S) with L >= T; returns (B, H, T, S). With
+    `visible` (B, T, L), bool, only the pairs where it holds, none of them in the future.
     """
     if key.size(1) != query.size(1):
         shared = query.size(1) // key.size(1)
         key, value = (x.repeat_interleave(shared, dim=1) for x in (key, value))
     length, seen = query.size(2), key.size(2)
     if query.is_cuda and length == seen:
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        if visible is None:
+            return F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        return F.scaled_dot_product_attention(query, key, value, visible.unsqueeze(1))
     # On a CPU at short context the two products are faster than the fused operator's backward.
     future = query.new_full((length, seen), float("-inf")).triu(seen - length + 1)
     batch, heads, _, size = query.shape
@@ -101,6 +104,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         key.reshape(batch * heads, seen, size).mT,
         alpha=size**-0.5,
     )
+    if visible is not None:
+        scores.view(batch, heads, length, seen).masked_fill_(~visible.unsqueeze(1), float("-inf"))
     mixed = torch.bmm(scores.softmax(dim=-1), value.reshape(batch * heads, seen, size))
     return mixed.view(batch, heads, length, size)
 
@@ -120,13 +125,17 @@ class Attention(nn.Module):
             self.key_norm = RMSNorm(config.head_size)
 
     def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor] | None, remember: Remember | None
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor] | None,
+        remember: Remember | None,
+        visible: Tensor | None = None,
     ) -> Tensor:
         """(B, T, W) -> (B, T, W)."""
         query, key, value = self.heads(x, rope)
         if remember is not None:
             key, value = remember(key, value)
-        mixed = attend(query, key, value)
+        mixed = attend(query, key, value, visible)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
     def heads(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -178,10 +187,14 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor] | None, remember: Remember | None
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor] | None,
+        remember: Remember | None,
+        visible: Tensor | None = None,
     ) -> Tensor:
         """(B, T, W) -> (B, T, W)."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), rope, remember))
+        x = x + self.dropout(self.attention(self.attention_norm(x), rope, remember, visible))
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 
 
@@ -212,19 +225,28 @@ class Transformer(nn.Module):
             self.head = nn.Linear(config.width, config.padded_vocab, bias=False)
 
     def forward(
-        self, tokens: Tensor, cache: KVCache | None = None, targets: Tensor | None = None
+        self,
+        tokens: Tensor,
+        cache: KVCache | None = None,
+        targets: Tensor | None = None,
+        segments: Tensor | None = None,
     ) -> Tensor:
         """Logits (B, T, vocab_size) for the token after each of `tokens` (B, T), int64.
 
         With a `cache`, `tokens` continue the sequences in it; together they must fit `context`.
-        With `targets` (B, T), the mean of their cross-entropies in nats instead.
+        With `targets` (B, T), the mean of their cross-entropies in nats instead. With `segments`
+        (B, T), which never fall along a row, each is a text of its own: tokens see none of another,
+        and negative targets are left out.
         """
         start = cache.length if cache is not None else 0
         end = start + tokens.size(1)
         assert end <= self.config.context, f"{end} tokens do not fit {self.config.context}"
-        x, rope = self.embed(tokens, start)
+        x, rope = self.embed(tokens, start, segments)
+        visible = None
+        if segments is not None:
+            visible = (segments.unsqueeze(2) == segments.unsqueeze(1)).tril()
         for layer, block in enumerate(self.blocks):
-            x = block(x, rope, None if cache is None else partial(cache.append, layer))
+            x = block(x, rope, None if cache is None else partial(cache.append, layer), visible)
         if cache is not None:
             cache.length = end
         head = self.token_embedding if self.config.tie_embeddings else self.head
@@ -233,17 +255,29 @@ class Transformer(nn.Module):
         if targets is None:
             return F.linear(x, head.weight)[..., : self.config.vocab_size]
         weight = head.weight[: self.config.vocab_size]
-        return head_loss(x.flatten(0, 1), weight, targets.flatten())
+        # LayerNorm's result is float32 under autocast, too.
+        x, some = x.flatten(0, 1).to(product_dtype(x)), segments is not None
+        return head_loss(x, weight, targets.flatten(), partial=some)
 
-    def embed(self, tokens: Tensor, start: int) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    def embed(
+        self, tokens: Tensor, start: int, segments: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """What enters the first block for tokens (B, T) at positions `start` and on, (B, T, W),
         and the rotary tables of these positions, where the architecture has such.
+
+        Learned positions begin anew with each of the `segments` (B, T); rotary ones, of which only
+        differences count, need not.
         """
         x = self.token_embedding(tokens)
         places = slice(start, start + tokens.size(1))
         if self.config.arch == "qwen3":
             return self.dropout(x), (self.cos[places], self.sin[places])
-        return self.dropout(x + self.position_embedding.weight[places]), None
+        if segments is None:
+            return self.dropout(x + self.position_embedding.weight[places]), None
+        places_within = torch.arange(tokens.size(1), device=tokens.device) - torch.searchsorted(
+            segments, segments
+        )
+        return self.dropout(x + self.position_embedding(places_within)), None
 
     def block_matrices(self) -> list[tuple[nn.Parameter, list[int]]]:
         """The matrices of the blocks; a parameter holds one or several, of these heights."""

@@ -12,6 +12,7 @@ PROGRESS = ROOT / "models" / "resume" / "progress.json"
 """How far a run is that goes on now; for people to look at, read by nothing that trains."""
 
 INPUT = ROOT / "data" / "input.txt"
+RECORDS = ROOT / "data" / "input.jsonl"
 BASE = ROOT / "data" / "base"
 TOKENS = ROOT / "data" / "tokens"
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .decoder import make_decoder
 from .loading import LoadedModel
+from .records import PROMPT_END, RECORD_END
 from .samplers import (
     StopStrings,
     draw,
@@ -102,7 +103,7 @@ class _Writer:
         self.known = loaded.tokenizer.tokens
         self.settings = settings
         self.generator = sequence_generator(seed, i)
-        self.stops = StopStrings(settings.stop)
+        self.stops = StopStrings(settings.stop, RECORD_END if loaded.answers else b"")
         self.characters = codecs.getincrementaldecoder("utf-8")("replace")
         self.seen = None
         if settings.repetition_penalty != 1:
@@ -141,15 +142,18 @@ def steps(
     seed: int,
     indices: Sequence[int] = (0,),
     likeliest: int | None = None,
+    written: str = "",
 ) -> Iterator[list[Step | None]]:
     """The steps of up to `count` tokens that continue `prompt`, as they come, for each sequence.
 
-    A sequence is the same function of its index whatever the others are; after its stop string it
-    gives None. With `likeliest`, each step tells the odds of its token and of so many others. An
-    empty prompt stands for a new line. When the sequences outgrow the model's context, their older
-    half is forgotten and the cache is filled anew from the rest.
+    A model that was trained on records answers the prompt instead; its answer may end by itself.
+    `written` is what already follows the prompt. A sequence is the same function of its index
+    whatever the others are; after its end or its stop string it gives None. With `likeliest`, each
+    step tells the odds of its token and of so many others. Nothing at all to continue stands for a
+    new line. When the sequences outgrow the model's context, their older half is forgotten and the
+    cache is filled anew from the rest.
     """
-    ids = loaded.tokenizer.encode((prompt or "\n").encode("utf-8", "replace"))
+    ids = loaded.tokenizer.encode(beginning(loaded, prompt, written))
     writers = [_Writer(loaded, ids, settings, seed, index) for index in indices]
     decoder = make_decoder(loaded, len(writers))
     context = decoder.context
@@ -171,6 +175,12 @@ def steps(
         recent = [
             [*old, *new] for old, new in zip(recent * (len(row) // len(recent)), fresh, strict=True)
         ]
+
+
+def beginning(loaded: LoadedModel, prompt: str, written: str) -> bytes:
+    """What the model continues."""
+    before, after = prompt.encode("utf-8", "replace"), written.encode("utf-8", "replace")
+    return before + PROMPT_END + after if loaded.answers else before + after or b"\n"
 
 
 def generate_text(

@@ -11,7 +11,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from .data import TokenData
 from .model import Transformer
+from .record_rows import LEFT_OUT, targets_and_segments
 from .runtime import Machine
 
 BATCH_TOKENS = 8_192
@@ -73,6 +75,60 @@ def score(
         progress(losses.numel())
     model.train(was_training)
     return nats, count
+
+
+@torch.no_grad()
+def score_records(
+    model: Transformer,
+    rows: np.ndarray,
+    ends: tuple[int, int],
+    machine: Machine,
+    *,
+    max_tokens: int | None = None,
+    progress: Callable[[int], Any] = lambda tokens: None,
+) -> tuple[float, int]:
+    """The sum of -ln p over the completions in packed `rows` (N, T + 1), and of how many tokens.
+
+    The end of a completion is one of them. `ends` are the ids that end a prompt and a record. With
+    `max_tokens`, rows are thinned evenly to about that many tokens, prompts included.
+    """
+    length = rows.shape[1] - 1
+    if max_tokens is not None and len(rows) * length > max_tokens:
+        keep = max(1, max_tokens // length)
+        rows = rows[np.arange(keep) * len(rows) // keep]
+    was_training = model.training
+    model.eval()
+    nats, count = 0.0, 0
+    size = max(1, BATCH_TOKENS // length)
+    for first in range(0, len(rows), size):
+        ids = rows[first : first + size].astype(np.int64)
+        targets, segments = targets_and_segments(ids, *ends)
+        tensors = (torch.from_numpy(each).to(machine.device) for each in (ids, targets, segments))
+        inputs, wanted, texts = tensors
+        with machine.autocast():
+            mean = model(inputs[:, :-1], targets=wanted, segments=texts)
+        learned = int((targets != LEFT_OUT).sum())
+        nats += mean.item() * learned
+        count += learned
+        progress(learned)
+    model.train(was_training)
+    return nats, count
+
+
+def score_split(
+    model: Transformer,
+    data: TokenData,
+    split: str,
+    machine: Machine,
+    max_tokens: int | None = None,
+) -> tuple[float, int]:
+    """`score` or `score_records` of a split, each window or row from its first token."""
+    context = model.config.context
+    if data.records:
+        rows, _ = data.packed(split, context)
+        return score_records(model, rows, data.record_ends, machine, max_tokens=max_tokens)
+    lead = data.preceding(split, context)
+    return score(model, getattr(data, split), lead, machine, max_tokens=max_tokens)
 
 
 def _batches(windows: np.ndarray, context: int) -> Iterator[np.ndarray]:

@@ -16,14 +16,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .bigrams import fit_bigrams
-from .data import TokenData, WindowOrder, gather, split_tokens
+from .data import RowOrder, TokenData, WindowOrder, gather, split_tokens
 from .errors import UserError
 from .lora import add_adapters, initialise_adapters, merged_weights
 from .metrics import duration, loss_units, timestamp
 from .model import Transformer, initialise
 from .optim import build_optimizers, learning_rate
+from .record_rows import LEFT_OUT, targets_and_segments
 from .runtime import Machine, can_compile, random_state, restore_random_state
-from .scoring import score
+from .scoring import score_split
 from .settings.train import TrainSettings
 
 COMPILE_FROM_FLOPS = 5e13
@@ -53,6 +54,18 @@ class Progress:
     finished: bool = False
 
 
+@dataclass(frozen=True)
+class Part:
+    """What goes through the model at once: B windows or rows of T tokens."""
+
+    learned: int
+    """Targets that count."""
+    inputs: Tensor
+    """(B, T), and so are the others."""
+    targets: Tensor
+    segments: Tensor | None = None
+
+
 class TrainingRun:
     """A model being trained: the loop and its state."""
 
@@ -72,9 +85,17 @@ class TrainingRun:
         self.settings = settings
         self.machine = machine
         self.optimizers = build_optimizers(model, settings, machine.precision)
-        self.order = WindowOrder(
-            tokens=len(data.train),
-            context=model.config.context,
+        self.tokens, context, order = data.train, model.config.context, WindowOrder
+        self.left_out = 0
+        """Records that are too long for the context."""
+        if data.records:
+            rows, self.left_out = data.packed("train", context)
+            for split in ("val", "test"):
+                data.packed(split, context)  # refuses now what could not be scored later
+            self.tokens, context, order = rows.reshape(-1), rows.shape[1] - 1, RowOrder
+        self.order = order(
+            tokens=len(self.tokens),
+            context=context,
             batch=settings.batch_size * settings.accumulate,
             seed=settings.seed,
         )
@@ -258,21 +279,37 @@ class TrainingRun:
         random = np.random.Generator(
             np.random.Philox(key=[settings.seed, (1 << 32) + progress.step])
         )
+        parts = [
+            self._part(part, settings.split_tokens * rate, random)
+            for part in np.split(starts, settings.accumulate)
+        ]
+        learned = sum(part.learned for part in parts)
         loss_sum = 0.0
-        for part in np.split(starts, settings.accumulate):
-            ids = gather(self.data.train, part, self.order.length)
-            if settings.split_tokens:
-                ids = split_tokens(ids, self.data.merges, settings.split_tokens * rate, random)
-            rows = torch.from_numpy(ids)
-            rows = rows.to(self.machine.device, non_blocking=True)
+        for part in parts:
             with self.machine.autocast():
-                loss = self.model(rows[:, :-1], targets=rows[:, 1:])
+                loss = self.model(part.inputs, targets=part.targets, segments=part.segments)
+            # The mean over all that the step learns; a part of records may hold nothing to learn.
+            loss = loss / (learned / part.learned if part.learned else math.inf)
             loss_sum += self._finite(loss.item(), "loss")
-            (loss / settings.accumulate).backward()
+            loss.backward()
         limit = settings.grad_clip or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.trained, limit)
         self._finite(norm.item(), "norm of the gradient")
-        return loss_sum / settings.accumulate
+        return loss_sum
+
+    def _part(self, starts: np.ndarray, split: float, random: np.random.Generator) -> "Part":
+        """The windows or rows that begin at `starts`, with a share of their tokens split."""
+        ids = gather(self.tokens, starts, self.order.length)
+        if split:
+            ids = split_tokens(ids, self.data.merges, split, random)
+        arrays, learned = [ids[:, :-1], ids[:, 1:]], ids[:, 1:].size
+        if self.data.records:
+            arrays[1:] = targets_and_segments(ids, *self.data.record_ends)
+            learned = int((arrays[1] != LEFT_OUT).sum())
+        device = self.machine.device
+        return Part(
+            learned, *(torch.from_numpy(each).to(device, non_blocking=True) for each in arrays)
+        )
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -364,20 +401,16 @@ class TrainingRun:
         """Nats per token on the validation split, at most `train.val_tokens` of it."""
         # Scoring has windows of its own shapes; compiling for each would cost more than it saves.
         with torch.compiler.set_stance("force_eager"):
-            nats, tokens = score(
-                self.model,
-                self.data.val,
-                self.data.preceding("val", self.model.config.context),
-                self.machine,
-                max_tokens=self.settings.val_tokens,
+            nats, tokens = score_split(
+                self.model, self.data, "val", self.machine, self.settings.val_tokens
             )
         return nats / tokens
 
     def bits_per_byte(self, val_loss: float) -> float:
         """A validation loss in the unit that compares across tokenizers."""
-        split = self.data.meta["splits"]["val"]
-        tokens = split["tokens"]
-        return loss_units(val_loss * tokens, tokens, split["bytes"])["bits_per_byte"]
+        tokens = self.data.scored_tokens("val")
+        size = self.data.meta["splits"]["val"]["bytes"]
+        return loss_units(val_loss * tokens, tokens, size)["bits_per_byte"]
 
     def summary(self) -> dict[str, Any]:
         """What `metrics/train.json` holds: numbers that depend on nothing but the run."""

@@ -48,9 +48,9 @@ FROM_BASE: dict[str, list[tuple[int, dict[str, Any]]]] = {
     "adamw": [(0, {"train.lr": 0.0015}), (512, {"train.lr": 0.0001})],
     "lora": [(0, {"train.lr": 0.005}), (512, {"train.lr": 0.0003})],
 }
-"""Instead, by `train.optimizer` (or for `train.adapt: lora`) and from a width on, where `init_from` names weights: steps that do
-not undo them. Half of the rates above served small models (README); those of wide ones are usual
-and not tried."""
+"""Instead, by `train.optimizer` (or for `train.adapt: lora`) and from a width on, where `init_from`
+names weights: steps that do not undo them. Half of the rates above served small models (README);
+those of wide ones are usual and not tried."""
 MAX_CONTEXT_OF_BASE = 1024
 """Of `model.context` where the weights to start from were made for more."""
 
