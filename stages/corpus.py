@@ -146,8 +146,8 @@ def bring_text_into_experiment() -> None:
     origin = paths.experiment_origin()
     if origin is None:
         return
-    own = [origin / path.relative_to(paths.ROOT) for path in (paths.INPUT, paths.RECORDS)]
-    for source in (*own, *(origin / "data" / "base").rglob("*")):
+    data = origin / "data"
+    for source in (data / "input.txt", data / "input.jsonl", *(data / "base").rglob("*")):
         if source.is_file():
             copy_to = paths.ROOT / source.relative_to(origin)
             with source.open("rb") as original, atomic_writer(copy_to) as copy:
