@@ -475,7 +475,10 @@ def test_the_base_decides_its_shape_and_gentler_rates(text, params):
     assert "model.width = 32 (auto: init_from)" in auto.lines("model")
     large = values | {"model.context": 40_960, "model.width": 512}
     large = automatic(1_000_000, params[0], large).values
-    assert large["model.context"] == 1024 and FROM_BASE["muon"][1][1].items() <= large.items()
+    assert (large["model.context"], large["train.split_tokens"]) == (1024, 0.0)
+    assert automatic(1_000, params[0], values).values["train.epochs"] == 4
+    assert automatic(1_000_000, params[0], values).values["train.epochs"] == 2
+    assert FROM_BASE["muon"][1][1].items() <= large.items()
     adamw = automatic(1_000_000, write("train", "optimizer", "adamw"), values)
     assert FROM_BASE["adamw"][0][1].items() <= adamw.values.items()
     automatic(1_000_000, write("model", "context", 16), values)
