@@ -194,4 +194,5 @@ class HeadLossFunction(Function):
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def head_loss(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy in nats: x (N, W), weight (V, W), targets (N,) -> one number."""
-    return HeadLossFunction.apply(x, weight, targets)
+    # GPT-2's norm leaves float32 under autocast, whose type the products of backward need.
+    return HeadLossFunction.apply(x.to(product_dtype(x)), weight, targets)
