@@ -134,9 +134,18 @@ def report_text(results: dict[str, Any]) -> None:
 
 
 def starting_model(name: str, trained: LoadedModel, machine: Machine) -> LoadedModel:
-    """The model that training began with, in the shape of the one it led to."""
-    config = trained.config
-    weights = Base.open(name).weights(config)
+    """The model that training began with, in the shape of the one it led to.
+
+    Raises:
+        UserError: `init_from` names other weights by now.
+    """
+    config, base = trained.config, Base.open(name)
+    if trained.provenance.get("base_sha256") != base.digest():
+        raise UserError(
+            f"params.yaml: init_from is {name!r}, but {paths.shown(paths.CHECKPOINT)} did not "
+            "start from these weights; run `dvc repro`, which trains again."
+        )
+    weights = base.weights(config)
     return replace(trained, build=lambda: build_model(config, weights).to(machine.device))
 
 

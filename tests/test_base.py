@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from stages.corpus import base_values, bring_text_into_experiment, check_other_text
+from stages.evaluate import starting_model
 from stages.lm import base_files, paths
 from stages.lm.base import Base
 from stages.lm.base_tokenizer import base_tokenizer, tokenizer_values
@@ -31,7 +32,7 @@ from stages.lm.checkpoint import Checkpoint, build_model
 from stages.lm.errors import UserError
 from stages.lm.foreign import huggingface_tensors
 from stages.lm.huggingface import write_huggingface
-from stages.lm.loading import LoadedModel
+from stages.lm.loading import LoadedModel, load_model
 from stages.lm.model import Transformer
 from stages.lm.settings.init_from import load_init_from
 from stages.lm.settings.recipes import FROM_BASE, automatic
@@ -191,6 +192,19 @@ def test_a_checkpoint_of_ours_comes_back_bit_for_bit(checkpoint, folder):
     assert all(torch.equal(weights[name], checkpoint.tensors[name]) for name in weights)
     assert base_tokenizer("mine.pt")[0].to_text() == checkpoint.tokenizer["vocabulary"]
     assert "tokens, but the vocabulary has" in refusal(base.shape, 299, 8, 0.0)
+
+
+def test_the_start_is_scored_only_for_a_model_that_began_there(checkpoint, folder, machine):
+    checkpoint.save(folder / "mine.pt")
+    changed = {name: tensor + 1 for name, tensor in checkpoint.tensors.items()}
+    provenance = {"base_sha256": Base.open("mine.pt").digest()}
+    began = Checkpoint(checkpoint.config, changed, checkpoint.tokenizer, provenance)
+    began.save(folder / "trained.pt")
+    start = starting_model("mine.pt", load_model(folder / "trained.pt"), machine).model
+    assert torch.equal(start.token_embedding.weight, checkpoint.tensors["token_embedding.weight"])
+    Checkpoint(checkpoint.config, changed, checkpoint.tokenizer, {}).save(folder / "mine.pt")
+    message = refusal(starting_model, "mine.pt", load_model(folder / "trained.pt"), machine)
+    assert "did not start from these weights" in message
 
 
 # Vocabularies -------------------------------------------------------------------------------------
@@ -461,7 +475,10 @@ def test_the_base_decides_its_shape_and_gentler_rates(text, params):
     assert "model.width = 32 (auto: init_from)" in auto.lines("model")
     large = values | {"model.context": 40_960, "model.width": 512}
     large = automatic(1_000_000, params[0], large).values
-    assert large["model.context"] == 1024 and FROM_BASE["muon"][1][1].items() <= large.items()
+    assert (large["model.context"], large["train.split_tokens"]) == (1024, 0.0)
+    assert automatic(1_000, params[0], values).values["train.epochs"] == 4
+    assert automatic(1_000_000, params[0], values).values["train.epochs"] == 2
+    assert FROM_BASE["muon"][1][1].items() <= large.items()
     adamw = automatic(1_000_000, write("train", "optimizer", "adamw"), values)
     assert FROM_BASE["adamw"][0][1].items() <= adamw.values.items()
     automatic(1_000_000, write("model", "context", 16), values)

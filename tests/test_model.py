@@ -195,8 +195,9 @@ def test_the_loss_and_its_gradients_are_those_of_the_logits(
         torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-9, msg=name)
 
 
-def test_the_loss_in_bf16_is_as_close_as_composed_from_single_operations(make_model, tokens):
-    model = make_model(arch="qwen3").requires_grad_(True)
+@pytest.mark.parametrize("arch", ["qwen3", "gpt2"])
+def test_the_loss_in_bf16_is_as_close_as_composed_from_single_operations(make_model, tokens, arch):
+    model = make_model(arch=arch).requires_grad_(True)
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
 
     def found(bf16, fused):

@@ -202,4 +202,5 @@ def head_loss(x: Tensor, weight: Tensor, targets: Tensor, *, partial: bool = Fal
     if partial:
         learned = targets >= 0
         x, targets = x[learned], targets[learned]
-    return HeadLossFunction.apply(x, weight, targets)
+    # GPT-2's norm leaves float32 under autocast, whose type the products of backward need.
+    return HeadLossFunction.apply(x.to(product_dtype(x)), weight, targets)

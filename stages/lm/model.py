@@ -255,9 +255,7 @@ class Transformer(nn.Module):
         if targets is None:
             return F.linear(x, head.weight)[..., : self.config.vocab_size]
         weight = head.weight[: self.config.vocab_size]
-        # LayerNorm's result is float32 under autocast, too.
-        x, some = x.flatten(0, 1).to(product_dtype(x)), segments is not None
-        return head_loss(x, weight, targets.flatten(), partial=some)
+        return head_loss(x.flatten(0, 1), weight, targets.flatten(), partial=segments is not None)
 
     def embed(
         self, tokens: Tensor, start: int, segments: Tensor | None = None

@@ -51,8 +51,11 @@ FROM_BASE: dict[str, list[tuple[int, dict[str, Any]]]] = {
 """Instead, by `train.optimizer` (or for `train.adapt: lora`) and from a width on, where `init_from`
 names weights: steps that do not undo them. Half of the rates above served small models (README);
 those of wide ones are usual and not tried."""
-MAX_CONTEXT_OF_BASE = 1024
-"""Of `model.context` where the weights to start from were made for more."""
+UNREGULARIZED: dict[str, Any] = {"model.dropout": 0.0, "train.split_tokens": 0.0}
+"""With such weights too: within few passes, means against learning by heart cost more than they
+keep."""
+AT_MOST_FROM_BASE = {"train.epochs": 4, "model.context": 1024}
+"""With such weights, at most."""
 
 SLOW: dict[str, Any] = {
     "model.context": 256,
@@ -210,8 +213,8 @@ def derive(
     if base:
         rows = FROM_BASE["lora" if lora else "adamw" if adamw else "muon"]
         values |= [row for start, row in rows if start <= base.get("model.width", 0)][-1]
-        values |= base
-        values["model.context"] = min(values["model.context"], MAX_CONTEXT_OF_BASE)
+        values |= UNREGULARIZED | dict(base)
+        values |= {key: min(values[key], most) for key, most in AT_MOST_FROM_BASE.items()}
     return values
 
 
