@@ -1,4 +1,4 @@
-"""Records to try a task on, a line each: `python tests/benchmarks/tasks.py TASK > data/input.jsonl`.
+"""Records to try a task on: `python tests/benchmarks/tasks.py TASK > data/input.jsonl`.
 
 `sections`: the first paragraph of each section in the sample text, and the section's heading.
 `dates`: days written out, and as ISO 8601 has them.
@@ -16,9 +16,6 @@ HEADING = re.compile(r"^([A-Z][A-Za-z ]+)\n-{3,}$", re.MULTILINE)
 LABELS = ("Parameters", "Returns", "Raises", "Examples", "Notes", "References", "See Also")
 LONGEST = 240
 """Characters of a paragraph that are asked about."""
-MONTHS = (
-    "January February March April May June July August September October November December"
-).split()
 DAYS = range(700_000, 740_000)
 """From 1917 to 2027, as Python counts days."""
 
@@ -37,7 +34,7 @@ def sections() -> dict[str, str]:
 def dates() -> dict[str, str]:
     """4,000 days of about a century."""
     days = map(date.fromordinal, random.Random(1).sample(DAYS, 4_000))
-    return {f"{MONTHS[day.month - 1]} {day.day}, {day.year}": day.isoformat() for day in days}
+    return {f"{day:%B} {day.day}, {day.year}": day.isoformat() for day in days}
 
 
 if __name__ == "__main__":
