@@ -59,6 +59,9 @@ def main() -> None:
     (check_records if from_records else check_text)(settings["tokenize"])
     check_vocabulary(settings["tokenize"].tokenizer)
     check_other_text(settings["evaluate"].also)
+    unused = paths.INPUT if from_records else paths.RECORDS
+    if size_of(unused) or not unused.exists():  # the sample, or nothing
+        write_bytes(unused, b"")  # DVC looks for both
     digest = sha256_file(used)
     source = "records" if from_records else "sample" if is_sample() else "own"
     record = {"source": source, "bytes": size, "sha256": digest, "recipe": auto.recipe}
@@ -71,8 +74,6 @@ def main() -> None:
 def choose_data() -> Path:
     """The file to train on: the records, the text, or the sample where there is neither.
 
-    The other one is left empty, so that DVC finds both.
-
     Raises:
         UserError: there are both, or what this project trained on is missing.
     """
@@ -82,15 +83,11 @@ def choose_data() -> Path:
                 "data/input.jsonl holds records and data/input.txt holds a text of yours, but one "
                 "model learns from one of them; move the other out of data/."
             )
-        if size_of(paths.INPUT) or not paths.INPUT.exists():
-            write_bytes(paths.INPUT, b"")
         return paths.RECORDS
     if not size_of(paths.INPUT):
         refuse_to_replace_own_data()
         if not paths.INPUT.exists():
             write_bytes(paths.INPUT, sample_text().encode("utf-8"))
-    if not paths.RECORDS.exists():
-        write_bytes(paths.RECORDS, b"")
     return paths.INPUT
 
 
