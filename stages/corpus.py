@@ -55,46 +55,38 @@ def main() -> None:
     size = size_of(used)
     auto = automatic(size, base=base_values(init_from))
     settings = load_sections(SECTIONS, auto=auto.values)
-    told = ""
-    if used == paths.RECORDS:
-        told = check_records(settings["tokenize"])
-    else:
-        check_text(settings["tokenize"])
+    from_records = used == paths.RECORDS
+    (check_records if from_records else check_text)(settings["tokenize"])
     check_vocabulary(settings["tokenize"].tokenizer)
     check_other_text(settings["evaluate"].also)
+    unused = paths.INPUT if from_records else paths.RECORDS
+    if size_of(unused) or not unused.exists():  # the sample, or nothing
+        write_bytes(unused, b"")  # DVC looks for both
     digest = sha256_file(used)
-    source = "records" if used == paths.RECORDS else "sample" if is_sample() else "own"
+    source = "records" if from_records else "sample" if is_sample() else "own"
     record = {"source": source, "bytes": size, "sha256": digest, "init_from": init_from}
     record |= {"recipe": auto.recipe, "auto": auto.chosen()}
     write_json(paths.CORPUS_METRICS, record)
-    print(f"text: {paths.shown(used)}, {size:,} bytes ({told or source})")
+    print(f"{'records' if from_records else 'text'}: {paths.shown(used)}, {size:,} bytes ({source})")
 
 
 def choose_data() -> Path:
     """The file to train on: the records, the text, or the sample where there is neither.
 
-    The other one is left empty, so that DVC finds both.
-
     Raises:
         UserError: there are both, or what this project trained on is missing.
     """
     if size_of(paths.RECORDS):
-        if size_of(paths.INPUT):
-            if not is_sample():
-                raise UserError(
-                    "data/input.jsonl holds records and data/input.txt holds a text of yours, but "
-                    "one model learns from one of them; move the other out of data/."
-                )
-            write_bytes(paths.INPUT, b"")
-        elif not paths.INPUT.exists():
-            write_bytes(paths.INPUT, b"")
+        if size_of(paths.INPUT) and not is_sample():
+            raise UserError(
+                "data/input.jsonl holds records and data/input.txt holds a text of yours, but one "
+                "model learns from one of them; move the other out of data/."
+            )
         return paths.RECORDS
     if not size_of(paths.INPUT):
         refuse_to_replace_own_data()
         if not paths.INPUT.exists():
             write_bytes(paths.INPUT, sample_text().encode("utf-8"))
-    if not paths.RECORDS.exists():
-        write_bytes(paths.RECORDS, b"")
     return paths.INPUT
 
 
@@ -154,8 +146,8 @@ def bring_text_into_experiment() -> None:
                 shutil.copyfileobj(original, copy)
 
 
-def check_records(settings: TokenizeSettings) -> str:
-    """Refuse records that no model can be trained on; in words, how many there are.
+def check_records(settings: TokenizeSettings) -> None:
+    """Refuse records that no model can be trained on.
 
     Raises:
         UserError: so it is.
@@ -163,7 +155,7 @@ def check_records(settings: TokenizeSettings) -> str:
     records = read_records(paths.RECORDS)
     splits = split_records(records, settings.val_fraction, settings.test_fraction)
     counts = ", ".join(f"{split} {len(part):,}" for split, part in splits.items())
-    return f"{len(records):,} records: {counts}"
+    print(f"{len(records):,} different records: {counts}")
 
 
 def check_text(settings: TokenizeSettings) -> None:

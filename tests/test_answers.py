@@ -100,7 +100,7 @@ def test_the_pipeline_teaches_a_task(tmp_path):
     }
     set_params(folder, changes)
     told = run(folder, sys.executable, "-c", STAGES).stdout
-    assert "600 records: train 480, val 60, test 60" in told
+    assert "600 different records: train 480, val 60, test 60" in told
     assert "480 for training in " in told and "exact answers of 120 held-out records" in told
     figures = json.loads((folder / "metrics" / "evaluate.json").read_text("utf-8"))
     assert figures["majority"] < 0.7 and figures["asked_records"] == 120

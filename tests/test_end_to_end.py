@@ -156,7 +156,7 @@ def test_the_share_of_copied_text_is_a_figure_of_evaluate(built):
 
 def test_git_sees_no_artifact(built):
     tracked = run(built, "git", "ls-files").stdout
-    assert "input.txt" not in tracked
+    assert "input.txt" not in tracked and "input.jsonl" not in tracked
     assert ".pt" not in tracked
     assert ".npy" not in tracked
     assert run(built, "git", "status", "--porcelain").stdout == ""
@@ -321,10 +321,11 @@ def test_a_trainer_whose_dvc_was_killed_is_the_only_one_until_it_ends(built, tmp
 
 
 def clone_that_pulls(original: Path, copy: Path) -> None:
-    """A clone with the text in place and a remote of its own that holds what DVC tracks."""
+    """A clone with the data in place and a remote of its own that holds what DVC tracks."""
     store = copy.with_name(f"{copy.name}-store")
     run(original.parent, "git", "clone", "-q", str(original), str(copy))
-    shutil.copy(original / "data" / "input.txt", copy / "data" / "input.txt")
+    for name in ("input.txt", "input.jsonl"):  # of the two, one is empty
+        shutil.copy(original / "data" / name, copy / "data" / name)
     for folder in (original, copy):
         dvc(folder, "remote", "add", "--local", "-f", "-d", "store", str(store))
     dvc(original, "push")

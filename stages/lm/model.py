@@ -238,6 +238,7 @@ class Transformer(nn.Module):
         (B, T), which never fall along a row, each is a text of its own: tokens see none of another,
         and negative targets are left out.
         """
+        assert cache is None or segments is None, "what is cached has no segments"
         start = cache.length if cache is not None else 0
         end = start + tokens.size(1)
         assert end <= self.config.context, f"{end} tokens do not fit {self.config.context}"

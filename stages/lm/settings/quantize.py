@@ -19,4 +19,5 @@ class QuantizeSettings:
     many bits a weight, found on training text. `int4`: 4-bit codes with one float16 scale for 64
     columns. `int8`: 8-bit codes with one a row. `f16`: float16, nothing more."""
     max_increase: Annotated[float, Range(0, 1)]
-    """The share of its bits per byte on the validation split that the model may lose."""
+    """The share of its bits per byte on the validation split that the model may lose; below 0.1
+    bits per byte, that share of 0.1."""

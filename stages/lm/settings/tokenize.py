@@ -28,11 +28,12 @@ class TokenizeSettings:
     and by `.tiktoken` files; `base` and a tiktoken name bring their own."""
 
     val_fraction: Annotated[float, Range(0.001, 0.5)]
-    """Share of the text's bytes, after the training split, that chooses: best epoch, early stop,
-    quantization."""
+    """Share of the text's bytes, after the training split, or of the records that chooses: best
+    epoch, early stop, quantization."""
 
     test_fraction: Annotated[float, Range(0.001, 0.5)]
-    """Share of the text's bytes, at its end, that nothing looks at before `evaluate`."""
+    """Share of the text's bytes, at its end, or of the records that nothing looks at before
+    `evaluate`."""
 
     def __post_init__(self) -> None:
         known = tiktoken.list_encoding_names()
