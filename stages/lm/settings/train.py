@@ -39,12 +39,11 @@ class TrainSettings:
     """The layers of a block that have adapters."""
 
     optimizer: Annotated[str, Choice(("muon", "adamw"))]
-    """`muon`: Muon for the matrices of the blocks, AdamW for embedding, head and norms. `adamw`:
-    AdamW for everything, and always for the adapters of `lora`."""
+    """`muon`: Muon for the matrices of the blocks or their adapters, AdamW for embedding, head and
+    norms. `adamw`: AdamW for everything."""
 
     lr: Annotated[float, Range(0, 10)]
-    """Peak learning rate of the blocks' matrices; with `adamw` of everything, with
-    `lora` of the adapters."""
+    """Peak learning rate of the blocks' matrices, or of their adapters; with `adamw` of everything."""
 
     embedding_lr: Annotated[float, Range(0, 10)]
     """Peak learning rate of the token embedding. No effect with `adamw` or `lora`."""
