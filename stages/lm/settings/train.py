@@ -43,7 +43,7 @@ class TrainSettings:
     norms. `adamw`: AdamW for everything."""
 
     lr: Annotated[float, Range(0, 10)]
-    """Peak learning rate of the blocks' matrices, or of their adapters; with `adamw` of everything."""
+    """Peak learning rate of the blocks' matrices or their adapters; with `adamw` of everything."""
 
     embedding_lr: Annotated[float, Range(0, 10)]
     """Peak learning rate of the token embedding. No effect with `adamw` or `lora`."""
