@@ -27,7 +27,7 @@ def adapted(base):
         model.load_state_dict(base.state_dict())
         add_adapters(model, targets, rank, alpha)
         with torch.no_grad():
-            for matrix, _ in adapter_matrices(model):
+            for matrix in adapter_matrices(model):
                 matrix.normal_(0, 0.3, generator=torch.Generator().manual_seed(5))
         return model
 
@@ -88,8 +88,6 @@ def test_every_matrix_of_the_targets_has_an_adapter_of_its_own(base, adapted, ta
         assert layer.heights == heights[id(weight)] and sum(layer.heights) == weight.size(0)
         assert layer.lora_a.shape == (3 * len(layer.heights), weight.size(1))
         assert layer.lora_b.shape == (weight.size(0), 3)
-    for matrix, rows in adapter_matrices(model):
-        assert matrix.size(0) == sum(rows) and matrix.requires_grad
     assert {n for n, p in model.named_parameters() if p.requires_grad} == adapter_names(model)
 
 
@@ -146,7 +144,7 @@ def test_only_the_adapters_move_and_all_of_them(begun, optimizer):
         assert not torch.equal(run.model.state_dict()[name], before[name]), name
     assert run.progress.best_val_loss < first
     held = {p for o in run.optimizers.all for g in o.param_groups for p in g["params"]}
-    assert {id(p) for p in held} == {id(p) for p, _ in adapter_matrices(run.model)}
+    assert held == set(adapter_matrices(run.model))
 
 
 def test_figures_tell_the_model_and_what_is_trained_apart(begun, base):

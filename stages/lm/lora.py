@@ -61,15 +61,10 @@ def adapted_layers(model: Transformer) -> dict[str, Adapted]:
     return {name: each for name, each in model.named_modules() if isinstance(each, Adapted)}
 
 
-def adapter_matrices(model: Transformer) -> list[tuple[nn.Parameter, list[int]]]:
-    """The adapters, as `Transformer.block_matrices` has what they stand beside."""
-    matrices = []
-    for layer in adapted_layers(model).values():
-        matrices += [
-            (layer.lora_a, [layer.rank] * len(layer.heights)),
-            (layer.lora_b, layer.heights),
-        ]
-    return matrices
+def adapter_matrices(model: Transformer) -> list[nn.Parameter]:
+    """Every A and B, in the order of the layers."""
+    layers = adapted_layers(model).values()
+    return [matrix for layer in layers for matrix in (layer.lora_a, layer.lora_b)]
 
 
 @torch.no_grad()

@@ -119,23 +119,25 @@ def build_optimizers(
     """Muon for the matrices of the blocks and AdamW (Loshchilov & Hutter 2019) for the rest.
 
     With `train.optimizer: adamw`, AdamW alone at one learning rate. Only the matrices of the
-    blocks, and under AdamW the head, decay. Of a model with adapters, they are all that is moved,
-    and are the matrices.
+    blocks, and under AdamW the head, decay. Adapters are moved and decayed by AdamW alone whatever
+    `train.optimizer` is; Muon fitted them more slowly.
     """
-    adapters = adapter_matrices(model)
-    matrices = adapters or model.block_matrices()
+    lr, decay = settings.lr, settings.weight_decay
+    betas = (settings.beta1, settings.beta2)
+    if adapters := adapter_matrices(model):
+        groups: list[dict[str, Any]] = [{"params": adapters, "weight_decay": decay}]
+        return Optimizers([AdamW(groups, lr=lr, betas=betas, eps=ADAM_EPSILON, fused=True)])
+    matrices = model.block_matrices()
     inside = {parameter for parameter, _ in matrices}
     embeddings: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
-    for name, parameter in [] if adapters else model.named_parameters():
+    for name, parameter in model.named_parameters():
         if parameter not in inside:
             (embeddings if "embedding" in name else others).append(parameter)
-    lr, decay = settings.lr, settings.weight_decay
-    betas = (settings.beta1, settings.beta2)
     if settings.optimizer == "adamw":
         decayed = [p for p, _ in matrices] + [p for p in others if p.ndim == 2]
         kept = embeddings + [p for p in others if p.ndim == 1]
-        groups: list[dict[str, Any]] = [
+        groups = [
             {"params": decayed, "weight_decay": decay},
             {"params": kept, "weight_decay": 0.0},
         ]

@@ -39,14 +39,14 @@ COMMON: dict[str, Any] = {
 """Of every recipe, unless it says otherwise. Two batches of 16 windows take half the memory of one
 of 32, which matters to the processor's caches too."""
 ADAMW: dict[str, Any] = {"train.lr": 0.003, "train.beta1": 0.9, "train.beta2": 0.95}
-"""Instead, where `train.optimizer` is `adamw`."""
+"""Instead, where `train.optimizer` is `adamw`, or `train.adapt` is `lora`."""
 FROM_BASE: dict[str, dict[str, Any]] = {
     "muon": {"train.lr": 0.005, "train.embedding_lr": 0.003, "train.head_lr": 0.001},
     "adamw": {"train.lr": 0.0003},
+    "lora": {"train.lr": 0.005},
 }
-"""Instead, by `train.optimizer`, where `init_from` names weights: steps that do not undo them."""
-LORA: dict[str, dict[str, Any]] = {"muon": {"train.lr": 0.0015}, "adamw": {"train.lr": 0.005}}
-"""Instead, by `train.optimizer`, where `train.adapt` is `lora`."""
+"""Instead, by `train.optimizer` or for `train.adapt: lora`, where `init_from` names weights: steps
+that do not undo them."""
 MAX_CONTEXT_OF_BASE = 1024
 """Of `model.context` where the weights to start from were made for more."""
 
@@ -194,19 +194,17 @@ def derive(
         counts = range(min(256, max(1, width // 64)), 0, -1)
         heads = next((count for count in counts if width % (2 * count) == 0), 1)
     gpt2, adamw = said.get("model.arch") == "gpt2", said.get("train.optimizer") == "adamw"
+    lora = said.get("train.adapt") == "lora"
     values |= {"model.heads": heads, "model.kv_heads": heads}
     values["model.ff_width"] = (4 if gpt2 else FF_RATIO[recipe]) * width
     vocabulary = _whole(given.get("tokenize.vocab_size")) or values["tokenize.vocab_size"]
     large = said.get("tokenize.tokenizer", "bpe") != "bpe" or vocabulary > LARGEST_BIGRAMS
     if gpt2 or large or said.get("model.tie_embeddings") is True:
         values["model.init"] = "random"
-    if adamw:
+    if adamw or lora:
         values |= ADAMW
     if base:
-        optimizer = "adamw" if adamw else "muon"
-        values |= FROM_BASE[optimizer] | dict(base)
-        if said.get("train.adapt") == "lora":
-            values |= LORA[optimizer]
+        values |= FROM_BASE["lora" if lora else "adamw" if adamw else "muon"] | dict(base)
         values["model.context"] = min(values["model.context"], MAX_CONTEXT_OF_BASE)
     return values
 

@@ -39,8 +39,8 @@ class TrainSettings:
     """The layers of a block that have adapters."""
 
     optimizer: Annotated[str, Choice(("muon", "adamw"))]
-    """`muon`: Muon for the matrices of the blocks or their adapters, AdamW for embedding, head and
-    norms. `adamw`: AdamW for everything."""
+    """`muon`: Muon for the matrices of the blocks, AdamW for embedding, head and norms. `adamw`:
+    AdamW for everything, and always for the adapters of `lora`."""
 
     lr: Annotated[float, Range(0, 10)]
     """Peak learning rate of the blocks' matrices or their adapters; with `adamw` of everything."""
