@@ -15,6 +15,7 @@ from stages.lm.settings.recipes import (
     ADAMW,
     BY_SIZE,
     COMMON,
+    FROM_BASE,
     LARGEST_BIGRAMS,
     automatic,
     derive,
@@ -196,6 +197,15 @@ def test_a_shape_that_cannot_be_is_refused_by_its_own_name(write, key, value):
 )
 def test_pairs_are_not_counted_where_the_vocabulary_is_large(write, given, init):
     assert load(write(**given), 5_000_000)[0]["model.init"] == init
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_adapters_have_a_learning_rate_of_their_own(optimizer):
+    base, given = {"model.context": 64}, {"train.optimizer": optimizer}
+    full = derive("quick", 300_000, given, base)
+    assert FROM_BASE[optimizer].items() <= full.items()
+    lora = derive("quick", 300_000, given | {"train.adapt": "lora"}, base)
+    assert lora.items() >= (ADAMW | FROM_BASE["lora"]).items()
 
 
 # What is set --------------------------------------------------------------------------------------

@@ -120,7 +120,7 @@ def build_optimizers(
 
     With `train.optimizer: adamw`, AdamW alone at one learning rate. Only the matrices of the
     blocks, and under AdamW the head, decay. Adapters are moved and decayed by AdamW alone whatever
-    `train.optimizer` is: orthogonal steps take a thin matrix too far in every direction.
+    `train.optimizer` is; Muon fitted them more slowly.
     """
     lr, decay = settings.lr, settings.weight_decay
     betas = (settings.beta1, settings.beta2)

@@ -43,8 +43,7 @@ class TrainSettings:
     AdamW for everything, and always for the adapters of `lora`."""
 
     lr: Annotated[float, Range(0, 10)]
-    """Peak learning rate of the blocks' matrices; with `adamw` of everything, with
-    `lora` of the adapters."""
+    """Peak learning rate of the blocks' matrices or their adapters; with `adamw` of everything."""
 
     embedding_lr: Annotated[float, Range(0, 10)]
     """Peak learning rate of the token embedding. No effect with `adamw` or `lora`."""
