@@ -67,7 +67,8 @@ def main() -> None:
     record = {"source": source, "bytes": size, "sha256": digest, "init_from": init_from}
     record |= {"recipe": auto.recipe, "auto": auto.chosen()}
     write_json(paths.CORPUS_METRICS, record)
-    print(f"{'records' if from_records else 'text'}: {paths.shown(used)}, {size:,} bytes ({source})")
+    what = "records" if from_records else "text"
+    print(f"{what}: {paths.shown(used)}, {size:,} bytes ({source})")
 
 
 def choose_data() -> Path:
