@@ -467,6 +467,7 @@ def weights_of_every_step() -> list[str]:
 
 OTHER_WORDS = {
     **{"qwen3": "gpt2", "muon": "adamw", "float32": "bf16", "off": "auto", "random": "bigrams"},
+    "all": "attention",
 }
 
 
@@ -493,6 +494,7 @@ def stale(every: int) -> Cases:
         (cls.SECTION, field.name)
         for cls in (ModelSettings, TrainSettings)
         for field in dataclasses.fields(cls)
+        if field.name != "adapt"  # refused, unless there are weights to start from
     ]
     changes: list[tuple[str, Hook]] = []
     for section, key in settings:
