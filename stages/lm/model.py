@@ -312,11 +312,13 @@ def initialise(model: Transformer, generator: torch.Generator) -> None:
             continue
         if name.endswith("bias"):
             parameter.zero_()
-        elif name.endswith(("out.weight", "down.weight")):
-            parameter.normal_(0, into_residual, generator=generator)
+            continue
+        spread = std
+        if name.endswith(("out.weight", "down.weight")):
+            spread = into_residual
         elif name == "head.weight":
-            parameter.normal_(0, 0.02 if gpt2 else 0.0, generator=generator)
+            spread = 0.02 if gpt2 else 0.0
         elif "embedding" in name and not gpt2 and config.tie_embeddings:
-            parameter.normal_(0, 0.02, generator=generator)
-        else:
-            parameter.normal_(0, std, generator=generator)
+            spread = 0.02
+        # Drawn where the generator is, on the CPU: the same numbers for every device.
+        parameter.copy_(torch.empty(parameter.shape).normal_(0, spread, generator=generator))
