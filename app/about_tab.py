@@ -56,11 +56,18 @@ def metric_row(figures: dict[str, str]) -> None:
 
 
 def held_out(loaded: LoadedModel) -> None:
-    """Bits per byte on text the model never saw, beside those of compressors."""
-    st.subheader("On held-out text")
+    """How the model does on what it never saw, beside compressors or the likeliest answer."""
     results = read_json(paths.EVALUATE_METRICS)
-    ours = results["float" if loaded.scheme == "float32" else "quantized"]["held_out"]
-    bits = {THIS: ours["bits_per_byte"]} | results.get("baselines", {})
+    ours = results["float" if loaded.scheme == "float32" else "quantized"]
+    if "asked_records" in results:
+        st.subheader("On held-out records")
+        figures = {"Answered exactly": f"{100 * ours['exact_match']:.1f} %"}
+        if "majority" in results:
+            figures["By the likeliest label"] = f"{100 * results['majority']:.1f} %"
+        metric_row(figures | {"Of records": f"{results['asked_records']:,}"})
+        return
+    st.subheader("On held-out text")
+    bits = {THIS: ours["held_out"]["bits_per_byte"]} | results.get("baselines", {})
     bits = dict(sorted(bits.items(), key=lambda item: item[1]))
     rows = [{"of": name, "bits": value} for name, value in bits.items()]
     bars = alt.Chart({"values": rows}).encode(
@@ -74,8 +81,6 @@ def held_out(loaded: LoadedModel) -> None:
     )
     st.altair_chart(bars.mark_bar(height=16).encode(color=mine) + labels, height=40 * len(bits))
     st.caption(compared(bits))
-    if "asked_records" in results:
-        st.caption(answered(results, "float" if loaded.scheme == "float32" else "quantized"))
     if copied := results.get("memorisation"):
         st.caption(
             f"In spans of {copied['span_bytes']} bytes or more, "
@@ -83,19 +88,6 @@ def held_out(loaded: LoadedModel) -> None:
             f"and {100 * copied['held_out_copied_share']:.1f} % of the held-out text stand word "
             "for word in the training text."
         )
-
-
-def answered(results: dict[str, Any], name: str) -> str:
-    """How many held-out records a model answers exactly, in a sentence."""
-    told = (
-        f"Of {results['asked_records']:,} held-out records it answers "
-        f"{100 * results[name]['exact_match']:.1f} % exactly"
-    )
-    if "majority" in results:
-        told += (
-            f"; always giving the likeliest answer is right for {100 * results['majority']:.1f} %"
-        )
-    return told + "."
 
 
 def compared(bits: dict[str, float]) -> str:

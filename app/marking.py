@@ -32,3 +32,8 @@ def visible(data: bytes) -> str:
     text = data.removesuffix(RECORD_END).decode("utf-8", "replace")
     text += "⏹" * data.endswith(RECORD_END)
     return "“" + "".join(c if c.isprintable() else repr(c)[1:-1] for c in text) + "”"
+
+
+def percent(share: float) -> str:
+    """A probability in two digits; what is nearly certain in three."""
+    return f"{100 * share:.{2 if share < 0.995 else 3}g} %"

@@ -5,7 +5,7 @@ from itertools import islice
 
 import altair as alt
 import streamlit as st
-from marking import draw_text, marked, visible
+from marking import draw_text, marked, percent, visible
 
 from stages.lm.loading import LoadedModel
 from stages.lm.reading import ReadToken, attention, read
@@ -92,7 +92,7 @@ def figures(tokens: list[ReadToken]) -> None:
 def coloured(token: ReadToken) -> str:
     """A token as HTML that shows it and cannot act: every character of it is escaped."""
     expected = ", ".join(f"{visible(data)} {100 * p:.0f} %" for data, p in token.likeliest)
-    hint = f"{100 * math.exp(-token.nats):.2g} %, {token.nats:.2f} nats. Expected: {expected}"
+    hint = f"{percent(math.exp(-token.nats))}, {token.nats:.2f} nats. Expected: {expected}"
     return marked(token.data.decode("utf-8", "replace"), hint, token.nats / NATS_AT_FULL_COLOUR)
 
 
@@ -107,7 +107,7 @@ def most_surprising(tokens: list[ReadToken]) -> None:
             {
                 "after": "…" + before.decode("utf-8", "replace"),
                 "came": visible(token.data),
-                "probability": f"{100 * math.exp(-token.nats):.2g} %",
+                "probability": percent(math.exp(-token.nats)),
                 "expected": ", ".join(visible(data) for data, _ in token.likeliest[:3]),
             }
         )

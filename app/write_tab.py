@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import streamlit as st
 from copied import copied_parts
-from marking import draw_text, marked, visible
+from marking import draw_text, marked, percent, visible
 from streamlit.delta_generator import DeltaGenerator
 from writing import LIKELIEST, History, Request, Result, alternatives, command, written_before
 
@@ -151,7 +151,7 @@ def branching(loaded: LoadedModel, result: Result) -> None:
     tokens = loaded.tokenizer.tokens
 
     def named(place: int) -> str:
-        text = result.request.prompt + written_before(result, sequence, place)
+        text = result.lead + "".join(step.text for step in written[:place])
         before = text[-24:].encode("utf-8", "replace")
         return f"{place + 1} …{visible(before + written[place].data)}"
 
@@ -177,11 +177,6 @@ def branching(loaded: LoadedModel, result: Result) -> None:
         format_func=labels.__getitem__,
         on_change=branch,
     )
-
-
-def percent(share: float) -> str:
-    """A probability in two digits."""
-    return f"{100 * share:.2g} %"
 
 
 def actions(history: History, result: Result, request: Request) -> None:

@@ -417,5 +417,6 @@ def test_the_card_tells_how_many_records_are_answered() -> None:
     figures = {"held_out": {"bits_per_byte": 0.5}, "exact_match": 0.9125}
     results = {"float": figures, "quantized": figures, "asked_records": 400, "majority": 0.25}
     paths.EVALUATE_METRICS.write_text(json.dumps(results), "utf-8")
-    (told,) = (caption.value for caption in page().caption if "records" in caption.value)
-    assert "400" in told and "91.2 %" in told and "25.0 %" in told
+    told = {metric.label: metric.value for metric in page().metric}
+    assert told["Answered exactly"] == "91.2 %" and told["By the likeliest label"] == "25.0 %"
+    assert told["Of records"] == "400"
