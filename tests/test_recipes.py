@@ -201,11 +201,13 @@ def test_pairs_are_not_counted_where_the_vocabulary_is_large(write, given, init)
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_adapters_have_a_learning_rate_of_their_own(optimizer):
-    base, given = {"model.context": 64}, {"train.optimizer": optimizer}
-    full = derive("quick", 300_000, given, base)
-    assert FROM_BASE[optimizer].items() <= full.items()
-    lora = derive("quick", 300_000, given | {"train.adapt": "lora"}, base)
-    assert lora.items() >= (ADAMW | FROM_BASE["lora"]).items()
+    for row, width in enumerate((128, 768)):
+        base = {"model.context": 64, "model.width": width}
+        given = {"train.optimizer": optimizer}
+        full = derive("quick", 300_000, given, base)
+        assert FROM_BASE[optimizer][row][1].items() <= full.items()
+        lora = derive("quick", 300_000, given | {"train.adapt": "lora"}, base)
+        assert lora.items() >= (ADAMW | FROM_BASE["lora"][row][1]).items()
 
 
 # What is set --------------------------------------------------------------------------------------
