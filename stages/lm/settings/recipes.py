@@ -46,7 +46,7 @@ FROM_BASE: dict[str, list[tuple[int, dict[str, Any]]]] = {
         (512, {"train.lr": 0.002, "train.embedding_lr": 0.0003, "train.head_lr": 0.0003}),
     ],
     "adamw": [(0, {"train.lr": 0.0015}), (512, {"train.lr": 0.0001})],
-    "lora": [(0, {"train.lr": 0.005}), (512, {"train.lr": 0.0003})],
+    "lora": [(0, {"train.lr": 0.007}), (512, {"train.lr": 0.0003})],
 }
 """Instead, by `train.optimizer` (or for `train.adapt: lora`) and from a width on, where `init_from`
 names weights: steps that do not undo them. Half of the rates above served small models (README);
