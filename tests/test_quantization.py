@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -10,13 +11,16 @@ from hypothesis import strategies as st
 from stages.lm.artifact import read_artifact
 from stages.lm.checkpoint import build_model
 from stages.lm.loading import load_model
+from stages.lm.packing import decode_with_numpy
 from stages.lm.quantization import (
     QuantizedModel,
     dequantize,
     quantize_checkpoint,
     quantize_int4,
     quantize_int8,
+    shapes_of,
     to_f16,
+    unpack_tensors,
 )
 
 SCHEMES = pytest.mark.parametrize("scheme", ["int8", "int4", "f16"])
@@ -193,3 +197,11 @@ def test_int8_changes_the_predictions_little(checkpoint):
     rounded = build_model(checkpoint.config, quantized.dequantized())(tokens).log_softmax(-1)
     divergence = (exact.exp() * (exact - rounded)).sum(-1)
     assert 0 < divergence.mean() < 0.01
+
+
+def test_a_gigantic_shape_is_refused_before_anything_of_its_size_is_made(make_config):
+    config = make_config("qwen3", vocab_size=2_000_000_000)
+    shapes = shapes_of(config, 100)
+    scales = {name: int(len(shape) == 2) for name, shape in shapes.items()}
+    with pytest.raises(ValueError, match="cannot lie in 1000 bytes"):
+        unpack_tensors(shapes, scales, np.zeros(1000, np.uint8), decode_with_numpy)

@@ -16,7 +16,7 @@ from torch import Tensor
 from .artifact import write_artifact
 from .checkpoint import Checkpoint, check_config
 from .model import ModelConfig, Transformer
-from .packing import Decode, decode_with_numpy, pack, runs_by_scale, unpack
+from .packing import MOST_PER_BYTE, Decode, decode_with_numpy, pack, runs_by_scale, unpack
 
 KIND = "quantized model"
 VERSION = 2
@@ -124,6 +124,9 @@ def unpack_tensors(
     """
     if set(scales) != set(shapes):
         raise ValueError("its weights have other names")
+    # Told before anything of that size is made; `unpack` knows the rest.
+    if sum(shape.numel() for shape in shapes.values()) > MOST_PER_BYTE * len(stream):
+        raise ValueError(f"so many weights cannot lie in {len(stream)} bytes")
     coded = {}
     for name, shape in shapes.items():
         count = scales[name]
