@@ -7,6 +7,7 @@ import torch
 
 from stages.lm import sampling
 from stages.lm.decoder import TorchDecoder
+from stages.lm.errors import UserError
 from stages.lm.loading import LoadedModel
 from stages.lm.samplers import draw as draw_one
 from stages.lm.samplers import keep_top_p
@@ -384,3 +385,9 @@ def test_a_text_goes_on_where_it_was_left(loaded):
 @pytest.mark.parametrize("data", [None, [], {"records": None}, {}])
 def test_only_records_make_a_model_that_answers(loaded, data):
     assert not replace(loaded, provenance={"data": data}).answers
+
+
+def test_a_vocabulary_that_makes_no_tokens_is_refused(loaded, monkeypatch):
+    monkeypatch.setattr(type(loaded.tokenizer), "encode", lambda self, data: [])
+    with pytest.raises(UserError, match="makes no tokens"):
+        next(steps(loaded, "the", 1, SamplingSettings(), 1))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .decoder import make_decoder
+from .errors import UserError
 from .loading import LoadedModel
 from .records import PROMPT_END, RECORD_END
 from .samplers import (
@@ -152,8 +153,16 @@ def steps(
     step tells the odds of its token and of so many others. Nothing at all to continue stands for a
     new line. When the sequences outgrow the model's context, their older half is forgotten and the
     cache is filled anew from the rest.
+
+    Raises:
+        UserError: the vocabulary is none that a text can be written in.
     """
     ids = loaded.tokenizer.encode(beginning(loaded, prompt, written))
+    if not ids:
+        raise UserError(
+            "the model's vocabulary makes no tokens of this text: its file was made by other "
+            "means. Take one that `dvc repro` wrote."
+        )
     writers = [_Writer(loaded, ids, settings, seed, index) for index in indices]
     decoder = make_decoder(loaded, len(writers))
     context = decoder.context
