@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.lm import native
+from stages.lm import native, token_step
 from stages.lm.checkpoint import Checkpoint
-from stages.lm.decoder import TorchDecoder, make_decoder
+from stages.lm.decoder import PackedDecoder, TorchDecoder, make_decoder
 from stages.lm.engine import Engine, EngineDecoder
 from stages.lm.loading import LoadedModel, load_model
 from stages.lm.model import Transformer
 from stages.lm.native import NATIVE, cache_folder, library
 from stages.lm.quantization import quantize_checkpoint
+from stages.lm.token_step import TokenStep, make_token_step
 
 CONTEXT = 300  # more than the engine's blocks of tokens and of keys
 SHAPES = {
@@ -160,6 +161,48 @@ def test_any_head_of_whole_vectors_is_served(make_loaded, size):
     )
 
 
+# Without the engine -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", WEIGHTS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_packed_products_give_the_logits_of_the_dequantized_weights(make_loaded, shape, kind):
+    loaded = make_loaded(shape, kind)
+    tokens = tokens_of(loaded, 60)
+    expected = loaded.model(torch.tensor([tokens]))[0].double().log_softmax(dim=1)
+    decoder = PackedDecoder(loaded, 1, TokenStep(loaded.config, loaded.weights))
+    logits = [decoder.feed([tokens[:5]]), *(decoder.feed([[token]]) for token in tokens[5:])]
+    found = torch.cat(logits).double().log_softmax(dim=1)
+    nats = (expected[4:].exp() * (expected[4:] - found)).sum(dim=1)
+    assert nats.mean() < 1e-4
+    assert decoder.length == len(tokens)
+
+
+@pytest.mark.parametrize("fields", [{"width": 96}, {"head_size": 24, "ff_width": 100}])
+def test_packed_products_serve_any_shape(make_loaded, fields):
+    loaded = make_loaded("gpt2", **fields)
+    tokens = tokens_of(loaded, 9)
+    decoder = PackedDecoder(loaded, 1, TokenStep(loaded.config, loaded.weights))
+    decoder.feed([tokens[:-1]])
+    found = decoder.feed([tokens[-1:]])
+    expected = TorchDecoder(loaded, 1).feed([tokens])
+    torch.testing.assert_close(found, expected, atol=0.05, rtol=0)
+
+
+def test_sequences_of_a_packed_decoder_do_not_meet(make_loaded):
+    loaded = make_loaded("grouped queries, tied", "int4 in groups")
+    step = TokenStep(loaded.config, loaded.weights)
+    batch, alone = PackedDecoder(loaded, 3, step), PackedDecoder(loaded, 1, step)
+    prompt, rows = tokens_of(loaded, 20), [tokens_of(loaded, 5, seed) for seed in range(3)]
+    batch.feed([prompt])
+    together = [batch.feed([[row[place]] for row in rows]) for place in range(5)]
+    for number, row in enumerate(rows):
+        alone.forget()
+        alone.feed([prompt])
+        for token, found in zip(row, together, strict=True):
+            assert torch.equal(alone.feed([[token]])[0], found[number])
+
+
 # Threads and processes ----------------------------------------------------------------------------
 
 
@@ -219,6 +262,13 @@ def test_matrices_that_are_not_quantized_are_left_to_torch(make_loaded):
     loaded.weights["head.weight"] = {"values": loaded.model.head.weight.half()}
     assert isinstance(make_decoder(loaded), TorchDecoder)
     assert isinstance(make_decoder(replace(make_loaded(), weights=None)), TorchDecoder)
+
+
+def test_only_a_model_of_codes_on_a_cpu_has_a_token_step(make_loaded, monkeypatch):
+    loaded = make_loaded()
+    assert replace(loaded, weights=None).token_step is None
+    monkeypatch.setattr(token_step.sys, "platform", "win32")
+    assert make_token_step(loaded.config, loaded.weights) is None
 
 
 @pytest.fixture

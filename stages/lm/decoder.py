@@ -12,6 +12,7 @@ from torch import Tensor
 from .engine import EngineDecoder
 from .loading import LoadedModel
 from .model import KVCache
+from .token_step import TokenStep
 
 
 class Decoder(Protocol):
@@ -76,8 +77,27 @@ class TorchDecoder:
             cache.length = 0
 
 
+class PackedDecoder(TorchDecoder):
+    """Reads several tokens as `TorchDecoder` does, and single ones by a `TokenStep`."""
+
+    def __init__(self, loaded: LoadedModel, batch: int, step: TokenStep) -> None:
+        super().__init__(loaded, batch)
+        self.step = step
+
+    @torch.inference_mode()
+    def feed(self, tokens: list[list[int]]) -> Tensor:
+        """See `Decoder`."""
+        if not self.length or len(tokens[0]) > 1:
+            return super().feed(tokens)
+        rows = tokens if len(tokens) > 1 else tokens * len(self.caches)
+        pairs = zip(rows, self.caches, strict=True)
+        return torch.cat([self.step(row[0], cache) for row, cache in pairs])
+
+
 def make_decoder(loaded: LoadedModel, batch: int = 1) -> Decoder:
     """A decoder of empty sequences. It belongs to the caller; `loaded` may serve many."""
     if loaded.engine is not None:
         return EngineDecoder(loaded.engine, batch)
+    if loaded.token_step is not None:
+        return PackedDecoder(loaded, batch, loaded.token_step)
     return TorchDecoder(loaded, batch)

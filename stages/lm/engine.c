@@ -416,13 +416,24 @@ typedef __m256i Weights;
 INLINE Weights weights(const uint8_t *p) { return _mm256_load_si256((const void *)p); }
 INLINE Weights low(Weights w) { return _mm256_and_si256(w, _mm256_set1_epi8(0x0f)); }
 INLINE Weights high(Weights w) { return low(_mm256_srli_epi16(w, 4)); }
+#define NARROW4 1 /* sums of 4 bit codes are 16 bits wide for half a group: 8 * 2 * 15 * 127 fits */
 INLINE I multiply(I sum, Weights w, Quad x, int bits) {
     __m256i quad = _mm256_set1_epi32(x);
+    if (bits == 4) return (I)_mm256_add_epi16((__m256i)sum, _mm256_maddubs_epi16(w, quad));
     /* Pairs of products are added in 16 bits, with saturation: 2 * 255 * 127 would not fit, so
        8 bit codes are signed and their signs go to the activations. */
-    __m256i pairs = bits == 4 ? _mm256_maddubs_epi16(w, quad)
-                              : _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(quad, w));
+    __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(quad, w));
     return sum + (I)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+}
+INLINE I gathered(const I *sums, int count, int bits) {
+    I whole = sums[0];
+    if (bits == 8) {
+        UNROLL for (int i = 1; i < count; i++) whole += sums[i];
+        return whole;
+    }
+    UNROLL for (int i = 1; i < count; i++)
+        whole = (I)_mm256_add_epi16((__m256i)whole, (__m256i)sums[i]);
+    return (I)_mm256_madd_epi16((__m256i)whole, _mm256_set1_epi16(1));
 }
 #else
 typedef int16_t Weights __attribute__((vector_size(4 * LANES), may_alias));
@@ -443,6 +454,16 @@ INLINE I multiply(I sum, Weights w, Quad x, int bits) {
         halves[1] += (Half_I)pair >> 16;
     }
     return sum;
+}
+#endif
+
+#if !defined(NARROW4)
+#define NARROW4 0
+INLINE I gathered(const I *sums, int count, int bits) {
+    (void)bits;
+    I whole = sums[0];
+    UNROLL for (int i = 1; i < count; i++) whole += sums[i];
+    return whole;
 }
 #endif
 
@@ -468,29 +489,32 @@ INLINE void multiply_tile(const Product *p, int tile, int row, const int tokens,
     const float *x_scales = p->state->scales + row * groups;
     const int32_t *x_sums = p->state->sums + row * groups;
     const int quads = m->columns / 4;
+    const int span = NARROW4 && bits == 4 ? GROUP / 8 : GROUP / 4; /* quads in a sum */
     F total[TOKENS] = {{0}};
     for (int g = 0; g < groups; g++, codes += bytes, x += GROUP / 4) {
-        I sum[MOST] = {{0}};
-        UNROLL for (int t = 0; t < tokens; t++)
-            sum[t * parts] = (I){0} - offset * x_sums[t * groups + g];
-        for (int q = 0; q < GROUP / 4; q += parts) {
-            UNROLL for (int part = 0; part < parts; part++) {
-                const int quad = q + part;
-                Weights w;
-                if (bits == 8) w = weights(codes + quad * LANES * 4);
-                else if (quad < GROUP / 8) w = low(weights(codes + quad * LANES * 4));
-                else w = high(weights(codes + (quad - GROUP / 8) * LANES * 4));
-                UNROLL for (int t = 0; t < tokens; t++)
-                    sum[t * parts + part] =
-                        multiply(sum[t * parts + part], w, x[t * quads + quad], bits);
+        I whole[TOKENS];
+        UNROLL for (int t = 0; t < tokens; t++) whole[t] = (I){0} - offset * x_sums[t * groups + g];
+        for (int begin = 0; begin < GROUP / 4; begin += span) {
+            I sum[MOST] = {{0}};
+            for (int q = begin; q < begin + span; q += parts) {
+                UNROLL for (int part = 0; part < parts; part++) {
+                    const int quad = q + part;
+                    Weights w;
+                    if (bits == 8) w = weights(codes + quad * LANES * 4);
+                    else if (quad < GROUP / 8) w = low(weights(codes + quad * LANES * 4));
+                    else w = high(weights(codes + (quad - GROUP / 8) * LANES * 4));
+                    UNROLL for (int t = 0; t < tokens; t++)
+                        sum[t * parts + part] =
+                            multiply(sum[t * parts + part], w, x[t * quads + quad], bits);
+                }
             }
+            UNROLL for (int t = 0; t < tokens; t++)
+                whole[t] += gathered(sum + t * parts, parts, bits);
         }
         UNROLL for (int t = 0; t < tokens; t++) {
-            I whole = sum[t * parts];
-            UNROLL for (int part = 1; part < parts; part++) whole += sum[t * parts + part];
             F scale = spread(x_scales[t * groups + g]);
             if (grouped) scale *= widen(scales + g * LANES);
-            total[t] = fused(__builtin_convertvector(whole, F), scale, total[t]);
+            total[t] = fused(__builtin_convertvector(whole[t], F), scale, total[t]);
         }
     }
     UNROLL for (int t = 0; t < tokens; t++) {

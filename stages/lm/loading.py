@@ -17,6 +17,7 @@ from .model import ModelConfig, Transformer
 from .native import decode
 from .paths import shown
 from .quantization import Parts, QuantizedModel, dequantize
+from .token_step import TokenStep, make_token_step
 from .tokenizer import Tokenizer
 
 
@@ -56,6 +57,11 @@ class LoadedModel:
     def engine(self) -> Engine | None:
         """The weights for the C engine, where it serves them."""
         return None if self.weights is None else make_engine(self.config, self.weights)
+
+    @cached_property
+    def token_step(self) -> TokenStep | None:
+        """The weights for torch's packed products, where they are faster than `model`."""
+        return None if self.weights is None else make_token_step(self.config, self.weights)
 
 
 def load_model(path: Path, device: torch.device | str = "cpu") -> LoadedModel:

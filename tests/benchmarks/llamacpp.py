@@ -30,7 +30,7 @@ from torch import Tensor
 
 from stages.lm.checkpoint import Checkpoint
 from stages.lm.data import TokenData
-from stages.lm.decoder import TorchDecoder, make_decoder
+from stages.lm.decoder import PackedDecoder, TorchDecoder, make_decoder
 from stages.lm.gguf_file import write_gguf
 from stages.lm.loading import LoadedModel, load_model
 from stages.lm.model import ModelConfig, Transformer
@@ -122,11 +122,17 @@ class Llama:
         self.process.wait()
 
 
+def packed(loaded: LoadedModel, batch: int = 1) -> TorchDecoder:
+    """What `make_decoder` takes without a compiler."""
+    step = loaded.token_step
+    return PackedDecoder(loaded, batch, step) if step else TorchDecoder(loaded, batch)
+
+
 class Ours:
     """This project in this process: `make_decoder`'s choice, or torch alone. See `Worker`."""
 
     def __init__(self, fallback: bool) -> None:
-        self.make = TorchDecoder if fallback else make_decoder
+        self.make = packed if fallback else make_decoder
 
     def open(self, path: str, threads: int, flash: bool, context: int) -> float:
         start = time.perf_counter()
@@ -184,7 +190,8 @@ def parity(name: str, checkpoint: Checkpoint, asked: argparse.Namespace, folder:
         print(f"{name}: float32 weights, {cache} cache: {told}")
     llama.close()
     for scheme, file in quantized_files(checkpoint, folder).items():
-        greedy_parity(f"{name}, {scheme}", file, ids[:16])
+        for make in (make_decoder, packed):
+            greedy_parity(f"{name}, {scheme}", file, ids[:16], make)
 
 
 @torch.inference_mode()
@@ -209,22 +216,25 @@ def divergence(loaded: LoadedModel, llama: Llama, ids: list[int], file: Path) ->
     )
 
 
-def greedy_parity(name: str, file: Path, prompt: list[int]) -> None:
-    """Print how our decoder follows torch over the greedy tokens that torch writes."""
+def greedy_parity(
+    name: str, file: Path, prompt: list[int], make: Callable[[LoadedModel], Any]
+) -> None:
+    """Print how a decoder follows torch over the greedy tokens that torch writes."""
     loaded = load_model(file)
-    ours, theirs = make_decoder(loaded), TorchDecoder(loaded, 1)
+    ours, theirs = make(loaded), TorchDecoder(loaded, 1)
     count = min(1000, ours.context - len(prompt))
-    fresh, same, largest = prompt, [], 0.0
+    fresh, same, divergences = prompt, [], []
     for _ in range(count):
         p, q = (decoder.feed([fresh])[0].double() for decoder in (theirs, ours))
         fresh = [int(p.argmax())]
         same.append(fresh[0] == int(q.argmax()))
         p, q = p.log_softmax(-1), q.log_softmax(-1)
-        largest = max(largest, (p.exp() * (p - q)).sum().item())
+        divergences.append((p.exp() * (p - q)).sum().item())
     first = same.index(False) if False in same else count
     print(
         f"{name}: {type(ours).__name__} beside torch over {count:,} greedy tokens: the same token "
-        f"{sum(same):,} times, the first {first:,} without exception; largest KL {largest:.1e}"
+        f"{sum(same):,} times, the first {first:,} without exception; KL mean "
+        f"{statistics.mean(divergences):.1e}, largest {max(divergences):.1e}"
     )
 
 
