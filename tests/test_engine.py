@@ -283,10 +283,24 @@ def test_without_a_compiler_torch_decodes_and_a_line_says_so(
     make_loaded, anew, monkeypatch, capsys
 ):
     monkeypatch.setattr(native.shutil, "which", lambda name: None)
+    monkeypatch.setattr(native.importlib.util, "find_spec", lambda name: None)
     for _ in range(2):
         assert isinstance(make_decoder(make_loaded()), TorchDecoder)
     told = capsys.readouterr().err
     assert told.count("\n") == 1 and "without the C engine" in told and "no C compiler" in told
+
+
+def test_a_compiler_may_be_a_python_package(anew, monkeypatch, tmp_path):
+    package = tmp_path / "ziglang"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "zig").write_text(f'#!/bin/sh\nshift\nexec {native.shutil.which("cc")} "$@"\n')
+    (package / "zig").chmod(0o700)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(native.shutil, "which", lambda name: None)
+    assert native.compiler() == [str(package / "zig"), "cc"]
+    assert library() is not None
 
 
 def test_a_compiler_that_fails_is_told_in_a_line(make_loaded, anew, monkeypatch, tmp_path, capsys):

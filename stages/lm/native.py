@@ -6,6 +6,7 @@ Knows nothing about models.
 import ctypes
 import functools
 import hashlib
+import importlib.util
 import os
 import platform
 import shutil
@@ -35,11 +36,10 @@ def library(native: tuple[str, ...] = NATIVE) -> ctypes.CDLL | None:
     `native` are flags to try one after the other until one compiles.
     """
     try:
-        compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
-        if compiler is None or not hasattr(os, "getuid"):
-            raise OSError("no C compiler, such as gcc, is installed here")
+        if not hasattr(os, "getuid"):
+            raise OSError("it is written for Unix")
         with cache_folder() as folder:
-            engine = ctypes.CDLL(str(built(Path(compiler), native, folder)))
+            engine = ctypes.CDLL(str(built(compiler(), native, folder)))
     except OSError as error:
         print(f"decoding without the C engine, slower: {error}", file=sys.stderr)
         return None
@@ -77,6 +77,21 @@ def decode(
     )
 
 
+def compiler() -> list[str]:
+    """The command that compiles C: the system's, else the one of the Python package ziglang.
+
+    Raises:
+        OSError: there is none.
+    """
+    for name in ("cc", "gcc", "clang"):
+        if found := shutil.which(name):
+            return [found]
+    package = importlib.util.find_spec("ziglang")
+    if package is None or package.origin is None:
+        raise OSError("no C compiler is installed here; `pip install ziglang` brings one")
+    return [str(Path(package.origin).with_name("zig")), "cc"]
+
+
 @contextmanager
 def cache_folder() -> Iterator[Path]:
     """A folder for libraries that only this user can write: in the user's cache, else a temporary
@@ -99,7 +114,7 @@ def cache_folder() -> Iterator[Path]:
             yield Path(name)
 
 
-def built(compiler: Path, native: tuple[str, ...], folder: Path) -> Path:
+def built(compiler: list[str], native: tuple[str, ...], folder: Path) -> Path:
     """The library in `folder`, compiled unless it is there from the same source, compiler, flags
     and processor.
 
@@ -107,8 +122,8 @@ def built(compiler: Path, native: tuple[str, ...], folder: Path) -> Path:
         OSError: the folder cannot be written, or the compiler fails with every one of `native`.
     """
     source = SOURCE.read_bytes()
-    found = compiler.resolve().stat()
-    known = (found.st_size, found.st_mtime_ns, str(compiler), FLAGS, native, processor())
+    found = Path(compiler[0]).resolve().stat()
+    known = (found.st_size, found.st_mtime_ns, compiler, FLAGS, native, processor())
     digest = hashlib.sha256(source + repr(known).encode()).hexdigest()
     path = folder / f"engine-{digest}.so"
     if path.exists():
@@ -116,13 +131,13 @@ def built(compiler: Path, native: tuple[str, ...], folder: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=folder) as work:
         new = Path(work) / "engine.so"
         for flag in native:
-            command = [str(compiler), *FLAGS, flag, "-o", str(new), str(SOURCE), "-lm", "-pthread"]
+            command = [*compiler, *FLAGS, flag, "-o", str(new), str(SOURCE), "-lm", "-pthread"]
             result = subprocess.run(command, capture_output=True)
             if result.returncode == 0:
                 break
         else:
             lines = result.stderr.decode("utf-8", "replace").splitlines()
-            raise OSError(f"{compiler} fails ({lines[-1] if lines else result.returncode})")
+            raise OSError(f"{compiler[0]} fails ({lines[-1] if lines else result.returncode})")
         new.replace(path)
     return path
 

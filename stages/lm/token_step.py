@@ -133,13 +133,14 @@ def packed_product(parts: Parts) -> Function:
     if "codes" in parts:
         codes, scales = parts["codes"], parts["scales"]
         rows, columns = codes.shape
-        if scales.size(1) == 1:
+        # The kernels read whole vectors, beyond the end of other shapes.
+        whole = rows % 16 == 0 and columns % GROUP == 0
+        if whole and scales.size(1) == 1:
             row_scales = scales.flatten().to(torch.bfloat16)
             return lambda x: torch._weight_int8pack_mm(
                 x.to(torch.bfloat16), codes, row_scales
             ).float()
-        few = int(codes.min()) >= -8 and int(codes.max()) < 8
-        if few and rows % 16 == 0 and columns == scales.size(1) * GROUP:
+        if whole and int(codes.min()) >= -8 and int(codes.max()) < 8:
             packed = torch._convert_weight_to_int4pack_for_cpu(codes.int() + 8, 1)
             with_zeros = torch.stack((scales.T, torch.zeros_like(scales.T)), dim=2)
             with_zeros = with_zeros.to(torch.bfloat16).contiguous()
