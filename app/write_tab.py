@@ -15,9 +15,11 @@ from stages.lm.loading import LoadedModel
 from stages.lm.records import RECORD_END
 from stages.lm.sampling import Step
 
-# How often the browser gets the text so far: every token of a long text would choke it. (A string
-# here would land on the page: Streamlit shows expressions that stand alone.)
+# How often the browser gets the text so far, which it lays out anew each time: as much later again
+# for so many tokens on the page. (A string here would land on the page: Streamlit shows expressions
+# that stand alone.)
 REDRAW_SECONDS = 0.1
+REDRAW_TOKENS = 500
 NATS_AT_FULL_COLOUR = 7
 EMPTY = "The beginning of a text. Empty starts on a new line."
 QUESTION = "What is to be answered, in the form of the prompts this model was trained on."
@@ -35,17 +37,17 @@ def write_tab(loaded: LoadedModel, name: str, request: Request) -> None:
     asked, parent = st.session_state.pop("asked", (None, None))
     if pressed:
         asked, parent = replace(request, prompt=prompt), None
+    below = st.empty()  # one place for both: what was shown goes when the writing begins
     if asked:
-        meanwhile = st.empty()
-        with meanwhile.container():
+        with below.container():
             lead = loaded.lead(asked.prompt) + asked.written
             stream(loaded, history.begin(asked, name, lead, parent))
-        meanwhile.empty()
     if history.shown:
-        branches(history)
-        view(loaded, history.shown)
-        st.caption(summary(history.shown))
-        actions(history, history.shown, request)
+        with below.container():
+            branches(history)
+            view(loaded, history.shown)
+            st.caption(summary(history.shown))
+            actions(history, history.shown, request)
 
 
 def ask(request: Request, parent: Result) -> None:
@@ -72,10 +74,11 @@ def stream(loaded: LoadedModel, result: Result) -> None:
             draw(result, places)
         # Streamlit ends a run that was stopped where it uses the session's state or draws.
         st.session_state["history"].shown = result
-        if now - drawn > REDRAW_SECONDS:
+        if now - drawn > REDRAW_SECONDS * (1 + result.tokens() / REDRAW_TOKENS):
             draw(result, places)
             drawn = time.perf_counter()
     result.seconds = time.perf_counter() - start
+    draw(result, places)  # at once: the rest of the page takes a while
 
 
 def text_places(count: int) -> list[DeltaGenerator]:

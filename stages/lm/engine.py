@@ -14,6 +14,8 @@ from .model import ModelConfig, rotary_tables
 from .native import library
 from .quantization import GROUP, Parts
 
+BYTES_A_THREAD = 1 << 21
+"""Of weights that a call multiplies by: for fewer, a thread more gains nothing over its keep."""
 MAX_COLUMNS = 1 << 16
 """Of a matrix, so that no sum of products of codes overflows."""
 
@@ -80,6 +82,7 @@ class Engine:
         self.weights = weights
         quantized = (parts["codes"].numel() for parts in weights.values() if "codes" in parts)
         self.room = large_pages(sum(quantized))
+        self.packed_bytes = 0
         tied = config.tie_embeddings
         model = _Model(**{name: getattr(config, name) for name in SIZES})
         model.tokens = self._table("token_embedding.weight")
@@ -115,6 +118,7 @@ class Engine:
         codes = codes.contiguous()
         bits = 4 if self.library.fits_4_bits(codes.data_ptr(), codes.numel()) else 8
         packed, self.room = self.room.tensor_split([rows * columns * bits // 8])
+        self.packed_bytes += len(packed)
         threads = torch.get_num_threads()
         self.library.pack(codes.data_ptr(), packed.data_ptr(), rows, columns, bits, threads)
         if groups > 1:
@@ -218,6 +222,7 @@ class EngineDecoder:
         count, end = rows.size(1), self.length + rows.size(1)
         assert len(rows) in (1, self.batch) and count > 0 and end <= self.context
         logits = torch.empty(len(rows), config.padded_vocab)
+        useful = 1 + self.engine.packed_bytes * rows.numel() // BYTES_A_THREAD
         self.engine.library.feed(
             byref(self.engine.model),
             byref(self.state),
@@ -226,7 +231,7 @@ class EngineDecoder:
             count,
             self.length,
             logits.data_ptr(),
-            torch.get_num_threads(),
+            min(useful, torch.get_num_threads()),
         )
         if len(rows) < self.batch:  # a prompt that all share is read once
             blocks = -(-end // self.engine.lanes)

@@ -128,11 +128,11 @@ class _Writer:
 
 def odds_of(logits: Tensor, token: int, likeliest: int) -> Odds:
     """The log-probability that logits (V,) give `token`, and those of the likeliest tokens."""
-    total = logits.logsumexp(dim=-1).item()
-    top = logits.topk(min(likeliest, logits.numel()))
+    # Not logsumexp: of a vocabulary it is slower, and keeps every thread of torch busy.
+    logs = logits.log_softmax(dim=-1)
+    top = logs.topk(min(likeliest, logs.numel()))
     pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
-    likely = [(i, logit - total) for i, logit in pairs if logit > float("-inf")]
-    return Odds(logits[token].item() - total, likely)
+    return Odds(logs[token].item(), [(i, log) for i, log in pairs if log > float("-inf")])
 
 
 def steps(
