@@ -30,6 +30,9 @@
 #define VNNI 1
 #define LANES 16 /* floats in a vector, rows of weights in a tile, keys in a block */
 #define TOKENS 8 /* activations that one pass over a tile serves: as many as registers hold */
+#elif defined(__AVX2__)
+#define LANES 8
+#define TOKENS 8
 #else
 #define LANES 8
 #define TOKENS 4
