@@ -37,11 +37,14 @@ def write_tab(loaded: LoadedModel, name: str, request: Request) -> None:
     asked, parent = st.session_state.pop("asked", (None, None))
     if pressed:
         asked, parent = replace(request, prompt=prompt), None
-    below = st.empty()  # one place for both: what was shown goes when the writing begins
+    # What was shown goes when the writing begins. Each place is filled once a run: Streamlit may
+    # put what comes to a place a second time before what emptied it.
+    meanwhile, below = st.empty(), st.empty()
     if asked:
-        with below.container():
+        with meanwhile.container():
             lead = loaded.lead(asked.prompt) + asked.written
             stream(loaded, history.begin(asked, name, lead, parent))
+        meanwhile.empty()
     if history.shown:
         with below.container():
             branches(history)
