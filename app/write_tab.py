@@ -20,6 +20,7 @@ from stages.lm.sampling import Step
 # that stand alone.)
 REDRAW_SECONDS = 0.1
 REDRAW_TOKENS = 500
+LONGEST_PAUSE = 0.5
 NATS_AT_FULL_COLOUR = 7
 EMPTY = "The beginning of a text. Empty starts on a new line."
 QUESTION = "What is to be answered, in the form of the prompts this model was trained on."
@@ -77,7 +78,8 @@ def stream(loaded: LoadedModel, result: Result) -> None:
             draw(result, places)
         # Streamlit ends a run that was stopped where it uses the session's state or draws.
         st.session_state["history"].shown = result
-        if now - drawn > REDRAW_SECONDS * (1 + result.tokens() / REDRAW_TOKENS):
+        pause = REDRAW_SECONDS * (1 + result.tokens() / REDRAW_TOKENS)
+        if now - drawn > min(pause, LONGEST_PAUSE):
             draw(result, places)
             drawn = time.perf_counter()
     result.seconds = time.perf_counter() - start

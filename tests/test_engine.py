@@ -267,6 +267,8 @@ def test_matrices_that_are_not_quantized_are_left_to_torch(make_loaded):
 def test_only_a_model_of_codes_on_a_cpu_has_a_token_step(make_loaded, monkeypatch):
     loaded = make_loaded()
     assert replace(loaded, weights=None).token_step is None
+    plain = loaded.weights | {"head.weight": {"values": loaded.model.head.weight.half()}}
+    assert make_token_step(loaded.config, plain) is None
     monkeypatch.setattr(token_step.sys, "platform", "win32")
     assert make_token_step(loaded.config, loaded.weights) is None
 

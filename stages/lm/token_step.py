@@ -20,11 +20,18 @@ Function = Callable[[Tensor], Tensor]
 
 def make_token_step(config: ModelConfig, weights: dict[str, Parts]) -> "TokenStep | None":
     """The weights, by their names in `Transformer`, or None where torch's products of them are
-    slower than those of the float32 model: its kernels for packed weights are vectorised for
-    these processors, and not by Microsoft's compiler.
+    slower than those of the float32 model, or matrices without codes would be in memory twice.
+
+    Its kernels for packed weights are vectorised for these processors, and not by Microsoft's
+    compiler.
     """
     fast = torch.backends.cpu.get_cpu_capability().startswith("AVX") and sys.platform != "win32"
-    return TokenStep(config, weights) if fast else None
+    plain = (
+        parts["values"].ndim == 2 and not name.endswith("embedding.weight")
+        for name, parts in weights.items()
+        if "values" in parts
+    )
+    return TokenStep(config, weights) if fast and not any(plain) else None
 
 
 class _Layer(NamedTuple):
