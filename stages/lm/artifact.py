@@ -37,7 +37,7 @@ DTYPES = {
 """Number formats by the names that `torch.save` gives them."""
 MAX_DEPTH = 64
 """Dicts and lists within each other, and dimensions of a tensor."""
-MAX_PICKLE = 1 << 24
+MAX_PICKLE = 1 << 23
 """Bytes of everything but the tensors' numbers; a forged byte can cost 64 of memory
 and half a microsecond."""
 
