@@ -35,11 +35,12 @@ def make_token_step(config: ModelConfig, weights: dict[str, Parts]) -> "TokenSte
 
 
 class _Layer(NamedTuple):
-    """The functions of a block, each of (1, ...) vectors but `heads_norm` of (heads, S)."""
+    """The functions of a block, each of (1, ...) vectors but `heads_norm` of (H + K, S), which
+    GPT-2 does not have."""
 
     attention_norm: Function
     qkv: Function
-    heads_norm: Function
+    heads_norm: Function | None
     out: Function
     feed_forward_norm: Function
     up: Function
@@ -73,7 +74,7 @@ class TokenStep:
         for number, layer in enumerate(self.layers):
             heads = layer.qkv(layer.attention_norm(x)).view(-1, config.head_size)
             turned, values = heads[:joint], heads[joint:]
-            if rotate:
+            if layer.heads_norm:
                 turned = layer.heads_norm(turned)
                 swapped = turned.roll(config.head_size // 2, dims=1)
                 turned = torch.addcmul(turned * cosines, swapped, sines)
@@ -94,14 +95,17 @@ class TokenStep:
 
     def _layer(self, block: str) -> _Layer:
         qwen3 = self.config.arch == "qwen3"
-        names = ("query_norm", "key_norm") if qwen3 else ()
-        norms = [self._values(f"{block}.attention.{name}.weight") for name in names]
-        counts = (self.config.heads, self.config.kv_heads)
-        rows = [norm.expand(count, -1) for norm, count in zip(norms, counts, strict=False)]
+        heads_norm = None
+        if qwen3:
+            query, key = (
+                self._values(f"{block}.attention.{name}_norm.weight") for name in ("query", "key")
+            )
+            rows = query.expand(self.config.heads, -1), key.expand(self.config.kv_heads, -1)
+            heads_norm = rms_norm(torch.cat(rows))
         return _Layer(
             self._norm(f"{block}.attention_norm"),
             self._product(f"{block}.attention.qkv"),
-            rms_norm(torch.cat(rows)) if qwen3 else torch.clone,
+            heads_norm,
             self._product(f"{block}.attention.out"),
             self._norm(f"{block}.feed_forward_norm"),
             self._product(f"{block}.feed_forward.{'gate_up' if qwen3 else 'up'}"),
