@@ -162,14 +162,16 @@ class HeadLossFunction(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        """x (N, W) in the product's type, weight (V, W), targets (N,) -> loss, one number."""
+    def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
+        """x (N, W) in the product's type, weight (V or more, W), targets (N,) -> one number."""
         narrow = weight.to(x.dtype)
         logits = x @ narrow.T
+        logits[:, vocab_size:] = 0
         exact = torch.promote_types(x.dtype, torch.float32)
         nats = torch.zeros((), dtype=exact, device=x.device)
-        rows = max(1, PART_LOGITS // logits.size(1)) if x.device.type == "cpu" else len(x)
-        for part, wanted in zip(logits.split(rows), targets.split(rows), strict=True):
+        rows = max(1, PART_LOGITS // vocab_size) if x.device.type == "cpu" else max(1, len(x))
+        parts = logits[:, :vocab_size].split(rows)
+        for part, wanted in zip(parts, targets.split(rows), strict=True):
             places = wanted.unsqueeze(1)
             shares = part.log_softmax(dim=1, dtype=exact)
             nats = nats - shares.gather(1, places).sum()
@@ -181,26 +183,46 @@ class HeadLossFunction(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         """Gradients of x and, unless it is frozen, of weight."""
         x, narrow, grad_logits = ctx.saved_tensors
         scale = grad / max(1, len(x))
         grad_x = (grad_logits @ narrow).mul_(scale)
         if not ctx.needs_input_grad[1]:
-            return grad_x, None, None
+            return grad_x, None, None, None
         grad_weight = (grad_logits.T @ x).to(grad.dtype).mul_(scale)
-        return grad_x, grad_weight, None
+        return grad_x, grad_weight, None, None
+
+
+def head_loss(
+    x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, *, partial: bool = False
+) -> Tensor:
+    """Mean cross-entropy in nats: x (N, W), weight (V or more, W), targets (N,) -> one number.
+
+    Rows of `weight` beyond `vocab_size` V are padding, and not part of it. With `partial`, the mean
+    is over the targets that are not negative; 0 if all are.
+    """
+    if not x.is_cuda:
+        return _head_loss_of_parts(x, weight[:vocab_size], targets, vocab_size, partial)
+    if not torch.compiler.is_compiling():
+        return _head_loss_of_parts(x, weight, targets, vocab_size, partial)
+    # What the compiler makes of this reads the logits fewer times than eager torch can. Masked
+    # padding has a gradient of zero in the same pass; one cut off would cost a pass of its own.
+    logits = F.linear(x, weight).float()
+    padding = torch.arange(logits.size(1), device=x.device) >= vocab_size
+    logits = logits.masked_fill(padding, float("-inf"))
+    learned = targets >= 0
+    nats = F.cross_entropy(logits, targets.clamp(min=0), reduction="none")
+    return (nats * learned).sum() / learned.sum().clamp(min=1)
 
 
 # Else its loop over the parts would be unrolled.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def head_loss(x: Tensor, weight: Tensor, targets: Tensor, *, partial: bool = False) -> Tensor:
-    """Mean cross-entropy in nats: x (N, W), weight (V, W), targets (N,) -> one number.
-
-    With `partial`, over the targets that are not negative; 0 if all are.
-    """
+def _head_loss_of_parts(
+    x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, partial: bool
+) -> Tensor:
     if partial:
         learned = targets >= 0
         x, targets = x[learned], targets[learned]
     # GPT-2's norm leaves float32 under autocast, whose type the products of backward need.
-    return HeadLossFunction.apply(x.to(product_dtype(x)), weight, targets)
+    return HeadLossFunction.apply(x.to(product_dtype(x)), weight, targets, vocab_size)

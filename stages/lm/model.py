@@ -255,8 +255,13 @@ class Transformer(nn.Module):
         # The padding of the vocabulary is not part of it: never trained, never sampled.
         if targets is None:
             return F.linear(x, head.weight)[..., : self.config.vocab_size]
-        weight = head.weight[: self.config.vocab_size]
-        return head_loss(x.flatten(0, 1), weight, targets.flatten(), partial=segments is not None)
+        return head_loss(
+            x.flatten(0, 1),
+            head.weight,
+            targets.flatten(),
+            self.config.vocab_size,
+            partial=segments is not None,
+        )
 
     def embed(
         self, tokens: Tensor, start: int, segments: Tensor | None = None

@@ -1,0 +1,179 @@
+"""How fast one GPU trains: tokens a second and model FLOPs utilisation (MFU).
+
+    python tests/benchmarks/gpu.py                    GPT-2 124M, and the model of `best`
+    python tests/benchmarks/gpu.py --profile          and what the time goes to
+
+Steps are the training loop's own, on random tokens, in bf16, eager and compiled. FLOPs are those of
+PaLM (Chowdhery et al. 2022, appendix B): 6 for each weight of a matrix product and 12 x layers x
+width x context for attention, a token. MFU is their rate over `--peak`, and beside it over the rate
+of one large bf16 product, measured first.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from stages.lm.data import TokenData  # noqa: E402
+from stages.lm.model import ModelConfig, Transformer  # noqa: E402
+from stages.lm.runtime import pick_machine  # noqa: E402
+from stages.lm.settings.runtime import RuntimeSettings  # noqa: E402
+from stages.lm.settings.train import TrainSettings  # noqa: E402
+from stages.lm.training import TrainingRun  # noqa: E402
+
+GPT2 = ModelConfig(
+    arch="gpt2",
+    vocab_size=50_257,
+    context=1024,
+    layers=12,
+    heads=12,
+    kv_heads=12,
+    head_size=64,
+    width=768,
+    ff_width=3072,
+    tie_embeddings=True,
+    dropout=0.0,
+)
+BEST = ModelConfig(
+    arch="qwen3",
+    vocab_size=1024,
+    context=256,
+    layers=4,
+    heads=4,
+    kv_heads=4,
+    head_size=64,
+    width=256,
+    ff_width=768,
+    tie_embeddings=False,
+    dropout=0.2,
+)
+SETTINGS = TrainSettings(
+    seed=1,
+    epochs=1,
+    batch_size=8,
+    accumulate=2,
+    adapt="full",
+    lora_rank=32,
+    lora_alpha=64,
+    lora_targets="all",
+    optimizer="muon",
+    lr=0.02,
+    embedding_lr=0.03,
+    head_lr=0.006,
+    warmup_steps=10,
+    decay_fraction=0.6,
+    final_lr_fraction=0.02,
+    weight_decay=0.3,
+    momentum=0.95,
+    beta1=0.8,
+    beta2=0.95,
+    grad_clip=1.0,
+    average=0.98,
+    split_tokens=0.0,
+    patience=0,
+    val_tokens=1,
+    precision="bf16",
+    compile="off",
+)
+LARGE = replace(SETTINGS, average=0.0, lr=0.01, embedding_lr=0.003, head_lr=0.003, weight_decay=0.0)
+SIDE = 8192
+"""Of the matrices of the large product."""
+ROUNDS = 3
+
+
+def main() -> None:
+    """Measure every shape and print a line for each."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--steps", type=int, default=10, help="in each of three rounds")
+    parser.add_argument("--batches", type=int, nargs="+", default=[16, 32], help="of GPT-2")
+    parser.add_argument("--peak", type=float, default=989.0, help="TFLOP/s, an H100's by default")
+    parser.add_argument("--profile", action="store_true")
+    arguments = parser.parse_args()
+    rate = product_rate()
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
+    print(f"a bf16 product of {SIDE} x {SIDE} matrices: {rate / 1e12:.0f} TFLOP/s\n")
+    print(f"{'':<12} {'windows':>9} {'':>9} {'first s':>8} {'ms/step':>8} {'tokens/s':>10}", end="")
+    print(f" {'TFLOP/s':>8} {'MFU':>6} {'of product':>10}")
+    cases = [("GPT-2 124M", GPT2, replace(LARGE, batch_size=size)) for size in arguments.batches]
+    for name, config, settings in [*cases, ("best", BEST, SETTINGS)]:
+        for mode in ("off", "on"):
+            first, seconds, tokens = measure(
+                config, replace(settings, compile=mode), arguments.steps, arguments.profile
+            )
+            flops = tokens / seconds * flops_per_token(config)
+            how = "compiled" if mode == "on" else "eager"
+            print(
+                f"{name:<12} {settings.batch_size:>5} x {settings.accumulate} "
+                f"{how:>9} {first:>8.1f} {seconds * 1000:>8.1f} "
+                f"{tokens / seconds:>10,.0f} {flops / 1e12:>8.1f} "
+                f"{flops / arguments.peak / 1e12:>6.1%} {flops / rate:>10.1%}",
+                flush=True,
+            )
+
+
+def product_rate() -> float:
+    """FLOP/s of one large product of random bf16 matrices."""
+    left, right = torch.randn(2, SIDE, SIDE, device="cuda", dtype=torch.bfloat16)
+    times = []
+    for _ in range(13):
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        left @ right
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    return 2 * SIDE**3 / statistics.median(times[3:])
+
+
+def flops_per_token(config: ModelConfig) -> float:
+    """Of a training step, forward and backward."""
+    with torch.device("meta"):
+        model = Transformer(config)
+    weights = sum(parameter.numel() for parameter, _ in model.block_matrices())
+    weights += config.padded_vocab * config.width
+    return 6.0 * weights + 12.0 * config.layers * config.width * config.context
+
+
+def measure(
+    config: ModelConfig, settings: TrainSettings, steps: int, profile: bool
+) -> tuple[float, float, int]:
+    """Seconds of the first step and of a later one, and the tokens of a step."""
+    torch._dynamo.reset()
+    window = settings.batch_size * settings.accumulate * config.context
+    count = window * (ROUNDS * steps + 8)
+    tokens = np.random.default_rng(1).integers(0, config.vocab_size, count).astype(np.uint16)
+    data = TokenData(tokens, tokens, tokens, np.zeros((0, 2), np.int64), meta={}, vocabulary="")
+    machine = pick_machine(RuntimeSettings(device="cuda", threads=0, checkpoint_steps=0), "bf16")
+    run = TrainingRun(Transformer(config), data, settings, machine)
+    run.begin(from_bigrams=False)
+    run.model.train()
+
+    def walk(count: int) -> float:
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        for _ in range(count):
+            run._step()
+            run.progress.step += 1
+        torch.cuda.synchronize()
+        return (time.perf_counter() - began) / count
+
+    first = walk(1)
+    walk(2)
+    seconds = statistics.median(walk(steps) for _ in range(ROUNDS))
+    if profile:
+        activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+        with torch.profiler.profile(activities=activities) as profiler:
+            walk(2)
+        print(profiler.key_averages().table(sort_by="self_cuda_time_total", row_limit=14))
+    return first, seconds, window
+
+
+if __name__ == "__main__":
+    main()
