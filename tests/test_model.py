@@ -218,6 +218,19 @@ def test_the_loss_in_bf16_is_as_close_as_composed_from_single_operations(make_mo
 # What a token can see -----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_the_loss_that_is_compiled_for_a_gpu_is_the_other(share):
+    generator = torch.Generator().manual_seed(1)
+    x, weight = (torch.randn(rows, 8, generator=generator).requires_grad_() for rows in (20, 64))
+    targets = torch.randint(0, 60, (20,), generator=generator)
+    targets[torch.rand(20, generator=generator) >= share] = -1
+    expected = fused.head_loss(x, weight, targets, 60, partial=True)
+    loss = fused.plain_head_loss(x, weight, targets, 60)
+    torch.testing.assert_close(loss, expected)
+    grads = (torch.autograd.grad(each, (x, weight)) for each in (loss, expected))
+    torch.testing.assert_close(*grads)
+
+
 @EACH_SHAPE
 @pytest.mark.parametrize("place", [1, 7, 15])
 def test_a_token_changes_no_logit_before_it_by_a_single_bit(make_model, tokens, shape, place):

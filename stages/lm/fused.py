@@ -204,11 +204,17 @@ def head_loss(
     """
     if not x.is_cuda:
         return _head_loss_of_parts(x, weight[:vocab_size], targets, vocab_size, partial)
-    if not torch.compiler.is_compiling():
-        return _head_loss_of_parts(x, weight, targets, vocab_size, partial)
-    # What the compiler makes of this reads the logits fewer times than eager torch can. Masked
-    # padding has a gradient of zero in the same pass; one cut off would cost a pass of its own.
+    if torch.compiler.is_compiling():
+        return plain_head_loss(x, weight, targets, vocab_size)
+    return _head_loss_of_parts(x, weight, targets, vocab_size, partial)
+
+
+def plain_head_loss(x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
+    """`head_loss` of single operations: what a compiler makes of it for a GPU reads the logits
+    fewer times than eager torch can.
+    """
     logits = F.linear(x, weight).float()
+    # Masked padding has a gradient of zero in the same pass; cut off, it would cost another.
     padding = torch.arange(logits.size(1), device=x.device) >= vocab_size
     logits = logits.masked_fill(padding, float("-inf"))
     learned = targets >= 0
