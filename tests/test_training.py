@@ -10,7 +10,7 @@ import torch
 from stages.lm import training
 from stages.lm.artifact import read_artifact, write_artifact
 from stages.lm.errors import UserError
-from stages.lm.runtime import can_compile
+from stages.lm.runtime import Machine, can_compile
 from stages.lm.scoring import score
 from stages.lm.training import Progress, TrainingRun
 
@@ -289,6 +289,15 @@ def test_only_a_long_run_compiles_by_itself_and_a_resumed_one_as_before(
     resumed = make_run(compile="auto")
     resumed.restore(run.state())
     assert run._pays_to_compile() and resumed._pays_to_compile()
+
+
+def test_a_run_on_a_gpu_compiles_where_it_goes_through_enough_batches(make_run, monkeypatch):
+    run = make_run(compile="auto")
+    run.machine = Machine(torch.device("cuda"), "bf16", 1)
+    passes = run.total_steps * run.settings.accumulate
+    for limit, pays in ((passes, False), (passes - 1, True)):
+        monkeypatch.setattr(training, "COMPILE_FROM_PASSES", limit)
+        assert run._pays_to_compile() == pays
 
 
 def test_a_machine_that_cannot_compile_trains_all_the_same(make_run, trained, monkeypatch, capsys):

@@ -202,11 +202,11 @@ def head_loss(
     Rows of `weight` beyond `vocab_size` V are padding, and not part of it. With `partial`, the mean
     is over the targets that are not negative; 0 if all are.
     """
-    if not x.is_cuda:
-        return _head_loss_of_parts(x, weight[:vocab_size], targets, vocab_size, partial)
-    if torch.compiler.is_compiling():
+    if x.is_cuda and torch.compiler.is_compiling():
         return plain_head_loss(x, weight, targets, vocab_size)
-    return _head_loss_of_parts(x, weight, targets, vocab_size, partial)
+    # A GPU multiplies whole padded rows faster than odd ones.
+    rows = weight if x.is_cuda else weight[:vocab_size]
+    return _head_loss_of_parts(x, rows, targets, vocab_size, partial)
 
 
 def plain_head_loss(x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> Tensor:

@@ -93,8 +93,6 @@ class Optimizers:
 
     def __init__(self, optimizers: list[Optimizer]) -> None:
         self.all = optimizers
-        self.keep_gradients = False
-        """Whether a step clears gradients where they lie, instead of dropping them."""
         self.peaks = [[group["lr"] for group in each.param_groups] for each in optimizers]
 
     def step(self, rate: float) -> None:
@@ -103,7 +101,7 @@ class Optimizers:
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * rate
             optimizer.step()
-            optimizer.zero_grad(set_to_none=not self.keep_gradients)
+            optimizer.zero_grad(set_to_none=True)
 
     def state_dict(self) -> list[dict[str, Any]]:
         """The state of each, in order."""
