@@ -1,12 +1,13 @@
-"""How fast one GPU trains: tokens a second and model FLOPs utilisation (MFU).
+"""How fast training is, of what the machine's matrix products allow.
 
-    python tests/benchmarks/gpu.py                    GPT-2 124M, and the model of `best`
-    python tests/benchmarks/gpu.py --profile          and what the time goes to
+    python tests/benchmarks/throughput.py                  on a GPU if there is one
+    python tests/benchmarks/throughput.py --profile        and what the time goes to
 
-Steps are the training loop's own, on random tokens, in bf16, eager and compiled. FLOPs are those of
-PaLM (Chowdhery et al. 2022, appendix B): 6 for each weight of a matrix product and 12 x layers x
-width x context for attention, a token. MFU is their rate over `--peak`, and beside it over the rate
-of one large bf16 product, measured first.
+Steps are the training loop's own, on random tokens, eager and compiled: of the model of `quick` on
+a CPU, of GPT-2 124M and of the model of `best` on a GPU. FLOPs are those of PaLM (Chowdhery et al.
+2022, appendix B): 6 for each weight of a matrix product and 12 x layers x width x context for
+attention, a token. Their rate is given as a share of that of one large product in the same type,
+measured first, and on a GPU as MFU, of `--peak`. Nothing else should run on the machine.
 """
 
 import argparse
@@ -24,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 from stages.lm.data import TokenData  # noqa: E402
 from stages.lm.model import ModelConfig, Transformer  # noqa: E402
-from stages.lm.runtime import pick_machine  # noqa: E402
+from stages.lm.runtime import Machine, pick_machine  # noqa: E402
 from stages.lm.settings.runtime import RuntimeSettings  # noqa: E402
 from stages.lm.settings.train import TrainSettings  # noqa: E402
 from stages.lm.training import TrainingRun  # noqa: E402
@@ -42,19 +43,20 @@ GPT2 = ModelConfig(
     tie_embeddings=True,
     dropout=0.0,
 )
-BEST = ModelConfig(
+QUICK = ModelConfig(
     arch="qwen3",
     vocab_size=1024,
-    context=256,
+    context=128,
     layers=4,
     heads=4,
     kv_heads=4,
     head_size=64,
     width=256,
-    ff_width=768,
+    ff_width=512,
     tie_embeddings=False,
-    dropout=0.2,
+    dropout=0.0,
 )
+BEST = replace(QUICK, context=256, ff_width=768, dropout=0.2)
 SETTINGS = TrainSettings(
     seed=1,
     epochs=1,
@@ -80,11 +82,11 @@ SETTINGS = TrainSettings(
     split_tokens=0.0,
     patience=0,
     val_tokens=1,
-    precision="bf16",
+    precision="auto",
     compile="off",
 )
 LARGE = replace(SETTINGS, average=0.0, lr=0.01, embedding_lr=0.003, head_lr=0.003, weight_decay=0.0)
-SIDE = 8192
+SIDES = {"cuda": 8192, "cpu": 2048}
 """Of the matrices of the large product."""
 ROUNDS = 3
 
@@ -97,39 +99,55 @@ def main() -> None:
     parser.add_argument("--peak", type=float, default=989.0, help="TFLOP/s, an H100's by default")
     parser.add_argument("--profile", action="store_true")
     arguments = parser.parse_args()
-    rate = product_rate()
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
-    print(f"a bf16 product of {SIDE} x {SIDE} matrices: {rate / 1e12:.0f} TFLOP/s\n")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    machine = pick_machine(RuntimeSettings(device=device, threads=0, checkpoint_steps=0), "auto")
+    name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {machine.threads} threads"
+    print(f"{name}, torch {torch.__version__}, {machine.precision}")
+    rate = product_rate(machine)
+    side = SIDES[device]
+    print(f"a product of {side} x {side} matrices: {rate / 1e12:.3g} TFLOP/s\n")
     print(f"{'':<12} {'windows':>9} {'':>9} {'first s':>8} {'ms/step':>8} {'tokens/s':>10}", end="")
-    print(f" {'TFLOP/s':>8} {'MFU':>6} {'of product':>10}")
-    cases = [("GPT-2 124M", GPT2, replace(LARGE, batch_size=size)) for size in arguments.batches]
-    for name, config, settings in [*cases, ("best", BEST, SETTINGS)]:
+    print(f" {'TFLOP/s':>8} {'of product':>10} {'MFU':>6}")
+    cases = [("quick", QUICK, replace(SETTINGS, batch_size=16, average=0.0, weight_decay=0.0))]
+    if device == "cuda":
+        cases = [("GPT-2 124M", GPT2, replace(LARGE, batch_size=n)) for n in arguments.batches]
+        cases += [("best", BEST, SETTINGS)]
+    for name, config, settings in cases:
         for mode in ("off", "on"):
+            changed = replace(settings, compile=mode)
             first, seconds, tokens = measure(
-                config, replace(settings, compile=mode), arguments.steps, arguments.profile
+                config, changed, machine, arguments.steps, arguments.profile
             )
             flops = tokens / seconds * flops_per_token(config)
             how = "compiled" if mode == "on" else "eager"
+            utilisation = f" {flops / arguments.peak / 1e12:>6.1%}" if device == "cuda" else ""
             print(
                 f"{name:<12} {settings.batch_size:>5} x {settings.accumulate} "
                 f"{how:>9} {first:>8.1f} {seconds * 1000:>8.1f} "
-                f"{tokens / seconds:>10,.0f} {flops / 1e12:>8.1f} "
-                f"{flops / arguments.peak / 1e12:>6.1%} {flops / rate:>10.1%}",
+                f"{tokens / seconds:>10,.0f} {flops / 1e12:>8.3g} "
+                f"{flops / rate:>10.1%}{utilisation}",
                 flush=True,
             )
 
 
-def product_rate() -> float:
-    """FLOP/s of one large product of random bf16 matrices."""
-    left, right = torch.randn(2, SIDE, SIDE, device="cuda", dtype=torch.bfloat16)
+def product_rate(machine: Machine) -> float:
+    """FLOP/s of one large product of random matrices."""
+    side = SIDES[machine.device.type]
+    dtype = torch.bfloat16 if machine.precision == "bf16" else torch.float32
+    left, right = torch.randn(2, side, side).to(machine.device, dtype)
     times = []
     for _ in range(13):
-        torch.cuda.synchronize()
-        began = time.perf_counter()
+        began = now(machine)
         left @ right
+        times.append(now(machine) - began)
+    return 2 * side**3 / statistics.median(times[3:])
+
+
+def now(machine: Machine) -> float:
+    """Seconds, once the device has done what it was told."""
+    if machine.device.type == "cuda":
         torch.cuda.synchronize()
-        times.append(time.perf_counter() - began)
-    return 2 * SIDE**3 / statistics.median(times[3:])
+    return time.perf_counter()
 
 
 def flops_per_token(config: ModelConfig) -> float:
@@ -142,7 +160,7 @@ def flops_per_token(config: ModelConfig) -> float:
 
 
 def measure(
-    config: ModelConfig, settings: TrainSettings, steps: int, profile: bool
+    config: ModelConfig, settings: TrainSettings, machine: Machine, steps: int, profile: bool
 ) -> tuple[float, float, int]:
     """Seconds of the first step and of a later one, and the tokens of a step."""
     torch._dynamo.reset()
@@ -150,28 +168,25 @@ def measure(
     count = window * (ROUNDS * steps + 8)
     tokens = np.random.default_rng(1).integers(0, config.vocab_size, count).astype(np.uint16)
     data = TokenData(tokens, tokens, tokens, np.zeros((0, 2), np.int64), meta={}, vocabulary="")
-    machine = pick_machine(RuntimeSettings(device="cuda", threads=0, checkpoint_steps=0), "bf16")
     run = TrainingRun(Transformer(config), data, settings, machine)
     run.begin(from_bigrams=False)
     run.model.train()
 
     def walk(count: int) -> float:
-        torch.cuda.synchronize()
-        began = time.perf_counter()
+        began = now(machine)
         for _ in range(count):
             run._step()
             run.progress.step += 1
-        torch.cuda.synchronize()
-        return (time.perf_counter() - began) / count
+        return (now(machine) - began) / count
 
     first = walk(1)
     walk(2)
     seconds = statistics.median(walk(steps) for _ in range(ROUNDS))
     if profile:
-        activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-        with torch.profiler.profile(activities=activities) as profiler:
+        with torch.profiler.profile() as profiler:
             walk(2)
-        print(profiler.key_averages().table(sort_by="self_cuda_time_total", row_limit=14))
+        by = f"self_{machine.device.type}_time_total"
+        print(profiler.key_averages().table(sort_by=by, row_limit=14))
     return first, seconds, window
 
 
