@@ -14,7 +14,7 @@ import argparse
 import statistics
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,9 @@ sys.path.insert(0, str(ROOT))
 from stages.lm.data import TokenData  # noqa: E402
 from stages.lm.model import ModelConfig, Transformer  # noqa: E402
 from stages.lm.runtime import Machine, pick_machine  # noqa: E402
+from stages.lm.settings.loader import load_section  # noqa: E402
+from stages.lm.settings.model import ModelSettings  # noqa: E402
+from stages.lm.settings.recipes import derive  # noqa: E402
 from stages.lm.settings.runtime import RuntimeSettings  # noqa: E402
 from stages.lm.settings.train import TrainSettings  # noqa: E402
 from stages.lm.training import TrainingRun  # noqa: E402
@@ -43,49 +46,9 @@ GPT2 = ModelConfig(
     tie_embeddings=True,
     dropout=0.0,
 )
-QUICK = ModelConfig(
-    arch="qwen3",
-    vocab_size=1024,
-    context=128,
-    layers=4,
-    heads=4,
-    kv_heads=4,
-    head_size=64,
-    width=256,
-    ff_width=512,
-    tie_embeddings=False,
-    dropout=0.0,
-)
-BEST = replace(QUICK, context=256, ff_width=768, dropout=0.2)
-SETTINGS = TrainSettings(
-    seed=1,
-    epochs=1,
-    batch_size=8,
-    accumulate=2,
-    adapt="full",
-    lora_rank=32,
-    lora_alpha=64,
-    lora_targets="all",
-    optimizer="muon",
-    lr=0.02,
-    embedding_lr=0.03,
-    head_lr=0.006,
-    warmup_steps=10,
-    decay_fraction=0.6,
-    final_lr_fraction=0.02,
-    weight_decay=0.3,
-    momentum=0.95,
-    beta1=0.8,
-    beta2=0.95,
-    grad_clip=1.0,
-    average=0.98,
-    split_tokens=0.0,
-    patience=0,
-    val_tokens=1,
-    precision="auto",
-    compile="off",
-)
-LARGE = replace(SETTINGS, average=0.0, lr=0.01, embedding_lr=0.003, head_lr=0.003, weight_decay=0.0)
+GPT2_RATES = {"lr": 0.01, "embedding_lr": 0.003, "head_lr": 0.003}
+TEXT_BYTES = 1_000_000
+"""The size of text whose recipes are measured."""
 SIDES = {"cuda": 8192, "cpu": 2048}
 """Of the matrices of the large product."""
 ROUNDS = 3
@@ -107,11 +70,12 @@ def main() -> None:
     side = SIDES[device]
     print(f"a product of {side} x {side} matrices: {rate / 1e12:.3g} TFLOP/s\n")
     print(f"{'':<12} {'windows':>9} {'':>9} {'first s':>8} {'ms/step':>8} {'tokens/s':>10}", end="")
-    print(f" {'TFLOP/s':>8} {'of product':>10} {'MFU':>6}")
-    cases = [("quick", QUICK, replace(SETTINGS, batch_size=16, average=0.0, weight_decay=0.0))]
+    print(f" {'TFLOP/s':>8} {'of product':>10}" + " " * 4 + "MFU" * (device == "cuda"))
+    cases = [("quick", *of_recipe("quick"))]
     if device == "cuda":
-        cases = [("GPT-2 124M", GPT2, replace(LARGE, batch_size=n)) for n in arguments.batches]
-        cases += [("best", BEST, SETTINGS)]
+        gpt2 = replace(of_recipe("quick")[1], **GPT2_RATES)
+        cases = [("GPT-2 124M", GPT2, replace(gpt2, batch_size=n)) for n in arguments.batches]
+        cases.append(("best", *of_recipe("best")))
     for name, config, settings in cases:
         for mode in ("off", "on"):
             changed = replace(settings, compile=mode)
@@ -128,6 +92,19 @@ def main() -> None:
                 f"{flops / rate:>10.1%}{utilisation}",
                 flush=True,
             )
+
+
+def of_recipe(recipe: str) -> tuple[ModelConfig, TrainSettings]:
+    """The model that a recipe trains on a text, and how."""
+    values = derive(recipe, TEXT_BYTES, {})
+    fields = asdict(load_section(ModelSettings, auto=values))
+    del fields["init"]
+    config = ModelConfig(
+        **fields,
+        vocab_size=values["tokenize.vocab_size"],
+        head_size=fields["width"] // fields["heads"],
+    )
+    return config, load_section(TrainSettings, auto=values)
 
 
 def product_rate(machine: Machine) -> float:
@@ -167,7 +144,8 @@ def measure(
     window = settings.batch_size * settings.accumulate * config.context
     count = window * (ROUNDS * steps + 8)
     tokens = np.random.default_rng(1).integers(0, config.vocab_size, count).astype(np.uint16)
-    data = TokenData(tokens, tokens, tokens, np.zeros((0, 2), np.int64), meta={}, vocabulary="")
+    merges = np.zeros((config.vocab_size, 2), np.int64)
+    data = TokenData(tokens, tokens, tokens, merges, meta={}, vocabulary="")
     run = TrainingRun(Transformer(config), data, settings, machine)
     run.begin(from_bigrams=False)
     run.model.train()
