@@ -1,6 +1,6 @@
 """How soon and how fast the page shows text, in a real browser, beside the engine alone.
 
-    PYTHONPATH=tests python tests/benchmarks/responsiveness.py
+    PYTHONPATH=tests:. python tests/benchmarks/responsiveness.py
 
 Needs the models of a finished `dvc repro`, a Chromium of the system and an idle machine. The page
 is warm: one text has been written. Times are the browser's: from the click on the button to the

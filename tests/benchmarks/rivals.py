@@ -1,6 +1,6 @@
 """The pipeline among rivals: killed and doubled processes, DVC's cache types, clones, no network.
 
-    PYTHONPATH=tests python tests/benchmarks/rivals.py [FAMILY ...]
+    PYTHONPATH=tests:. python tests/benchmarks/rivals.py [FAMILY ...]
 
 prints for each family of cases how many were tried and how many held. A case holds if, in the end,
 `dvc status` finds nothing to do, every object in DVC's cache still hashes to its name, and the

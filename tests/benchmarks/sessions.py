@@ -1,13 +1,13 @@
 """The page under many visitors: real sessions over Streamlit's websocket, against one server.
 
-    PYTHONPATH=tests python tests/benchmarks/sessions.py
+    PYTHONPATH=tests:. python tests/benchmarks/sessions.py
 
 starts the page in a copy of the project with a model of random weights, and prints for each promise
 how many cases were tried and how many held: texts written at once equal those of one user, there is
 one model in memory and it does not grow, a stop is a stop, any prompt is text, and the model's file
 may be replaced or removed meanwhile. Without a network:
 
-    unshare -rn sh -c "ip link set lo up && PYTHONPATH=tests python tests/benchmarks/sessions.py"
+    unshare -rn sh -c "ip link set lo up && PYTHONPATH=tests:. python tests/benchmarks/sessions.py"
 """
 
 import argparse
