@@ -15,6 +15,7 @@ import asyncio
 import os
 import shutil
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -359,11 +360,12 @@ async def replacements(server: Server, tally: Tally, count: int) -> None:
         copy.replace(paths.QUANTIZED)
         await visitor.write("the", 2)
         sizes.append(server.megabytes())
-    most = max(sizes[: count // 2]), max(sizes[count // 2 :])
-    print(f"    at most {most[0]:.0f} MB in the first half, {most[1]:.0f} MB in the second")
+    # Not the largest: when freed memory goes back to the system is chance, 100 MB either way.
+    usual = statistics.median(sizes[: count // 2]), statistics.median(sizes[count // 2 :])
+    print(f"    {usual[0]:.0f} MB in the first half (median), {usual[1]:.0f} MB in the second")
     tally.line(
         f"the second half of {count} replacements adds less than a model of {MODEL_MB} MB",
-        [(most, most[1] - most[0] < MODEL_MB)],
+        [(usual, usual[1] - usual[0] < MODEL_MB)],
     )
     await leave([visitor])
 
@@ -387,7 +389,7 @@ def main() -> int:
     parser.add_argument("--length", type=int, default=60, help="tokens of each (%(default)s)")
     parser.add_argument("--generations", type=int, default=1000, help="one by one (%(default)s)")
     parser.add_argument("--stops", type=int, default=20, help="texts to stop (%(default)s)")
-    parser.add_argument("--replacements", type=int, default=40, help="of the file (%(default)s)")
+    parser.add_argument("--replacements", type=int, default=100, help="of the file (%(default)s)")
     asked = parser.parse_args()
     tally = Tally()
     with tempfile.TemporaryDirectory() as folder:
