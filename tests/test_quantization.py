@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from stages.lm.artifact import read_artifact
 from stages.lm.checkpoint import build_model
 from stages.lm.loading import load_model
+from stages.lm.model import Transformer
 from stages.lm.packing import decode_with_numpy
 from stages.lm.quantization import (
     QuantizedModel,
@@ -197,6 +198,14 @@ def test_int8_changes_the_predictions_little(checkpoint):
     rounded = build_model(checkpoint.config, quantized.dequantized())(tokens).log_softmax(-1)
     divergence = (exact.exp() * (exact - rounded)).sum(-1)
     assert 0 < divergence.mean() < 0.01
+
+
+@pytest.mark.parametrize("arch", ["qwen3", "gpt2"])
+@pytest.mark.parametrize("fields", [{"layers": 1}, {"layers": 12}, {"tie_embeddings": True}])
+def test_the_shapes_are_those_of_the_model_in_their_order(make_config, arch, fields):
+    config = make_config(arch, **fields)
+    expected = {name: weight.shape for name, weight in Transformer(config).state_dict().items()}
+    assert list(shapes_of(config, 999).items()) == list(expected.items())
 
 
 def test_a_gigantic_shape_is_refused_before_anything_of_its_size_is_made(make_config):

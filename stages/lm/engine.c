@@ -52,6 +52,9 @@
 typedef float F __attribute__((vector_size(4 * LANES), may_alias));
 typedef int32_t I __attribute__((vector_size(4 * LANES), may_alias));
 typedef int8_t Bytes __attribute__((vector_size(LANES), may_alias));
+#ifdef __AVX2__
+typedef uint32_t Eight __attribute__((vector_size(32), may_alias));
+#endif
 typedef int32_t Quad __attribute__((may_alias)); /* 4 codes of neighbouring columns */
 
 /* What engine.py fills in ------------------------------------------------------------------ */
@@ -112,36 +115,54 @@ int32_t chunk_rows(void) { return CHUNK_ROWS; }
 
 /* Range decoding --------------------------------------------------------------------------- */
 
-#define TABLE_BITS 14
+#define TABLE (1 << 14)
 #define LOW (1u << 16)
 
-/* A `Decode` of packing.py: `symbols` are filled from the states of `lanes` lanes; returns the
-   place in `words` after the last one taken, beyond `end` where there are too few. */
-int64_t decode(uint8_t *restrict symbols, int64_t size, const uint8_t *restrict symbol_at,
-               const uint32_t *restrict step_at, uint32_t *restrict states, int32_t lanes,
-               const uint16_t *restrict words, int64_t place, int64_t end) {
-    for (; size > 0 && place <= end; size -= lanes, symbols += lanes) {
-        int count = size < lanes ? (int)size : lanes;
-        for (int i = 0; i < count; i++) {
-            uint32_t slot = states[i] & ((1 << TABLE_BITS) - 1), step = step_at[slot];
-            symbols[i] = symbol_at[slot];
-            states[i] = (states[i] >> TABLE_BITS) * (step >> 16) + (step & 0xFFFF);
+/* A `Decode` of packing.py: `symbols`, of which each has `counts` places of the TABLE, are filled
+   from the states of `lanes` lanes; returns the place in `words` after the last one taken, beyond
+   `end` where there are too few. */
+int64_t decode(uint8_t *restrict symbols, int64_t size, const uint32_t *restrict counts,
+               uint32_t *restrict states, int32_t lanes, const uint16_t *restrict words,
+               int64_t place, int64_t end) {
+    uint8_t symbol_at[TABLE];
+    uint32_t step_at[TABLE]; /* count << 16 | rest */
+    for (int symbol = 0, slot = 0; symbol < 256; symbol++)
+        for (uint32_t rest = 0; rest < counts[symbol]; rest++, slot++) {
+            symbol_at[slot] = symbol;
+            step_at[slot] = counts[symbol] << 16 | rest;
         }
-        int i = 0;
-#if VNNI
-        for (; i + 16 <= count; i += 16) {
-            __m512i state = _mm512_loadu_si512(states + i);
-            __mmask16 empty = _mm512_cmplt_epu32_mask(state, _mm512_set1_epi32(LOW));
-            __m512i next = _mm512_cvtepu16_epi32(_mm256_loadu_epi16(words + place));
-            __m512i filled = _mm512_slli_epi32(state, 16);
-            filled = _mm512_or_si512(filled, _mm512_maskz_expand_epi32(empty, next));
-            _mm512_storeu_si512(states + i, _mm512_mask_mov_epi32(state, empty, filled));
-            place += __builtin_popcount(empty);
+#ifdef __AVX2__
+    uint8_t turns[256][8]; /* by a mask of lanes: which of the next words each of them takes */
+    for (int mask = 0; mask < 256; mask++)
+        for (int i = 0, taken = 0; i < 8; taken += mask >> i++ & 1) turns[mask][i] = taken;
+#endif
+    for (; size > 0 && place <= end; size -= lanes, symbols += lanes) {
+        int count = size < lanes ? (int)size : lanes, i = 0;
+#ifdef __AVX2__
+        for (; i + 8 <= count; i += 8) {
+            Eight state = (Eight)_mm256_loadu_si256((const void *)(states + i));
+            Eight slot = state & (TABLE - 1), step = {0};
+            UNROLL for (int k = 0; k < 8; k++) { /* the processor's own gathering is slower */
+                symbols[i + k] = symbol_at[slot[k]];
+                step[k] = step_at[slot[k]];
+            }
+            state = state / TABLE * (step >> 16) + (step & 0xFFFF);
+            Eight empty = (Eight)(state < LOW);
+            int mask = _mm256_movemask_ps((__m256)empty);
+            __m256i next = _mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)(words + place)));
+            __m256i turn = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)turns[mask]));
+            Eight taken = (Eight)_mm256_permutevar8x32_epi32(next, turn);
+            state = (~empty & state) | (empty & (state << 16 | taken));
+            _mm256_storeu_si256((void *)(states + i), (__m256i)state);
+            place += __builtin_popcount(mask);
         }
 #endif
         for (; i < count; i++) {
-            uint32_t empty = states[i] < LOW; /* as a number: a branch would be guessed wrongly */
-            states[i] = states[i] << 16 * empty | (words[place] & -empty);
+            uint32_t state = states[i], slot = state & (TABLE - 1), step = step_at[slot];
+            symbols[i] = symbol_at[slot];
+            state = (state / TABLE) * (step >> 16) + (step & 0xFFFF);
+            uint32_t empty = state < LOW; /* as a number: a branch would be guessed wrongly */
+            states[i] = state << 16 * empty | (words[place] & -empty);
             place += empty;
         }
     }

@@ -16,7 +16,7 @@ from .errors import UserError
 from .model import ModelConfig, Transformer
 from .native import decode
 from .paths import shown
-from .quantization import Parts, QuantizedModel, dequantize
+from .quantization import Parts, QuantizedModel
 from .token_step import TokenStep, make_token_step
 from .tokenizer import Tokenizer
 
@@ -106,15 +106,12 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
 def checked(quantized: QuantizedModel) -> QuantizedModel:
     """`quantized`, if a model can be built of it: all that `build` would find is found here.
 
-    Raises anything if not.
+    Its weights have the names and shapes that its `config` gives. Raises anything if not.
     """
-    shapes = {}
     for name, parts in quantized.tensors.items():
         for part in parts.values():
             # A product of finite scales and codes is finite: both have few bits.
             if part.is_floating_point() and not part.isfinite().all():
                 raise ValueError(f"the stored weight {name} holds a value that is no number")
-        shapes[name] = dequantize({kind: part.to("meta") for kind, part in parts.items()})
-    build_model(quantized.config, shapes)
-    Checkpoint(quantized.config, shapes, quantized.tokenizer, quantized.provenance)
+    Checkpoint(quantized.config, {}, quantized.tokenizer, quantized.provenance)  # refuses others
     return quantized

@@ -47,8 +47,7 @@ def library(native: tuple[str, ...] = NATIVE) -> ctypes.CDLL | None:
     engine.pack.argtypes = (c_void_p, c_void_p, *[c_int32] * 4)
     engine.feed.argtypes = (*[c_void_p] * 3, *[c_int32] * 3, c_void_p, c_int32)
     engine.decode.argtypes = (
-        *(c_void_p, c_int64, c_void_p, c_void_p, c_void_p),
-        *(c_int32, c_void_p, c_int64, c_int64),
+        *(c_void_p, c_int64, c_void_p, c_void_p, c_int32, c_void_p, c_int64, c_int64),
     )
     engine.decode.restype = c_int64
     engine.pack.restype = engine.feed.restype = None
@@ -56,25 +55,16 @@ def library(native: tuple[str, ...] = NATIVE) -> ctypes.CDLL | None:
 
 
 def decode(
-    array: np.ndarray,
-    symbol_at: np.ndarray,
-    step_at: np.ndarray,
-    states: np.ndarray,
-    words: np.ndarray,
-    place: int,
+    array: np.ndarray, table: np.ndarray, states: np.ndarray, words: np.ndarray, place: int
 ) -> int:
     """A `packing.Decode`: the engine's, or numpy's where there is no engine."""
     compiled = library()
     if compiled is None:
-        return decode_with_numpy(array, symbol_at, step_at, states, words, place)
+        return decode_with_numpy(array, table, states, words, place)
     lanes = len(states)
-    pointers = (part.ctypes.data for part in (symbol_at, step_at, states))
+    symbols, counts, running, coded = (x.ctypes.data for x in (array, table, states, words))
     end = len(words) - lanes - PADDING
-    return int(
-        compiled.decode(
-            array.ctypes.data, len(array), *pointers, lanes, words.ctypes.data, place, end
-        )
-    )
+    return int(compiled.decode(symbols, len(array), counts, running, lanes, coded, place, end))
 
 
 def compiler() -> list[str]:

@@ -19,10 +19,10 @@ MOST = TABLE - TABLE // 16
 MOST_PER_BYTE = 86
 """Symbols in a byte of any stream: -log2(15/16) bits a symbol at least."""
 
-Decode = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, int], int]
-"""Fills a uint8 array from the lanes' states, uint32, and the words from a place on; returns the
-place after the last one taken. The tables by slot: the symbol, uint8, and its count << 16 | its
-rest, uint32. The words, uint16, go on with `PADDING` zeros after as many as there are lanes."""
+Decode = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int], int]
+"""Fills a uint8 array by the places of each symbol, uint32, from the lanes' states, uint32, and the
+words from a place on; returns the place after the last one taken. The words, uint16, go on with
+`PADDING` zeros after as many as there are lanes."""
 
 PADDING = 16
 """What reads words reads so many at once."""
@@ -74,14 +74,12 @@ def pack(arrays: list[np.ndarray]) -> np.ndarray:
 
 
 def decode_with_numpy(
-    array: np.ndarray,
-    symbol_at: np.ndarray,
-    step_at: np.ndarray,
-    states: np.ndarray,
-    words: np.ndarray,
-    place: int,
+    array: np.ndarray, table: np.ndarray, states: np.ndarray, words: np.ndarray, place: int
 ) -> int:
     """A `Decode`."""
+    symbol_at = np.repeat(np.arange(256, dtype=np.uint8), table)
+    rest_at = np.arange(TABLE, dtype=np.uint32) - _before(table)[symbol_at]
+    step_at = table[symbol_at] << 16 | rest_at
     for start in range(0, len(array), len(states)):
         part = array[start : start + len(states)]
         state = states[: len(part)]
@@ -124,11 +122,8 @@ def unpack(
     words[:count].view(np.uint8)[:] = tail
     place, arrays = 0, []
     for size, table in zip(sizes, tables, strict=True):
-        symbol_at = np.repeat(np.arange(256, dtype=np.uint8), table)
-        rest_at = np.arange(TABLE) - _before(table)[symbol_at]
-        step_at = (table[symbol_at] << 16 | rest_at).astype(np.uint32)
         array = np.empty(size, np.uint8)
-        place = decode(array, symbol_at, step_at, states, words, place)
+        place = decode(array, table, states, words, place)
         if place > count:
             raise ValueError("the stream ends too early")
         arrays.append(array)
@@ -152,7 +147,7 @@ def _table(array: np.ndarray) -> np.ndarray:
 
 def _before(table: np.ndarray) -> np.ndarray:
     """The first place of each symbol."""
-    return np.cumsum(table) - table
+    return np.cumsum(table, dtype=table.dtype) - table
 
 
 def _table_bytes(table: np.ndarray) -> np.ndarray:
@@ -163,8 +158,8 @@ def _table_bytes(table: np.ndarray) -> np.ndarray:
 
 
 def _read_table(stream: np.ndarray, start: int) -> tuple[np.ndarray, int]:
-    """What `_table_bytes` wrote at a place of the stream, and where it ends."""
-    table = np.zeros(256, np.int64)
+    """What `_table_bytes` wrote at a place of the stream, as uint32, and where it ends."""
+    table = np.zeros(256, np.uint32)
     if start + 2 <= len(stream):
         first, end = int(stream[start]), int(stream[start + 1]) + 1
         places = stream[start + 2 : start + 2 + 2 * max(0, end - first)]
