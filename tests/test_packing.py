@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.lm import native
-from stages.lm.packing import MOST_PER_BYTE, TABLE, lane_count, pack, unpack
+from stages.lm import native, packing
+from stages.lm.packing import MOST_PER_BYTE, TABLE, decode_with_numpy, lane_count, pack
 
 ARRAYS = st.lists(st.binary(min_size=1, max_size=300), min_size=1, max_size=5)
 
@@ -17,6 +17,12 @@ def from_bytes(parts):
 
 def sizes(arrays):
     return [len(array) for array in arrays]
+
+
+def unpack(stream, sizes, decode=decode_with_numpy):
+    """The arrays, each for itself."""
+    whole = packing.unpack(stream, sizes, decode)
+    return np.split(whole, np.cumsum(sizes)[:-1])
 
 
 def gaussian(count, deviation, seed=0):
@@ -123,3 +129,10 @@ def test_the_engine_decodes_what_numpy_does(count):
         assert np.array_equal(array, unpacked)
     with pytest.raises(ValueError, match=r"early|missing"):
         unpack(stream[:-2], wanted, native.decode)
+
+
+@given(ARRAYS)
+def test_the_engine_decodes_any_arrays(parts):
+    arrays = from_bytes(parts)
+    unpacked = unpack(pack(arrays), sizes(arrays), native.decode)
+    assert [array.tobytes() for array in unpacked] == parts

@@ -119,34 +119,34 @@ int32_t chunk_rows(void) { return CHUNK_ROWS; }
 #define LOW (1u << 16)
 
 /* A `Decode` of packing.py: `symbols`, of which each has `counts` places of the TABLE, are filled
-   from the states of `lanes` lanes; returns the place in `words` after the last one taken, beyond
-   `end` where there are too few. */
+   from the states of `lanes` lanes and the `end` words; returns the place in `words` after the last
+   one taken, or one beyond `end` where there are too few. */
 int64_t decode(uint8_t *restrict symbols, int64_t size, const uint32_t *restrict counts,
                uint32_t *restrict states, int32_t lanes, const uint16_t *restrict words,
                int64_t place, int64_t end) {
     uint8_t symbol_at[TABLE];
-    uint32_t step_at[TABLE]; /* count << 16 | rest */
-    for (int symbol = 0, slot = 0; symbol < 256; symbol++)
-        for (uint32_t rest = 0; rest < counts[symbol]; rest++, slot++) {
-            symbol_at[slot] = symbol;
-            step_at[slot] = counts[symbol] << 16 | rest;
-        }
+    uint32_t step_of[256]; /* count << 16 | places of the symbols before */
+    for (uint32_t symbol = 0, slot = 0; symbol < 256; slot += counts[symbol++]) {
+        memset(symbol_at + slot, symbol, counts[symbol]);
+        step_of[symbol] = counts[symbol] << 16 | slot;
+    }
 #ifdef __AVX2__
     uint8_t turns[256][8]; /* by a mask of lanes: which of the next words each of them takes */
     for (int mask = 0; mask < 256; mask++)
         for (int i = 0, taken = 0; i < 8; taken += mask >> i++ & 1) turns[mask][i] = taken;
 #endif
-    for (; size > 0 && place <= end; size -= lanes, symbols += lanes) {
+    for (; size > 0; size -= lanes, symbols += lanes) {
         int count = size < lanes ? (int)size : lanes, i = 0;
 #ifdef __AVX2__
-        for (; i + 8 <= count; i += 8) {
+        int whole = place + lanes + 8 <= end ? count : 0; /* eight words are read at once */
+        for (; i + 8 <= whole; i += 8) {
             Eight state = (Eight)_mm256_loadu_si256((const void *)(states + i));
             Eight slot = state & (TABLE - 1), step = {0};
             UNROLL for (int k = 0; k < 8; k++) { /* the processor's own gathering is slower */
                 symbols[i + k] = symbol_at[slot[k]];
-                step[k] = step_at[slot[k]];
+                step[k] = step_of[symbol_at[slot[k]]];
             }
-            state = state / TABLE * (step >> 16) + (step & 0xFFFF);
+            state = state / TABLE * (step >> 16) + slot - (step & 0xFFFF);
             Eight empty = (Eight)(state < LOW);
             int mask = _mm256_movemask_ps((__m256)empty);
             __m256i next = _mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)(words + place)));
@@ -158,11 +158,13 @@ int64_t decode(uint8_t *restrict symbols, int64_t size, const uint32_t *restrict
         }
 #endif
         for (; i < count; i++) {
-            uint32_t state = states[i], slot = state & (TABLE - 1), step = step_at[slot];
-            symbols[i] = symbol_at[slot];
-            state = (state / TABLE) * (step >> 16) + (step & 0xFFFF);
+            uint32_t state = states[i], slot = state & (TABLE - 1);
+            uint32_t step = step_of[symbols[i] = symbol_at[slot]];
+            state = state / TABLE * (step >> 16) + slot - (step & 0xFFFF);
             uint32_t empty = state < LOW; /* as a number: a branch would be guessed wrongly */
-            states[i] = state << 16 * empty | (words[place] & -empty);
+            if (place >= end && empty) return end + 1;
+            uint32_t word = place < end ? words[place] : 0;
+            states[i] = state << 16 * empty | (word & -empty);
             place += empty;
         }
     }

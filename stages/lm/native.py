@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .packing import PADDING, decode_with_numpy
+from .packing import decode_with_numpy
 
 SOURCE = Path(__file__).with_name("engine.c")
 FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-w", "-fPIC", "-shared")
@@ -61,10 +61,9 @@ def decode(
     compiled = library()
     if compiled is None:
         return decode_with_numpy(array, table, states, words, place)
-    lanes = len(states)
     symbols, counts, running, coded = (x.ctypes.data for x in (array, table, states, words))
-    end = len(words) - lanes - PADDING
-    return int(compiled.decode(symbols, len(array), counts, running, lanes, coded, place, end))
+    size, lanes, end = len(array), len(states), len(words)
+    return int(compiled.decode(symbols, size, counts, running, lanes, coded, place, end))
 
 
 def compiler() -> list[str]:

@@ -21,11 +21,8 @@ MOST_PER_BYTE = 86
 
 Decode = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int], int]
 """Fills a uint8 array by the places of each symbol, uint32, from the lanes' states, uint32, and the
-words from a place on; returns the place after the last one taken. The words, uint16, go on with
-`PADDING` zeros after as many as there are lanes."""
-
-PADDING = 16
-"""What reads words reads so many at once."""
+words, uint16, from a place on; returns the place after the last one taken, or one beyond the end
+where there are too few."""
 
 RUN = 1 << 15
 MOST_RUNS = 8
@@ -37,16 +34,27 @@ def lane_count(symbols: int) -> int:
     return 1 << min(max((symbols // 6_000).bit_length(), 2), 12)
 
 
-def runs_by_scale(scales: np.ndarray, codes: int) -> list[np.ndarray]:
-    """The places of float16 `scales` from the smallest to the largest, cut into a few runs.
+def order_by_scale(scales: np.ndarray) -> np.ndarray:
+    """The places of float16 `scales` from the smallest to the largest."""
+    # Positive halves have the order of their bits, and integers sort many times faster.
+    return np.argsort(np.abs(scales).view(np.uint16), kind="stable")
+
+
+def run_lengths(scales: int, codes: int) -> list[int]:
+    """How many scales lie in each of the few runs that `scales` in order are cut into.
 
     Codes of alike scales are spread alike, so that a table for each run makes them shorter; what
     reads them has the scales already. `codes` is how many there are under all the scales.
     """
-    parts = min(MOST_RUNS, len(scales), 1 + codes // RUN)
-    # Positive halves have the order of their bits, and integers sort many times faster.
-    order = np.argsort(np.abs(scales).view(np.uint16), kind="stable")
-    return np.array_split(order, parts)
+    parts = min(MOST_RUNS, scales, 1 + codes // RUN)
+    whole, rest = divmod(scales, parts)
+    return [whole + 1] * rest + [whole] * (parts - rest)
+
+
+def runs_by_scale(scales: np.ndarray, codes: int) -> list[np.ndarray]:
+    """The places of float16 `scales` in each run."""
+    ends = np.cumsum(run_lengths(len(scales), codes))
+    return np.split(order_by_scale(scales), ends[:-1])
 
 
 def pack(arrays: list[np.ndarray]) -> np.ndarray:
@@ -92,16 +100,14 @@ def decode_with_numpy(
         empty = np.flatnonzero(state < LOW)
         taken = words[place : place + len(empty)]
         if len(taken) < len(empty):
-            return len(words)
+            return len(words) + 1
         state[empty] = state[empty] << np.uint32(16) | taken
         place += len(empty)
     return place
 
 
-def unpack(
-    stream: np.ndarray, sizes: list[int], decode: Decode = decode_with_numpy
-) -> list[np.ndarray]:
-    """The arrays that `pack` was given, of the `sizes` they had.
+def unpack(stream: np.ndarray, sizes: list[int], decode: Decode = decode_with_numpy) -> np.ndarray:
+    """The arrays that `pack` was given, of the `sizes` they had, one after the other.
 
     Raises:
         ValueError: the stream does not hold them. Memory and time are bounded by its own length.
@@ -117,17 +123,15 @@ def unpack(
     head, tail = stream[start : start + 4 * lanes], stream[start + 4 * lanes :]
     if len(head) != 4 * lanes or len(tail) % 2:
         raise ValueError("a part of the stream is missing")
-    states, count = head.copy().view("<u4"), len(tail) // 2
-    words = np.zeros(count + lanes + PADDING, "<u2")
-    words[:count].view(np.uint8)[:] = tail
-    place, arrays = 0, []
+    states, words = head.copy().view("<u4"), tail.view("<u2")
+    arrays = np.empty(total, np.uint8)
+    begin = place = 0
     for size, table in zip(sizes, tables, strict=True):
-        array = np.empty(size, np.uint8)
-        place = decode(array, table, states, words, place)
-        if place > count:
+        place = decode(arrays[begin : begin + size], table, states, words, place)
+        begin += size
+        if place > len(words):
             raise ValueError("the stream ends too early")
-        arrays.append(array)
-    if place != count or (states != LOW).any():
+    if place != len(words) or (states != LOW).any():
         raise ValueError("the stream does not end where its codes do")
     return arrays
 

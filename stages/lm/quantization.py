@@ -16,7 +16,16 @@ from torch import Tensor
 from .artifact import write_artifact
 from .checkpoint import Checkpoint, check_config
 from .model import ModelConfig, Transformer
-from .packing import MOST_PER_BYTE, Decode, decode_with_numpy, pack, runs_by_scale, unpack
+from .packing import (
+    MOST_PER_BYTE,
+    Decode,
+    decode_with_numpy,
+    order_by_scale,
+    pack,
+    run_lengths,
+    runs_by_scale,
+    unpack,
+)
 
 KIND = "quantized model"
 VERSION = 2
@@ -150,29 +159,25 @@ def unpack_tensors(
             coded[name] = shape
     plain = {name: shape for name, shape in shapes.items() if name not in coded}
     scaled = {name: torch.Size((shape[0], scales[name])) for name, shape in coded.items()}
-    runs = {
-        name: [
-            len(run) * (shape.numel() // scaled[name].numel())
-            for run in runs_by_scale(np.zeros(scaled[name].numel(), np.float16), shape.numel())
-        ]
+    sizes = [
+        length * (shape.numel() // scaled[name].numel())
         for name, shape in coded.items()
-    }
-    sizes = [size for name in coded for size in runs[name]]
-    for halves in (scaled, plain):
-        sizes += 2 * [sum(shape.numel() for shape in halves.values())]
-    found = iter(unpack(stream, [size for size in sizes if size], decode))
-    arrays = [next(found) if size else np.empty(0, np.uint8) for size in sizes]
-    stored_scales = _halves(scaled, *arrays[-4:-2])
-    stored_values = _halves(plain, *arrays[-2:])
+        for length in run_lengths(scaled[name].numel(), shape.numel())
+    ]
+    numbers = [sum(shape.numel() for shape in halves.values()) for halves in (scaled, plain)]
+    sizes += [numbers[0]] * 2 + [numbers[1]] * 2
+    arrays = unpack(stream, [size for size in sizes if size], decode)
+    *sorted_codes, scale_bytes, value_bytes = np.split(
+        arrays, np.cumsum([*(shape.numel() for shape in coded.values()), 2 * numbers[0]])
+    )
+    stored_scales, stored_values = _halves(scaled, scale_bytes), _halves(plain, value_bytes)
     codes = {}
-    for name, shape in coded.items():
+    for (name, shape), part in zip(coded.items(), sorted_codes, strict=True):
         flat = stored_scales[name].numpy().ravel()
-        order = np.concatenate(runs_by_scale(flat, shape.numel()))
-        sorted_codes = np.concatenate([arrays.pop(0) for _ in runs[name]])
-        sorted_codes ^= 128
+        part ^= 128
         # All codes of a scale as one item: numpy moves these several times faster than rows.
         unsorted = np.empty(len(flat), f"V{shape.numel() // len(flat)}")
-        unsorted[order] = sorted_codes.view(unsorted.dtype)
+        unsorted[order_by_scale(flat)] = part.view(unsorted.dtype)
         codes[name] = torch.from_numpy(unsorted.view(np.int8)).view(shape)
     return {
         name: {"codes": codes[name], "scales": stored_scales[name]}
@@ -182,9 +187,9 @@ def unpack_tensors(
     }
 
 
-def _halves(shapes: dict[str, torch.Size], low: np.ndarray, high: np.ndarray) -> Parts:
-    """Float16 tensors of these shapes, one after the other, from their low and high bytes."""
-    numbers = torch.from_numpy(np.stack([low, high], axis=1).view("<f2").ravel())
+def _halves(shapes: dict[str, torch.Size], stored: np.ndarray) -> Parts:
+    """Float16 tensors of these shapes, one after the other, from low bytes, then high ones."""
+    numbers = torch.from_numpy(stored.reshape(2, -1).T.copy().view("<f2").ravel())
     parts = numbers.split([shape.numel() for shape in shapes.values()]) if shapes else ()
     return {name: part.view(shapes[name]) for name, part in zip(shapes, parts, strict=True)}
 
