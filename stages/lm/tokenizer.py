@@ -172,7 +172,7 @@ class Tokenizer:
                 continue
             try:
                 token, rank = line.split()
-                ranks[base64.b64decode(token, validate=True)] = int(rank)
+                ranks[binascii.a2b_base64(token, strict_mode=True)] = int(rank)
             except (ValueError, binascii.Error):
                 raise UserError(
                     f"line {number} of the vocabulary {name} is {line[:40]!r}, not a token in "
