@@ -66,6 +66,12 @@ SLOW: dict[str, Any] = {
     "train.split_tokens": 0.15,
 }
 """Of `best`, and of short texts: many passes need every means against learning by heart."""
+MIDDLE: dict[str, Any] = SLOW | {
+    "model.context": 512,
+    "train.batch_size": 4,
+    "train.split_tokens": 0.2,
+}
+"""Of `best` for about a megabyte: as many tokens in a step, each with more before it."""
 SHORT: dict[str, Any] = SLOW | {
     "model.dropout": 0.3,
     "tokenize.vocab_size": 256,
@@ -87,14 +93,14 @@ BY_SIZE: dict[str, list[tuple[int, dict[str, Any]]]] = {
     "best": [
         (0, SHORT | {"model.width": 192, "model.dropout": 0.4, "train.epochs": 24}),
         (200_000, SLOW | {"tokenize.vocab_size": 512, "model.dropout": 0.3, "train.epochs": 14}),
-        (700_000, SLOW | {"tokenize.vocab_size": 1024, "train.epochs": 12}),
+        (700_000, MIDDLE | {"tokenize.vocab_size": 1024, "train.epochs": 16}),
         (2_000_000, SLOW | {"tokenize.vocab_size": 2048, "train.epochs": 8, "model.dropout": 0.1}),
         (6_000_000, SLOW | {"tokenize.vocab_size": 4096, "train.epochs": 2, "model.dropout": 0.0}),
         (20_000_000, SLOW | {"tokenize.vocab_size": 4096, "train.epochs": 1, "model.dropout": 0.0}),
     ],
 }
 """`quick`: the best model within a minute or two of training up to 2 MB of text, and one pass over
-it beyond. `best`: the best model within about a quarter of an hour. From so many bytes of text on,
+it beyond. `best`: the best model within fifteen to twenty minutes. From so many bytes of text on,
 these values."""
 FF_RATIO = {"quick": 2, "best": 3}
 """Inner size of qwen3's feed-forward layers, in widths: more of it repays only many passes."""
