@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.lm.artifact import content_digest, read_artifact, write_artifact
+from stages.lm.artifact import content_digest, opened_artifact, read_artifact, write_artifact
 from stages.lm.errors import UserError
 
 KINDS = {"thing": 1}
@@ -59,6 +59,17 @@ def refusal(path, kinds=KINDS):
     message = str(caught.value)
     assert str(path) in message and "`dvc repro`" in message
     return message
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_damage_is_told_rather_than_what_it_led_to(written, damaged):
+    whole = written.read_bytes()
+    if damaged:
+        place = whole.index(content()["tensors"]["float"].numpy().tobytes())
+        written.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    expected = (UserError, "match their digest") if damaged else (ValueError, "no model")
+    with pytest.raises(expected[0], match=expected[1]), opened_artifact(written, KINDS):
+        raise ValueError("no model")
 
 
 def test_content_comes_back_with_its_types(written):

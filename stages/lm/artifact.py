@@ -15,6 +15,9 @@ import os
 import pickletools
 import struct
 import zipfile
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,6 +71,19 @@ def read_artifact(path: Path, kinds: dict[str, int]) -> tuple[str, dict[str, Any
     Raises:
         UserError: the file is missing, damaged, forged, or of another kind or version.
     """
+    with opened_artifact(path, kinds) as artifact:
+        return artifact
+
+
+@contextmanager
+def opened_artifact(
+    path: Path, kinds: dict[str, int]
+) -> Generator[tuple[str, dict[str, Any]], None, None]:
+    """What `read_artifact` returns, to use while a thread still sums up its digest.
+
+    On leaving, a file that does not match it is refused, whatever came of using it: what is done
+    meanwhile must bear any numbers, and change none of them.
+    """
     name = shown(path)
     try:
         document = _read(path)
@@ -83,9 +99,15 @@ def read_artifact(path: Path, kinds: dict[str, int]) -> tuple[str, dict[str, Any
     if kinds.get(kind) != version:
         expected = " or ".join(f"{kind} {version}" for kind, version in kinds.items())
         raise UserError(f"{name} holds {kind} {version}, but {expected} is needed; {REMEDY}")
-    if content_digest(content) != document["digest"]:
-        raise UserError(f"{name} is damaged: its contents do not match their digest; {REMEDY}")
-    return kind, content
+    with ThreadPoolExecutor(1) as pool:
+        digest = pool.submit(content_digest, content)
+        try:
+            yield kind, content
+        finally:
+            if digest.result() != document["digest"]:
+                raise UserError(
+                    f"{name} is damaged: its contents do not match their digest; {REMEDY}"
+                )
 
 
 REMEDY = "remove it and run `dvc repro`, or restore it with `dvc checkout`."

@@ -118,12 +118,12 @@ int32_t chunk_rows(void) { return CHUNK_ROWS; }
 #define TABLE (1 << 14)
 #define LOW (1u << 16)
 
-/* A `Decode` of packing.py: `symbols`, of which each has `counts` places of the TABLE, are filled
-   from the states of `lanes` lanes and the `end` words; returns the place in `words` after the last
-   one taken, or one beyond `end` where there are too few. */
-int64_t decode(uint8_t *restrict symbols, int64_t size, const uint32_t *restrict counts,
-               uint32_t *restrict states, int32_t lanes, const uint16_t *restrict words,
-               int64_t place, int64_t end) {
+/* Fills `symbols`, of which each has `counts` places of the TABLE, from the states of `lanes` lanes
+   and the `end` words; returns the place in `words` after the last one taken, or one beyond `end`
+   where there are too few. */
+static int64_t decode_array(uint8_t *restrict symbols, int64_t size, const uint32_t *counts,
+                            uint32_t *restrict states, int32_t lanes, const uint16_t *words,
+                            int64_t place, int64_t end) {
     uint8_t symbol_at[TABLE];
     uint32_t step_of[256]; /* count << 16 | places of the symbols before */
     for (uint32_t symbol = 0, slot = 0; symbol < 256; slot += counts[symbol++]) {
@@ -168,6 +168,16 @@ int64_t decode(uint8_t *restrict symbols, int64_t size, const uint32_t *restrict
             place += empty;
         }
     }
+    return place;
+}
+
+/* A `Decode` of packing.py: `arrays` of `sizes` one after the other, each with 256 of the `tables`.
+   All in one call, so that Python's other threads go on meanwhile. */
+int64_t decode(uint8_t *symbols, const int64_t *sizes, const uint32_t *tables, int32_t arrays,
+               uint32_t *states, int32_t lanes, const uint16_t *words, int64_t end) {
+    int64_t place = 0;
+    for (int32_t i = 0; i < arrays && place <= end; symbols += sizes[i++])
+        place = decode_array(symbols, sizes[i], tables + 256 * i, states, lanes, words, place, end);
     return place;
 }
 

@@ -1,6 +1,7 @@
 """From a model file to something that writes text. What is in a file decides how it is read."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 
 from . import checkpoint, quantization
-from .artifact import REMEDY, read_artifact
+from .artifact import REMEDY, opened_artifact
 from .checkpoint import Checkpoint, build_model
 from .engine import Engine, make_engine
 from .errors import UserError
@@ -19,6 +20,9 @@ from .paths import shown
 from .quantization import Parts, QuantizedModel
 from .token_step import TokenStep, make_token_step
 from .tokenizer import Tokenizer
+
+FORGED = (LookupError, TypeError, AttributeError, ValueError, RuntimeError, UserError)
+"""What values of other types and sizes than a model's can raise."""
 
 
 @dataclass(frozen=True)
@@ -73,33 +77,37 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
     kinds = {checkpoint.KIND: checkpoint.VERSION, quantization.KIND: quantization.VERSION}
     device = torch.device(device)
     size = path.stat().st_size if path.exists() else 0
-    kind, content = read_artifact(path, kinds)
-    weights = None
-    try:
-        if kind == checkpoint.KIND:
-            stored = Checkpoint.from_content(content, path)
-            config, provenance, parts = stored.config, stored.provenance, stored.tokenizer
-            scheme, model = "float32", stored.build().to(device)
-
-            def build() -> Transformer:
-                return model
-        else:
-            quantized = checked(QuantizedModel.from_content(content, decode))
-            config, provenance, parts = quantized.config, quantized.provenance, quantized.tokenizer
-            scheme = quantized.scheme
-            weights = quantized.tensors if device.type == "cpu" else None
-
-            def build() -> Transformer:
-                return build_model(config, quantized.dequantized()).to(device)
-
-        tokenizer = Tokenizer.from_text(parts["vocabulary"], parts["pattern"], parts["name"])
-        if tokenizer.vocab_size != config.vocab_size:
-            raise ValueError(
-                f"it is a model of {config.vocab_size} tokens, but a vocabulary of "
-                f"{tokenizer.vocab_size}"
+    with opened_artifact(path, kinds) as (kind, content), ThreadPoolExecutor(1) as pool:
+        weights = None
+        try:
+            parts = content["tokenizer"]
+            tokenizing = pool.submit(
+                Tokenizer.from_text, parts["vocabulary"], parts["pattern"], parts["name"]
             )
-    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError, UserError) as error:
-        raise UserError(f"{shown(path)} holds no whole model ({error}); {REMEDY}") from error
+            if kind == checkpoint.KIND:
+                stored = Checkpoint.from_content(content, path)
+                config, provenance = stored.config, stored.provenance
+                scheme, model = "float32", stored.build().to(device)
+
+                def build() -> Transformer:
+                    return model
+            else:
+                quantized = checked(QuantizedModel.from_content(content, decode))
+                config, provenance = quantized.config, quantized.provenance
+                scheme = quantized.scheme
+                weights = quantized.tensors if device.type == "cpu" else None
+
+                def build() -> Transformer:
+                    return build_model(config, quantized.dequantized()).to(device)
+
+            tokenizer = tokenizing.result()
+            if tokenizer.vocab_size != config.vocab_size:
+                raise ValueError(
+                    f"it is a model of {config.vocab_size} tokens, but a vocabulary of "
+                    f"{tokenizer.vocab_size}"
+                )
+        except FORGED as error:
+            raise UserError(f"{shown(path)} holds no whole model ({error}); {REMEDY}") from error
     return LoadedModel(config, build, tokenizer, scheme, provenance, size, weights)
 
 

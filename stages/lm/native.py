@@ -47,7 +47,7 @@ def library(native: tuple[str, ...] = NATIVE) -> ctypes.CDLL | None:
     engine.pack.argtypes = (c_void_p, c_void_p, *[c_int32] * 4)
     engine.feed.argtypes = (*[c_void_p] * 3, *[c_int32] * 3, c_void_p, c_int32)
     engine.decode.argtypes = (
-        *(c_void_p, c_int64, c_void_p, c_void_p, c_int32, c_void_p, c_int64, c_int64),
+        *(c_void_p, c_void_p, c_void_p, c_int32, c_void_p, c_int32, c_void_p, c_int64),
     )
     engine.decode.restype = c_int64
     engine.pack.restype = engine.feed.restype = None
@@ -55,15 +55,21 @@ def library(native: tuple[str, ...] = NATIVE) -> ctypes.CDLL | None:
 
 
 def decode(
-    array: np.ndarray, table: np.ndarray, states: np.ndarray, words: np.ndarray, place: int
+    arrays: np.ndarray,
+    sizes: np.ndarray,
+    tables: np.ndarray,
+    states: np.ndarray,
+    words: np.ndarray,
 ) -> int:
     """A `packing.Decode`: the engine's, or numpy's where there is no engine."""
     compiled = library()
     if compiled is None:
-        return decode_with_numpy(array, table, states, words, place)
-    symbols, counts, running, coded = (x.ctypes.data for x in (array, table, states, words))
-    size, lanes, end = len(array), len(states), len(words)
-    return int(compiled.decode(symbols, size, counts, running, lanes, coded, place, end))
+        return decode_with_numpy(arrays, sizes, tables, states, words)
+    filled, wanted, counts, running, coded = (
+        array.ctypes.data for array in (arrays, sizes, tables, states, words)
+    )
+    lanes, end = len(states), len(words)
+    return int(compiled.decode(filled, wanted, counts, len(sizes), running, lanes, coded, end))
 
 
 def compiler() -> list[str]:

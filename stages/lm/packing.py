@@ -19,10 +19,10 @@ MOST = TABLE - TABLE // 16
 MOST_PER_BYTE = 86
 """Symbols in a byte of any stream: -log2(15/16) bits a symbol at least."""
 
-Decode = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int], int]
-"""Fills a uint8 array by the places of each symbol, uint32, from the lanes' states, uint32, and the
-words, uint16, from a place on; returns the place after the last one taken, or one beyond the end
-where there are too few."""
+Decode = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray], int]
+"""Fills a uint8 array, made of arrays of certain sizes, int64, one after the other. Each has a row
+of the tables, uint32: the places of every symbol. From the lanes' states, uint32, and the words,
+uint16; returns how many words it took, or one more than there are where these are too few."""
 
 RUN = 1 << 15
 MOST_RUNS = 8
@@ -82,27 +82,33 @@ def pack(arrays: list[np.ndarray]) -> np.ndarray:
 
 
 def decode_with_numpy(
-    array: np.ndarray, table: np.ndarray, states: np.ndarray, words: np.ndarray, place: int
+    arrays: np.ndarray,
+    sizes: np.ndarray,
+    tables: np.ndarray,
+    states: np.ndarray,
+    words: np.ndarray,
 ) -> int:
     """A `Decode`."""
-    symbol_at = np.repeat(np.arange(256, dtype=np.uint8), table)
-    rest_at = np.arange(TABLE, dtype=np.uint32) - _before(table)[symbol_at]
-    step_at = table[symbol_at] << 16 | rest_at
-    for start in range(0, len(array), len(states)):
-        part = array[start : start + len(states)]
-        state = states[: len(part)]
-        slot = state & np.uint32(TABLE - 1)
-        symbol_at.take(slot, out=part, mode="wrap")
-        step = step_at.take(slot)
-        state >>= np.uint32(TABLE_BITS)
-        state *= step >> np.uint32(16)
-        state += step & np.uint32(0xFFFF)
-        empty = np.flatnonzero(state < LOW)
-        taken = words[place : place + len(empty)]
-        if len(taken) < len(empty):
-            return len(words) + 1
-        state[empty] = state[empty] << np.uint32(16) | taken
-        place += len(empty)
+    place = 0
+    for array, table in zip(np.split(arrays, np.cumsum(sizes)[:-1]), tables, strict=True):
+        symbol_at = np.repeat(np.arange(256, dtype=np.uint8), table)
+        rest_at = np.arange(TABLE, dtype=np.uint32) - _before(table)[symbol_at]
+        step_at = table[symbol_at] << 16 | rest_at
+        for start in range(0, len(array), len(states)):
+            part = array[start : start + len(states)]
+            state = states[: len(part)]
+            slot = state & np.uint32(TABLE - 1)
+            symbol_at.take(slot, out=part, mode="wrap")
+            step = step_at.take(slot)
+            state >>= np.uint32(TABLE_BITS)
+            state *= step >> np.uint32(16)
+            state += step & np.uint32(0xFFFF)
+            empty = np.flatnonzero(state < LOW)
+            taken = words[place : place + len(empty)]
+            if len(taken) < len(empty):
+                return len(words) + 1
+            state[empty] = state[empty] << np.uint32(16) | taken
+            place += len(empty)
     return place
 
 
@@ -116,22 +122,18 @@ def unpack(stream: np.ndarray, sizes: list[int], decode: Decode = decode_with_nu
     lanes = lane_count(total)
     if total > MOST_PER_BYTE * len(stream):
         raise ValueError(f"{total} codes cannot lie in {len(stream)} bytes")
-    tables, start = [], 0
-    for _ in sizes:
-        table, start = _read_table(stream, start)
-        tables.append(table)
+    tables, start = np.zeros((len(sizes), 256), np.uint32), 0
+    for table in tables:
+        start = _read_table(stream, start, table)
     head, tail = stream[start : start + 4 * lanes], stream[start + 4 * lanes :]
     if len(head) != 4 * lanes or len(tail) % 2:
         raise ValueError("a part of the stream is missing")
     states, words = head.copy().view("<u4"), tail.view("<u2")
     arrays = np.empty(total, np.uint8)
-    begin = place = 0
-    for size, table in zip(sizes, tables, strict=True):
-        place = decode(arrays[begin : begin + size], table, states, words, place)
-        begin += size
-        if place > len(words):
-            raise ValueError("the stream ends too early")
-    if place != len(words) or (states != LOW).any():
+    taken = decode(arrays, np.array(sizes, np.int64), tables, states, words)
+    if taken > len(words):
+        raise ValueError("the stream ends too early")
+    if taken < len(words) or (states != LOW).any():
         raise ValueError("the stream does not end where its codes do")
     return arrays
 
@@ -161,9 +163,8 @@ def _table_bytes(table: np.ndarray) -> np.ndarray:
     return np.concatenate([used[[0, -1]].astype(np.uint8), places])
 
 
-def _read_table(stream: np.ndarray, start: int) -> tuple[np.ndarray, int]:
-    """What `_table_bytes` wrote at a place of the stream, as uint32, and where it ends."""
-    table = np.zeros(256, np.uint32)
+def _read_table(stream: np.ndarray, start: int, table: np.ndarray) -> int:
+    """Fill a table of zeros with what `_table_bytes` wrote at a place; the place after it."""
     if start + 2 <= len(stream):
         first, end = int(stream[start]), int(stream[start + 1]) + 1
         places = stream[start + 2 : start + 2 + 2 * max(0, end - first)]
@@ -171,4 +172,4 @@ def _read_table(stream: np.ndarray, start: int) -> tuple[np.ndarray, int]:
             table[first:end] = places.copy().view("<u2")
     if table.sum() != TABLE or table.max() > MOST:
         raise ValueError("a table of frequencies is damaged")
-    return table, start + 2 + len(places)
+    return start + 2 + len(places)

@@ -175,10 +175,11 @@ def unpack_tensors(
     for (name, shape), part in zip(coded.items(), sorted_codes, strict=True):
         flat = stored_scales[name].numpy().ravel()
         part ^= 128
-        # All codes of a scale as one item: numpy moves these several times faster than rows.
-        unsorted = np.empty(len(flat), f"V{shape.numel() // len(flat)}")
-        unsorted[order_by_scale(flat)] = part.view(unsorted.dtype)
-        codes[name] = torch.from_numpy(unsorted.view(np.int8)).view(shape)
+        places = np.empty(len(flat), np.intp)
+        places[order_by_scale(flat)] = np.arange(len(flat))
+        # All codes of a scale as one item: numpy takes these several times faster than rows.
+        items = part.view(f"V{shape.numel() // len(flat)}").take(places)
+        codes[name] = torch.from_numpy(items.view(np.int8)).view(shape)
     return {
         name: {"codes": codes[name], "scales": stored_scales[name]}
         if name in coded
