@@ -1,5 +1,9 @@
 """The machine is the one asked for, or a sentence; its random states come back."""
 
+import platform
+import resource
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -109,3 +113,27 @@ def test_the_state_of_another_machines_generators_is_left_alone():
     state = random_state(torch.device("cpu")) | {"cuda": torch.zeros(3), "mps": torch.zeros(3)}
     restore_random_state(state, torch.device("cpu"))
     assert torch.equal(torch.get_rng_state(), state["cpu"])
+
+
+FAULTS = """
+import resource
+import torch
+from stages.lm.runtime import pick_machine
+from stages.lm.settings.runtime import RuntimeSettings
+
+pick_machine(RuntimeSettings(device="cpu", threads=1, checkpoint_steps=0))
+for step in range(20):
+    if step == 10:  # the first ones have to fetch their memory
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(1 << 24)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks glibc's allocator")
+def test_freed_memory_is_used_again_without_being_fetched_again():
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True
+    )
+    pages_of_one = (4 << 24) // resource.getpagesize()
+    assert int(done.stdout) < pages_of_one

@@ -1,5 +1,6 @@
 """The machine: device, number format, threads, random states. Knows nothing about models."""
 
+import ctypes
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,10 @@ import torch
 
 from .errors import UserError
 from .settings.runtime import RuntimeSettings
+
+# Of glibc's malloc.h.
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_MAX = -4
 
 
 @dataclass(frozen=True)
@@ -52,9 +57,25 @@ def pick_machine(runtime: RuntimeSettings, precision: str = "float32") -> Machin
         )
     if runtime.threads:
         torch.set_num_threads(runtime.threads)
+    _keep_freed_memory()
     if precision == "auto":
         precision = "bf16" if _multiplies_bf16(device) else "float32"
     return Machine(torch.device(device), precision, torch.get_num_threads())
+
+
+def _keep_freed_memory() -> None:
+    """Ask the C library to keep what is freed for what is allocated next.
+
+    glibc gives large blocks back to the system, which has to clear every page again for the next
+    step's tensors: a tenth of a step of the default model, more with a large vocabulary. Other
+    libraries have no `mallopt`, or may ignore it.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return
+    mallopt(_M_MMAP_MAX, 0)
+    mallopt(_M_TRIM_THRESHOLD, -1)
 
 
 def _multiplies_bf16(device: str) -> bool:
