@@ -1,7 +1,6 @@
 """The machine is the one asked for, or a sentence; its random states come back."""
 
 import platform
-import resource
 import subprocess
 import sys
 from dataclasses import replace
@@ -126,7 +125,8 @@ for step in range(20):
     if step == 10:  # the first ones have to fetch their memory
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(1 << 24)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(faults * resource.getpagesize())
 """
 
 
@@ -135,5 +135,4 @@ def test_freed_memory_is_used_again_without_being_fetched_again():
     done = subprocess.run(
         [sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True
     )
-    pages_of_one = (4 << 24) // resource.getpagesize()
-    assert int(done.stdout) < pages_of_one
+    assert int(done.stdout) < 4 << 24  # the bytes of a single one of its tensors

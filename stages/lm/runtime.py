@@ -67,8 +67,8 @@ def _keep_freed_memory() -> None:
     """Ask the C library to keep what is freed for what is allocated next.
 
     glibc gives large blocks back to the system, which has to clear every page again for the next
-    step's tensors: a tenth of a step of the default model, more with a large vocabulary. Other
-    libraries have no `mallopt`, or may ignore it.
+    step's tensors: some hundredths of a step of the default model, a sixth with GPT-2's vocabulary.
+    Other libraries have no `mallopt`, or may ignore it.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
