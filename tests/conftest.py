@@ -129,6 +129,7 @@ def make_train_settings():
             "beta2": 0.95,
             "grad_clip": 1.0,
             "average": 0.0,
+            "calibrate": False,
             "split_tokens": 0.0,
             "patience": 0,
             "val_tokens": 1_000_000,

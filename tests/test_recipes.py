@@ -48,6 +48,7 @@ SET = {
     "train.batch_size": 5,
     "train.accumulate": 3,
     "train.average": 0.4375,
+    "train.calibrate": True,
     "train.split_tokens": 0.5625,
     "train.lr": 0.0625,
     "train.embedding_lr": 0.125,

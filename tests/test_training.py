@@ -111,14 +111,15 @@ def test_a_stopped_run_continues_as_if_it_had_not(make_run, trained, tmp_path, a
 def test_a_run_stopped_after_every_step_continues_as_if_it_had_not(
     begun, make_run, tmp_path, optimizer, from_bigrams
 ):
-    straight = begun(from_bigrams, optimizer=optimizer, average=0.9, split_tokens=0.3)
+    fields = {"optimizer": optimizer, "average": 0.9, "split_tokens": 0.3, "calibrate": True}
+    straight = begun(from_bigrams, **fields)
     straight.run(nothing, never)
     assert straight.settings.accumulate == 2 and straight.model.config.dropout > 0
-    piece = begun(from_bigrams, optimizer=optimizer, average=0.9, split_tokens=0.3)
+    piece = begun(from_bigrams, **fields)
     for _ in range(straight.total_steps):
         piece.run(nothing, after(1))
         write_artifact(tmp_path / "state.pt", "training state", 1, piece.state())
-        piece = make_run(model_seed=98, optimizer=optimizer, average=0.9, split_tokens=0.3)
+        piece = make_run(model_seed=98, **fields)
         torch.manual_seed(12345)
         assert piece.restore(read_artifact(tmp_path / "state.pt", {"training state": 1})[1]) == ""
     assert_equal(straight, piece)
@@ -239,6 +240,41 @@ def test_the_average_is_what_is_validated_and_kept(begun):
         loss = run.validate()
         assert all(map(torch.equal, weights, run.average))
     assert all(map(torch.equal, weights, trained)) and loss != run.validate()
+
+
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_the_kept_weights_are_calibrated_and_training_does_not_notice(trained, arch, average):
+    plain = trained(arch, average=average)
+    run = trained(arch, average=average, calibrate=True)
+    torch.testing.assert_close(run.model.state_dict(), plain.model.state_dict(), rtol=0, atol=0)
+    assert run.progress.best_epoch == plain.progress.best_epoch == 3
+    temperature = run.progress.temperature
+    assert f"temperature {temperature:.3f}" in run.progress.log[-1] and temperature != 1.0
+    assert plain.progress.temperature == 1.0 and "temperature" not in plain.progress.log[-1]
+
+    run.model.load_state_dict(run.best)
+    plain.model.load_state_dict(plain.best)
+    tokens = torch.arange(12).view(1, -1)
+    cooled, hot = (each.model.eval()(tokens) for each in (run, plain))
+    torch.testing.assert_close(cooled * temperature, hot)
+    assert run.validate() == run.progress.best_val_loss < plain.validate()
+    for other in (0.98, 1.02):
+        with run._cooled(other):
+            assert run.validate() > run.progress.best_val_loss
+    assert run.validate() == run.progress.best_val_loss
+
+
+@pytest.mark.parametrize("surer", [0.1, 0.7, 1.0, 1.5, 1e6])
+def test_the_temperature_is_found_from_either_side_and_nowhere_without_end(trained, surer):
+    run = trained(epochs=6)
+    right = run._best_temperature()
+    with torch.no_grad():
+        run.model.final_norm.weight.mul_(surer)
+    if 0.5 < surer < 1.6:
+        assert run._best_temperature() == pytest.approx(right * surer, rel=0.003)
+    else:
+        limit = training.TEMPERATURE_RATIO ** (training.MAX_TEMPERATURE_STEPS + 1)
+        assert 1 / limit * 0.999 < run._best_temperature() < limit * 1.001
 
 
 def test_the_point_before_the_first_step_is_no_epoch(begun):

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,14 @@ saved 9 ms of a small model's pass, 26 ms of GPT-2's of 32,768 tokens."""
 ROWS_PER_EPOCH = 10
 """Points of the training curve in an epoch."""
 
+CALIBRATION_TOKENS = 16_384
+"""Validation tokens on which a temperature is chosen: more would move this one number by less than
+matters."""
+TEMPERATURE_RATIO = 1.06
+"""Between temperatures that are tried; a parabola tells the best one between them."""
+MAX_TEMPERATURE_STEPS = 12
+"""From one epoch to the next: to half or double."""
+
 
 @dataclass
 class Progress:
@@ -45,6 +54,8 @@ class Progress:
     step: int = 0
     elapsed: float = 0.0
     """Seconds of training, over all resumes."""
+    temperature: float = 1.0
+    """By which the logits of the weights last validated were divided, see `train.calibrate`."""
     row_losses: list[float] = field(default_factory=list)
     """Training losses since the last point of the curve."""
     epoch_losses: list[float] = field(default_factory=list)
@@ -344,6 +355,42 @@ class TrainingRun:
             for parameter, weight in zip(self.trained, weights, strict=True):
                 parameter.data = weight
 
+    @contextmanager
+    def _cooled(self, temperature: float) -> Iterator[None]:
+        """Have the logits divided by `temperature` for the block: the last norm scales them all."""
+        norm = list(self.model.final_norm.parameters())
+        weights = [weight.data for weight in norm]
+        for parameter, weight in zip(norm, weights, strict=True):
+            parameter.data = weight / temperature
+        try:
+            yield
+        finally:
+            for parameter, weight in zip(norm, weights, strict=True):
+                parameter.data = weight
+
+    def _best_temperature(self) -> float:
+        """Where the validation loss is lowest, looked for from that of the epoch before.
+
+        Temperature scaling (Guo et al. 2017): what has learned its text by heart is surer than it
+        is right. The loss has one valley, as it is convex in the inverse of the temperature.
+        """
+        start, place = self.progress.temperature, 0
+
+        @cache
+        def loss(place: int) -> float:
+            with self._cooled(start * TEMPERATURE_RATIO**place):
+                return self.validate(CALIBRATION_TOKENS)
+
+        for _ in range(MAX_TEMPERATURE_STEPS):
+            lower = min(place - 1, place + 1, key=loss)
+            if not loss(lower) < loss(place):
+                break
+            place = lower
+        before, here, after = (loss(place + offset) for offset in (-1, 0, 1))
+        bend = before - 2 * here + after
+        vertex = (before - after) / (2 * bend) if bend > 0 else 0.0
+        return start * TEMPERATURE_RATIO ** (place + min(max(vertex, -1.0), 1.0))
+
     def _finite(self, value: float, what: str) -> float:
         if math.isfinite(value):
             return value
@@ -379,8 +426,11 @@ class TrainingRun:
         progress.epoch_losses.clear()
         epoch = self.epochs_done()
         with self._averaged():
-            val_loss = self._finite(self.validate(), "validation loss")
-            self._keep_if_best(val_loss, epoch)
+            if self.settings.calibrate:
+                progress.temperature = self._best_temperature()
+            with self._cooled(progress.temperature):
+                val_loss = self._finite(self.validate(), "validation loss")
+                self._keep_if_best(val_loss, epoch)
         progress.curve[-1] |= {"epoch_loss": train_loss, "val_loss": val_loss}
         patience = self.settings.patience
         progress.finished = bool(patience) and epoch - progress.best_epoch >= patience
@@ -390,6 +440,7 @@ class TrainingRun:
             f"{self.bits_per_byte(val_loss):.4f} bits/byte  "
             f"lr {progress.curve[-1]['lr']:.2e}  {rate:,.0f} tokens/s  "
             f"{duration(progress.elapsed)} elapsed  checkpoint written"
+            + (f"  temperature {progress.temperature:.3f}" if self.settings.calibrate else "")
             + (
                 f"  stopped: no better epoch since {progress.best_epoch}"
                 if progress.finished
@@ -406,13 +457,12 @@ class TrainingRun:
                 for name, tensor in merged_weights(self.model).items()
             }
 
-    def validate(self) -> float:
-        """Nats per token on the validation split, at most `train.val_tokens` of it."""
+    def validate(self, max_tokens: int | None = None) -> float:
+        """Nats per token on the validation split, on at most `max_tokens` or `train.val_tokens`."""
         # Scoring has windows of its own shapes; compiling for each would cost more than it saves.
         with torch.compiler.set_stance("force_eager"):
-            nats, tokens = score_split(
-                self.model, self.data, "val", self.machine, self.settings.val_tokens
-            )
+            most = min(max_tokens or self.settings.val_tokens, self.settings.val_tokens)
+            nats, tokens = score_split(self.model, self.data, "val", self.machine, most)
         return nats / tokens
 
     def bits_per_byte(self, val_loss: float) -> float:

@@ -34,6 +34,7 @@ COMMON: dict[str, Any] = {
     "train.beta1": 0.8,
     "train.beta2": 0.95,
     "train.average": 0.0,
+    "train.calibrate": False,
     "train.split_tokens": 0.0,
 }
 """Of every recipe, unless it says otherwise. Two batches of 16 windows take half the memory of one
@@ -51,7 +52,11 @@ FROM_BASE: dict[str, list[tuple[int, dict[str, Any]]]] = {
 """Instead, by `train.optimizer` (or for `train.adapt: lora`) and from a width on, where `init_from`
 names weights: steps that do not undo them. Half of the rates above served small models (README);
 those of wide ones are usual and not tried."""
-UNREGULARIZED: dict[str, Any] = {"model.dropout": 0.0, "train.split_tokens": 0.0}
+FEW_PASSES: dict[str, Any] = {
+    "model.dropout": 0.0,
+    "train.split_tokens": 0.0,
+    "train.calibrate": False,
+}
 """With such weights too: within few passes, means against learning by heart cost more than they
 keep."""
 AT_MOST_FROM_BASE = {"train.epochs": 4, "model.context": 1024}
@@ -63,6 +68,7 @@ SLOW: dict[str, Any] = {
     "train.batch_size": 8,
     "train.weight_decay": 0.3,
     "train.average": 0.98,
+    "train.calibrate": True,
     "train.split_tokens": 0.15,
 }
 """Of `best`, and of short texts: many passes need every means against learning by heart."""
@@ -74,6 +80,7 @@ MIDDLE: dict[str, Any] = SLOW | {
     "train.split_tokens": 0.2,
 }
 """Of `best` for about a megabyte: as many tokens in a step, each with more before it."""
+FIVE_PASSES: dict[str, Any] = {"model.dropout": 0.1, "train.calibrate": True, "train.epochs": 5}
 SHORT: dict[str, Any] = SLOW | {
     "model.dropout": 0.3,
     "tokenize.vocab_size": 256,
@@ -87,7 +94,7 @@ SHORT: dict[str, Any] = SLOW | {
 BY_SIZE: dict[str, list[tuple[int, dict[str, Any]]]] = {
     "quick": [
         (0, SHORT | {"train.epochs": 16}),
-        (200_000, {"tokenize.vocab_size": 512, "model.dropout": 0.1, "train.epochs": 5}),
+        (200_000, FIVE_PASSES | {"tokenize.vocab_size": 512}),
         (700_000, {"tokenize.vocab_size": 1024, "train.epochs": 2}),
         (1_500_000, {"tokenize.vocab_size": 1024, "train.epochs": 1}),
         (4_000_000, {"tokenize.vocab_size": 4096, "train.epochs": 1}),
@@ -221,7 +228,7 @@ def derive(
     if base:
         rows = FROM_BASE["lora" if lora else "adamw" if adamw else "muon"]
         values |= [row for start, row in rows if start <= base.get("model.width", 0)][-1]
-        values |= UNREGULARIZED | dict(base)
+        values |= FEW_PASSES | dict(base)
         values |= {key: min(values[key], most) for key, most in AT_MOST_FROM_BASE.items()}
     return values
 

@@ -80,6 +80,11 @@ class TrainSettings:
     """Memory of the averaged weights (an exponential moving average over the steps), which are
     validated and kept instead of the last ones. 0 is off."""
 
+    calibrate: bool
+    """Divide the logits by the temperature that suits the validation split best (Guo et al. 2017),
+    found anew at every epoch's end: many passes over a text leave a model surer than it is right.
+    The weights of the last norm hold it; training goes on without."""
+
     split_tokens: Annotated[float, Range(0, 0.9)]
     """Chance of each merged token of a batch to be taken apart, so that passes over a text differ;
     it falls with the learning rates. 0 is off."""
