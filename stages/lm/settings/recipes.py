@@ -74,7 +74,7 @@ SLOW: dict[str, Any] = {
 """Of `best`, and of short texts: many passes need every means against learning by heart."""
 MIDDLE: dict[str, Any] = SLOW | {
     "model.context": 512,
-    "model.dropout": 0.15,
+    "model.dropout": 0.1,
     "train.batch_size": 4,
     "train.average": 0.99,
     "train.split_tokens": 0.2,
