@@ -312,6 +312,7 @@ SETTINGS = TrainSettings(
     beta2=0.99,
     grad_clip=1.0,
     average=0.0,
+    calibrate=False,
     split_tokens=0.0,
     patience=0,
     val_tokens=1,
