@@ -43,8 +43,8 @@ CALIBRATION_TOKENS = 16_384
 matters."""
 TEMPERATURE_RATIO = 1.06
 """Between temperatures that are tried; a parabola tells the best one between them."""
-MAX_TEMPERATURE_STEPS = 12
-"""From one epoch to the next: to half or double."""
+LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.5, 2.0
+"""Whatever a short or strange validation split may say: the model is to write, too."""
 
 
 @dataclass
@@ -374,22 +374,22 @@ class TrainingRun:
         Temperature scaling (Guo et al. 2017): what has learned its text by heart is surer than it
         is right. The loss has one valley, as it is convex in the inverse of the temperature.
         """
-        start, place = self.progress.temperature, 0
+
+        def temperature(place: float) -> float:
+            exact = self.progress.temperature * TEMPERATURE_RATIO**place
+            return min(max(exact, LEAST_TEMPERATURE), MOST_TEMPERATURE)
 
         @cache
         def loss(place: int) -> float:
-            with self._cooled(start * TEMPERATURE_RATIO**place):
+            with self._cooled(temperature(place)):
                 return self.validate(CALIBRATION_TOKENS)
 
-        for _ in range(MAX_TEMPERATURE_STEPS):
-            lower = min(place - 1, place + 1, key=loss)
-            if not loss(lower) < loss(place):
-                break
+        place = 0
+        while loss(lower := min(place - 1, place + 1, key=loss)) < loss(place):
             place = lower
         before, here, after = (loss(place + offset) for offset in (-1, 0, 1))
         bend = before - 2 * here + after
-        vertex = (before - after) / (2 * bend) if bend > 0 else 0.0
-        return start * TEMPERATURE_RATIO ** (place + min(max(vertex, -1.0), 1.0))
+        return temperature(place + ((before - after) / (2 * bend) if bend > 0 else 0.0))
 
     def _finite(self, value: float, what: str) -> float:
         if math.isfinite(value):
