@@ -333,6 +333,30 @@ def test_a_run_on_a_gpu_compiles_where_it_goes_through_enough_batches(make_run, 
         assert run._pays_to_compile() == pays
 
 
+def test_compiled_threads_repeat_themselves(
+    initialised_model, make_model, make_train_settings, machine, data
+):
+    """Sums of gradients in the order in which threads come by have other last bits every time."""
+    if not can_compile(machine.device):
+        pytest.skip("no compiler")
+    threads, gradients = torch.get_num_threads(), []
+    settings = make_train_settings(batch_size=16, compile="on")
+    shape = {"context": 128, "width": 64, "head_size": 16, "layers": 1}
+    try:
+        torch.set_num_threads(4)
+        model = initialised_model(**shape)
+        model.load_state_dict(make_model(**shape).state_dict())  # fresh ones have no such gradient
+        run = TrainingRun(model, data, settings, machine)
+        for _ in range(10):
+            run._gradients()
+            gradients.append(model.token_embedding.weight.grad)
+            model.zero_grad(set_to_none=True)
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(gradients[0], gradient) for gradient in gradients)
+
+
 def test_a_machine_that_cannot_compile_trains_all_the_same(make_run, trained, monkeypatch, capsys):
     def broken(*_, **__):
         raise RuntimeError("no C++ compiler\nand a long story")

@@ -24,7 +24,7 @@ from .metrics import duration, loss_units, timestamp
 from .model import Transformer, initialise
 from .optim import build_optimizers, learning_rate
 from .record_rows import LEFT_OUT, targets_and_segments
-from .runtime import Machine, can_compile, random_state, restore_random_state
+from .runtime import Machine, add_in_order, can_compile, random_state, restore_random_state
 from .scoring import score_split
 from .settings.train import TrainSettings
 
@@ -119,6 +119,8 @@ class TrainingRun:
         self.average: list[Tensor] = []
         self.compiled = self._pays_to_compile() and can_compile(machine.device)
         if self.compiled:
+            if machine.device.type == "cpu":
+                add_in_order()
             # Not as a graph of all launches ("reduce-overhead"), although a small model's take most
             # of its time: on an H100 with torch 2.11 runs failed, or learned less.
             self.model.compile()
