@@ -104,7 +104,8 @@ def add_in_order() -> None:
     by. The uncompiled operators, which do it in the text's order, take no longer.
     """
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing reads it
+    # Nothing reads memory that nothing was written to.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def first_line(error: Exception) -> str:
