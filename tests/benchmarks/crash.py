@@ -199,7 +199,7 @@ class Reference:
         ]
         wrong += [path.name for path in WORK.rglob(".*.tmp")]
         log = paths.TRAINING_LOG.read_text("utf-8")
-        counts = [len(re.findall(rf"  epoch {epoch}/3  .*written\n", log)) for epoch in (1, 2, 3)]
+        counts = [len(re.findall(rf"  epoch {epoch}/3  .*written", log)) for epoch in (1, 2, 3)]
         if counts != [1, 1, 1]:
             wrong.append(f"epochs in the log: {counts}")
         return f"not as in an undisturbed run: {wrong}" if wrong else ""
