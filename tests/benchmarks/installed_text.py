@@ -7,7 +7,8 @@ unless given): docstrings and other long strings of modules, read with `ast` and
 `.md`, `.rst` and `.txt` files, and the descriptions in `.json` files (of web services, mostly). The
 same folders give the same bytes. For more text than the project's own packages hold, fill a folder:
 
-    pip install --target packages --no-deps ansible botocore google-api-python-client scipy django
+    pip install --target packages --no-deps ansible botocore google-api-python-client scipy \\
+        django pulumi-aws aws-cdk-lib oci sympy salt astropy pandas kubernetes nltk matplotlib
     python tests/benchmarks/installed_text.py --packages packages SITE_PACKAGES ...
 
 Packages repeat themselves and each other, and xz finds a repeat at any distance up to 64 MiB; what
