@@ -9,10 +9,10 @@ from typing import Any
 import altair as alt
 import streamlit as st
 
-from stages.lm import paths
-from stages.lm.errors import UserError
-from stages.lm.files import read_json
-from stages.lm.loading import LoadedModel
+from stages.lm.core import paths
+from stages.lm.core.errors import UserError
+from stages.lm.core.files import read_json
+from stages.lm.inference.loading import LoadedModel
 
 THIS = "This model"
 

@@ -17,10 +17,15 @@ from read_tab import read_tab
 from write_tab import write_tab
 from writing import Request
 
-from stages.lm import paths
-from stages.lm.errors import UserError
-from stages.lm.loading import LoadedModel, load_model
-from stages.lm.sampling import DEFAULT_LENGTH, DEFAULT_SEED, SamplingSettings, steps
+from stages.lm.core import paths
+from stages.lm.core.errors import UserError
+from stages.lm.inference.generation import (
+    DEFAULT_LENGTH,
+    DEFAULT_SEED,
+    SamplingSettings,
+    generate_steps,
+)
+from stages.lm.inference.loading import LoadedModel, load_model
 
 HEAT = "Low keeps to the likely, high dares more. 0 always takes the most likely token."
 TOP_K = "Choose among this many most likely tokens. 0 is off."
@@ -147,7 +152,7 @@ def model_or_stop(path: Path) -> LoadedModel:
 
 def written(request: Request, loaded: LoadedModel, prompt: str) -> Iterator[tuple[int, str]]:
     """After each token how many there are, and its piece of the text."""
-    rows = steps(loaded, prompt, request.length, request.sampling, request.seed)
+    rows = generate_steps(loaded, prompt, request.length, request.sampling, request.seed)
     for count, (step,) in enumerate(rows, 1):
         yield count, step.text if step else ""
 

@@ -12,9 +12,9 @@ from about_tab import short
 from experiments import Experiment, experiments, figures, load_experiment
 from streamlit.delta_generator import DeltaGenerator
 
-from stages.lm import paths
-from stages.lm.errors import UserError
-from stages.lm.loading import LoadedModel
+from stages.lm.core import paths
+from stages.lm.core.errors import UserError
+from stages.lm.inference.loading import LoadedModel
 
 REDRAW_SECONDS = 0.1
 NOTHING = "-"

@@ -6,9 +6,9 @@ from contextlib import suppress
 import streamlit as st
 from marking import draw_text, marked
 
-from stages.lm import paths
-from stages.lm.copying import SPAN_BYTES, Copy, copies
-from stages.lm.loading import LoadedModel
+from stages.lm.core import paths
+from stages.lm.evaluation.memorization import SPAN_BYTES, VerbatimSpan, verbatim_spans
+from stages.lm.inference.loading import LoadedModel
 
 
 def copied_parts(loaded: LoadedModel, texts: list[str]) -> None:
@@ -19,7 +19,7 @@ def copied_parts(loaded: LoadedModel, texts: list[str]) -> None:
         return
     for text in texts:
         data = text.encode("utf-8", "replace")
-        found = copies(data, paths.INPUT, size)
+        found = verbatim_spans(data, paths.INPUT, size)
         draw_text(marked_copies(data, found))
         covered = sum(end - start for start, end, _ in parts(found))
         st.caption(
@@ -37,7 +37,7 @@ def training_bytes(loaded: LoadedModel) -> int | None:
     return None
 
 
-def parts(found: list[Copy]) -> Iterator[tuple[int, int, Copy]]:
+def parts(found: list[VerbatimSpan]) -> Iterator[tuple[int, int, VerbatimSpan]]:
     """What each copy adds to those before it: start, end and the copy."""
     end = 0
     for copy in found:
@@ -45,7 +45,7 @@ def parts(found: list[Copy]) -> Iterator[tuple[int, int, Copy]]:
         yield start, end, copy
 
 
-def marked_copies(data: bytes, found: list[Copy]) -> str:
+def marked_copies(data: bytes, found: list[VerbatimSpan]) -> str:
     """A text as HTML with its copied parts marked."""
     body, done = "", 0
     for start, end, copy in parts(found):

@@ -13,9 +13,9 @@ from typing import Any
 
 import yaml
 
-from stages.lm import paths
-from stages.lm.errors import UserError
-from stages.lm.loading import LoadedModel, load_model
+from stages.lm.core import paths
+from stages.lm.core.errors import UserError
+from stages.lm.inference.loading import LoadedModel, load_model
 
 REFS = "refs/exps/"
 NO_EXPERIMENTS = (REFS + "exec/", REFS + "celery/", REFS + "apply/")

@@ -13,17 +13,17 @@ from operator import itemgetter
 from pathlib import Path
 from typing import NoReturn
 
-from stages.lm import paths
-from stages.lm.errors import UserError, run_stage
-from stages.lm.loading import LoadedModel, load_model
-from stages.lm.sampling import (
+from stages.lm.core import paths
+from stages.lm.core.errors import UserError, run_stage
+from stages.lm.inference.generation import (
     DEFAULT_LENGTH,
     DEFAULT_SEED,
-    Odds,
+    GeneratedToken,
     SamplingSettings,
-    Step,
-    steps,
+    TokenLogprobs,
+    generate_steps,
 )
+from stages.lm.inference.loading import LoadedModel, load_model
 
 BATCH = 16
 """Sequences written together; each has keys and values in memory."""
@@ -152,13 +152,13 @@ def stop_string(text: str) -> str:
 
 def sequences(
     loaded: LoadedModel, asked: argparse.Namespace, sampling: SamplingSettings
-) -> Iterator[tuple[int, Iterator[Step]]]:
+) -> Iterator[tuple[int, Iterator[GeneratedToken]]]:
     """Each sequence's index and steps. The first of a batch comes as it is written, the others,
     which are written beside it, once it is done.
     """
     for first in range(0, asked.sequences, BATCH):
         indices = range(first, min(first + BATCH, asked.sequences))
-        rows = steps(
+        rows = generate_steps(
             loaded, asked.prompt, asked.length, sampling, asked.seed, indices, asked.logprobs,
             asked.written,
         )  # fmt: skip
@@ -166,10 +166,10 @@ def sequences(
             yield first + place, filter(None, map(itemgetter(place), copy))
 
 
-def explained(loaded: LoadedModel, step: Step) -> str:
+def explained(loaded: LoadedModel, step: GeneratedToken) -> str:
     """One line on a token and its odds before and after the samplers."""
 
-    def told(odds: Odds | None) -> str:
+    def told(odds: TokenLogprobs | None) -> str:
         assert odds is not None
         named = [f"{loaded.tokenizer.tokens[i]!r} {log:.4f}" for i, log in odds.top]
         return "  ".join([f"{odds.chosen:.4f}", *named])

@@ -4,7 +4,7 @@ import html
 
 import streamlit as st
 
-from stages.lm.records import RECORD_END
+from stages.lm.text.records import RECORD_END
 
 STYLE = (
     "font-family: var(--st-code-font, monospace); font-size: 0.95rem; line-height: 1.7; "

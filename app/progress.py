@@ -4,10 +4,10 @@ import time
 
 import streamlit as st
 
-from stages.lm import paths
-from stages.lm.errors import UserError
-from stages.lm.files import read_json
-from stages.lm.metrics import duration
+from stages.lm.core import paths
+from stages.lm.core.errors import UserError
+from stages.lm.core.files import read_json
+from stages.lm.model.metrics import duration
 
 STALE_SECONDS = 60
 """A run writes every second; one that has been silent for longer was killed."""

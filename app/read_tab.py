@@ -7,8 +7,8 @@ import altair as alt
 import streamlit as st
 from marking import draw_text, marked, percent, visible
 
-from stages.lm.loading import LoadedModel
-from stages.lm.reading import ReadToken, attention, read
+from stages.lm.evaluation.surprisal import TokenSurprisal, attention, read
+from stages.lm.inference.loading import LoadedModel
 
 LONGEST = 20_000
 """Characters; the browser draws each token by itself."""
@@ -75,7 +75,7 @@ def attention_cells(names: list[str], shares: list[list[float]]) -> alt.Chart:
     )
 
 
-def figures(tokens: list[ReadToken]) -> None:
+def figures(tokens: list[TokenSurprisal]) -> None:
     """The text's loss in each unit."""
     nats = math.fsum(token.nats for token in tokens)
     size = sum(len(token.data) for token in tokens)
@@ -89,14 +89,14 @@ def figures(tokens: list[ReadToken]) -> None:
             st.metric(name, value, border=True, width=170)
 
 
-def coloured(token: ReadToken) -> str:
+def coloured(token: TokenSurprisal) -> str:
     """A token as HTML that shows it and cannot act: every character of it is escaped."""
     expected = ", ".join(f"{visible(data)} {100 * p:.0f} %" for data, p in token.likeliest)
     hint = f"{percent(math.exp(-token.nats))}, {token.nats:.2f} nats. Expected: {expected}"
     return marked(token.data.decode("utf-8", "replace"), hint, token.nats / NATS_AT_FULL_COLOUR)
 
 
-def most_surprising(tokens: list[ReadToken]) -> None:
+def most_surprising(tokens: list[TokenSurprisal]) -> None:
     """The ten tokens that were expected least, in words."""
     ranked = sorted(range(len(tokens)), key=lambda place: -tokens[place].nats)
     rows = []

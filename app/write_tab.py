@@ -10,10 +10,11 @@ from marking import draw_text, marked, percent, visible
 from streamlit.delta_generator import DeltaGenerator
 from writing import LIKELIEST, History, Request, Result, alternatives, command, written_before
 
-from stages.lm import paths, sampling
-from stages.lm.loading import LoadedModel
-from stages.lm.records import RECORD_END
-from stages.lm.sampling import Step
+from stages.lm.core import paths
+from stages.lm.inference import generation
+from stages.lm.inference.generation import GeneratedToken
+from stages.lm.inference.loading import LoadedModel
+from stages.lm.text.records import RECORD_END
 
 # How often the browser gets the text so far, which it lays out anew each time: as much later again
 # for so many tokens on the page. (A string here would land on the page: Streamlit shows expressions
@@ -69,7 +70,7 @@ def stream(loaded: LoadedModel, result: Result) -> None:
     asked = (request.prompt, request.length, request.sampling, request.seed)
     start = drawn = time.perf_counter()
     indices = range(request.sequences)
-    for row in sampling.steps(loaded, *asked, indices, LIKELIEST, request.written):
+    for row in generation.generate_steps(loaded, *asked, indices, LIKELIEST, request.written):
         for written, step in zip(result.steps, row, strict=True):
             written += [step] if step else []
         now = time.perf_counter()
@@ -138,7 +139,7 @@ def view(loaded: LoadedModel, result: Result) -> None:
     branching(loaded, result)
 
 
-def coloured(loaded: LoadedModel, step: Step) -> str:
+def coloured(loaded: LoadedModel, step: GeneratedToken) -> str:
     """A token as HTML, coloured by the model's surprise, its odds in the hint."""
     assert step.before
     others = [(loaded.tokenizer.tokens[each.token], each) for each in alternatives(step)]

@@ -7,7 +7,12 @@ import math
 import shlex
 from dataclasses import dataclass, field
 
-from stages.lm.sampling import DEFAULT_LENGTH, DEFAULT_SEED, SamplingSettings, Step
+from stages.lm.inference.generation import (
+    DEFAULT_LENGTH,
+    DEFAULT_SEED,
+    GeneratedToken,
+    SamplingSettings,
+)
 
 LIKELIEST = 5
 """Tokens whose odds are kept beside each that was chosen."""
@@ -34,7 +39,7 @@ class Result:
 
     request: Request
     model: str
-    steps: list[list[Step]]
+    steps: list[list[GeneratedToken]]
     """Of each sequence."""
     label: str
     """`1.2` is the second branch of `1`."""
@@ -67,7 +72,7 @@ class History:
         siblings = [each for each in self.results if each.parent is parent]
         number = 1 + max((int(each.label.rpartition(".")[2]) for each in siblings), default=0)
         label = f"{parent.label}.{number}" if parent else str(number)
-        steps: list[list[Step]] = [[] for _ in range(request.sequences)]
+        steps: list[list[GeneratedToken]] = [[] for _ in range(request.sequences)]
         self.shown = Result(request, model, steps, label, lead, parent)
         self.results = [*self.results, self.shown][-KEPT:]
         return self.shown
@@ -102,7 +107,7 @@ class Alternative:
     after: float
 
 
-def alternatives(step: Step) -> list[Alternative]:
+def alternatives(step: GeneratedToken) -> list[Alternative]:
     """The tokens likeliest in a step's place, and its own, the likeliest first."""
     assert step.before and step.after, "the odds were not asked for"
     before = dict(step.before.top) | {step.token: step.before.chosen}

@@ -11,14 +11,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from stages.lm import paths
-from stages.lm.base_files import download_base
-from stages.lm.base_tokenizer import base_tokenizer, tokenizer_values
-from stages.lm.data import split_bounds
-from stages.lm.errors import UserError, run_stage
-from stages.lm.files import atomic_writer, read_json, sha256_file, write_bytes, write_json
-from stages.lm.records import read_records, split_records
-from stages.lm.sample_text import sample_text
+from stages.lm.core import paths
+from stages.lm.core.errors import UserError, run_stage
+from stages.lm.core.files import atomic_writer, read_json, sha256_file, write_bytes, write_json
+from stages.lm.data.splits import split_bounds
+from stages.lm.pretrained.files import download_base
+from stages.lm.pretrained.tokenizer import base_tokenizer, tokenizer_values
 from stages.lm.settings.evaluate import EvaluateSettings
 from stages.lm.settings.init_from import SCRATCH, load_init_from
 from stages.lm.settings.loader import load_sections
@@ -28,6 +26,8 @@ from stages.lm.settings.recipes import automatic
 from stages.lm.settings.runtime import RuntimeSettings
 from stages.lm.settings.tokenize import TokenizeSettings
 from stages.lm.settings.train import TrainSettings
+from stages.lm.text.records import read_records, split_records
+from stages.sample_text import sample_text
 
 SECTIONS: list[type[Any]] = [
     TokenizeSettings,
@@ -190,9 +190,9 @@ def base_values(name: str) -> dict[str, Any]:
     """
     if name == SCRATCH:
         return {}
-    from stages.lm.base import Base  # imports torch, which takes seconds
+    from stages.lm.pretrained.model import PretrainedModel  # imports torch, which takes seconds
 
-    base, (tokenizer, _) = Base.open(name), base_tokenizer(name)
+    base, (tokenizer, _) = PretrainedModel.open(name), base_tokenizer(name)
     base.shape(tokenizer.vocab_size, base.config.context, dropout=0.0)
     for _ in base.tensors():
         pass

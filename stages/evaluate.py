@@ -6,26 +6,27 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from stages.lm import paths
-from stages.lm.answers import answer, exact_match, majority
-from stages.lm.base import Base
-from stages.lm.checkpoint import build_model
-from stages.lm.compressors import WINDOW_BYTES, baselines
-from stages.lm.copying import SPAN_BYTES, copied_bytes, read_blocks
-from stages.lm.data import TokenData, read_chunks
-from stages.lm.errors import UserError, run_stage
-from stages.lm.files import read_json, write_json, write_text
-from stages.lm.loading import LoadedModel, load_model
-from stages.lm.metrics import loss_units
-from stages.lm.records import records_in
-from stages.lm.runtime import Machine, pick_machine
-from stages.lm.samples_page import answers_page, samples_page
-from stages.lm.sampling import SamplingSettings, steps
-from stages.lm.scoring import score, score_split
+from stages.lm.core import paths
+from stages.lm.core.errors import UserError, run_stage
+from stages.lm.core.files import read_json, write_json, write_text
+from stages.lm.data.dataset import TokenData
+from stages.lm.data.splits import read_chunks
+from stages.lm.evaluation.compressors import WINDOW_BYTES, baselines
+from stages.lm.evaluation.exact_match import answer, exact_match, majority
+from stages.lm.evaluation.memorization import SPAN_BYTES, copied_bytes, read_blocks
+from stages.lm.evaluation.samples_page import answers_page, samples_page
+from stages.lm.inference.generation import SamplingSettings, generate_steps
+from stages.lm.inference.loading import LoadedModel, load_model
+from stages.lm.model.checkpoint import build_model
+from stages.lm.model.metrics import loss_units
+from stages.lm.model.runtime import Machine, pick_machine
+from stages.lm.model.scoring import score, score_split
+from stages.lm.pretrained.model import PretrainedModel
 from stages.lm.settings.evaluate import EvaluateSettings
 from stages.lm.settings.init_from import SCRATCH, load_init_from
 from stages.lm.settings.loader import load_section
 from stages.lm.settings.runtime import RuntimeSettings
+from stages.lm.text.records import records_in
 
 HELD_OUT = ("val", "test")
 COMPARED_BYTES = 1_000_000
@@ -139,7 +140,7 @@ def starting_model(name: str, trained: LoadedModel, machine: Machine) -> LoadedM
     Raises:
         UserError: `init_from` names other weights by now.
     """
-    config, base = trained.config, Base.open(name)
+    config, base = trained.config, PretrainedModel.open(name)
     if trained.provenance.get("base_sha256") != base.digest():
         raise UserError(
             f"params.yaml: init_from is {name!r}, but {paths.shown(paths.CHECKPOINT)} did not "
@@ -253,7 +254,7 @@ def sampled(loaded: LoadedModel, settings: EvaluateSettings) -> list[bytes]:
     asked = (settings.prompt, settings.sample_tokens, sampling, settings.seed)
     samples = [b""] * settings.samples
     if samples:
-        rows = steps(loaded, *asked, range(settings.samples))
+        rows = generate_steps(loaded, *asked, range(settings.samples))
         for row in tqdm(rows, total=settings.sample_tokens, desc="samples", unit="token"):
             samples = [text + step.data for text, step in zip(samples, row, strict=True) if step]
     return samples

@@ -8,13 +8,13 @@ from typing import NoReturn
 
 import torch
 
-from stages.lm import paths
-from stages.lm.errors import UserError, run_stage
-from stages.lm.files import explained
-from stages.lm.gguf_file import KINDS, write_gguf
-from stages.lm.huggingface import write_huggingface
-from stages.lm.loading import LoadedModel, load_model
-from stages.lm.pattern_names import pattern_name
+from stages.lm.core import paths
+from stages.lm.core.errors import UserError, run_stage
+from stages.lm.core.files import explained
+from stages.lm.export.gguf_file import KINDS, write_gguf
+from stages.lm.export.huggingface import write_huggingface
+from stages.lm.export.pattern_names import pattern_name
+from stages.lm.inference.loading import LoadedModel, load_model
 
 FORMATS = ("huggingface", *(f"gguf-{kind}" for kind in KINDS))
 CHECKED = "It's a test: 12345 Wölfe, привет, 我们 🙂\n\n\t  the end ... "

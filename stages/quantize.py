@@ -7,17 +7,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from stages.lm import paths
-from stages.lm.checkpoint import Checkpoint, build_model
-from stages.lm.data import TokenData, gather
-from stages.lm.errors import run_stage
-from stages.lm.files import write_json
-from stages.lm.gptq import Calibration, calibrate, gptq
-from stages.lm.metrics import loss_units
-from stages.lm.model import Transformer
-from stages.lm.quantization import QuantizedModel, quantize_checkpoint
-from stages.lm.runtime import Machine, pick_machine
-from stages.lm.scoring import score_split
+from stages.lm.core import paths
+from stages.lm.core.errors import run_stage
+from stages.lm.core.files import write_json
+from stages.lm.data.dataset import TokenData
+from stages.lm.data.windows import gather
+from stages.lm.model.checkpoint import Checkpoint, build_model
+from stages.lm.model.metrics import loss_units
+from stages.lm.model.runtime import Machine, pick_machine
+from stages.lm.model.scoring import score_split
+from stages.lm.model.transformer import Transformer
+from stages.lm.quantization.gptq import Calibration, calibrate, gptq
+from stages.lm.quantization.quantized_model import QuantizedModel, quantize_checkpoint
 from stages.lm.settings.loader import load_section
 from stages.lm.settings.quantize import QuantizeSettings
 from stages.lm.settings.runtime import RuntimeSettings

@@ -12,25 +12,18 @@ from typing import Any
 
 from tqdm import tqdm
 
-from stages.lm import paths
-from stages.lm.base_tokenizer import base_tokenizer, tokenizer_values
-from stages.lm.data import (
-    SPLITS,
-    read_chunks,
-    split_bounds,
-    token_dtype,
-    tokens_digest,
-    write_merges,
-    write_tokens,
-)
-from stages.lm.errors import UserError, run_stage
-from stages.lm.files import sha256_file, write_json, write_text
-from stages.lm.records import PROMPT_END, RECORD_END, Record, read_records, split_records
+from stages.lm.core import paths
+from stages.lm.core.errors import UserError, run_stage
+from stages.lm.core.files import sha256_file, write_json, write_text
+from stages.lm.data.dataset import token_dtype, tokens_digest, write_merges, write_tokens
+from stages.lm.data.splits import SPLITS, read_chunks, split_bounds
+from stages.lm.pretrained.tokenizer import base_tokenizer, tokenizer_values
 from stages.lm.settings.init_from import SCRATCH, load_init_from
 from stages.lm.settings.loader import load_section
 from stages.lm.settings.recipes import automatic
 from stages.lm.settings.tokenize import TokenizeSettings
-from stages.lm.tokenizer import PATTERNS, Tokenizer, named_tokenizer, train_bpe
+from stages.lm.text.records import PROMPT_END, RECORD_END, Record, read_records, split_records
+from stages.lm.text.tokenizer import PATTERNS, Tokenizer, named_tokenizer, train_bpe
 
 BPE_SAMPLE_BYTES = 32 << 20
 """A vocabulary is learned from this much of the training split, spread evenly over it."""

@@ -9,23 +9,23 @@ from contextlib import suppress
 from dataclasses import asdict
 from types import FrameType
 
-from stages.lm import paths
-from stages.lm.base import Base
-from stages.lm.checkpoint import Checkpoint
-from stages.lm.data import TokenData
-from stages.lm.errors import UserError, run_stage
-from stages.lm.files import write_json
-from stages.lm.metrics import append_missing_lines, timestamp, write_tsv
-from stages.lm.model import ModelConfig, Transformer
-from stages.lm.runtime import Machine, pick_machine
+from stages.lm.core import paths
+from stages.lm.core.errors import UserError, run_stage
+from stages.lm.core.files import write_json
+from stages.lm.data.dataset import TokenData
+from stages.lm.model.checkpoint import Checkpoint
+from stages.lm.model.metrics import append_missing_lines, timestamp, write_tsv
+from stages.lm.model.runtime import Machine, pick_machine
+from stages.lm.model.transformer import ModelConfig, Transformer
+from stages.lm.pretrained.model import PretrainedModel
 from stages.lm.settings.init_from import SCRATCH, load_init_from
 from stages.lm.settings.loader import load_section
 from stages.lm.settings.model import ModelSettings
 from stages.lm.settings.recipes import automatic
 from stages.lm.settings.runtime import RuntimeSettings
 from stages.lm.settings.train import TrainSettings
-from stages.lm.state import RunIdentity, StateStore, code_digests, only_trainer
-from stages.lm.training import TrainingRun
+from stages.lm.training.resume import ResumeStore, RunIdentity, code_digests, only_trainer
+from stages.lm.training.trainer import Trainer
 
 BASE_WEIGHTS = "the base weights"
 """Their name among a run's ingredients."""
@@ -51,12 +51,12 @@ class StopSignal:
 class Reporter:
     """Writes once a second how far the run is, for the page to show."""
 
-    def __init__(self, run: TrainingRun) -> None:
+    def __init__(self, run: Trainer) -> None:
         self.run = run
         self.due = time.monotonic()
 
     def __call__(self, loss: float, speed: float) -> None:
-        """See `TrainingRun.run`."""
+        """See `Trainer.run`."""
         if time.monotonic() < self.due:
             return
         self.due = time.monotonic() + 1
@@ -82,7 +82,7 @@ def main() -> int:
     with only_trainer(paths.ROOT / "models" / "resume" / "workspace.lock"):
         data = TokenData.load(paths.TOKENS)
         init_from = load_init_from()
-        base = None if init_from == SCRATCH else Base.open(init_from)
+        base = None if init_from == SCRATCH else PretrainedModel.open(init_from)
         auto = automatic(data.text_bytes(), base=base.values() if base else {})
         settings = load_section(TrainSettings, auto=auto.values)
         model_settings = load_section(ModelSettings, auto=auto.values)
@@ -90,7 +90,7 @@ def main() -> int:
             for line in auto.lines(section):
                 print(line)
         identity = identify(model_settings, settings, data, base)
-        store = StateStore(paths.resume_folder(), identity)
+        store = ResumeStore(paths.resume_folder(), identity)
         with only_trainer(store.path.parent / "lock"):
             try:
                 machine = pick_machine(runtime, settings.precision)
@@ -106,7 +106,10 @@ def main() -> int:
 
 
 def identify(
-    model_settings: ModelSettings, settings: TrainSettings, data: TokenData, base: Base | None
+    model_settings: ModelSettings,
+    settings: TrainSettings,
+    data: TokenData,
+    base: PretrainedModel | None,
 ) -> RunIdentity:
     """Everything the trained weights are a function of."""
     values = {f"model.{key}": value for key, value in asdict(model_settings).items()}
@@ -122,8 +125,8 @@ def prepare(
     settings: TrainSettings,
     data: TokenData,
     machine: Machine,
-    base: Base | None,
-) -> TrainingRun:
+    base: PretrainedModel | None,
+) -> Trainer:
     """A run that has yet to begin or to be resumed."""
     vocab_size = data.meta["vocab_size"]
     if base:
@@ -133,7 +136,7 @@ def prepare(
         shape = {key: value for key, value in asdict(model_settings).items() if key != "init"}
         config = ModelConfig(**shape, vocab_size=vocab_size, head_size=head_size)
     model = Transformer(config)
-    run = TrainingRun(model, data, settings, machine)
+    run = Trainer(model, data, settings, machine)
     print(
         f"model: {config.arch}, {config.layers} layers of width {config.width}, "
         f"{run.parameters:,} parameters, vocabulary {vocab_size:,}\n"
@@ -151,7 +154,7 @@ def prepare(
     return run
 
 
-def contents(run: TrainingRun) -> str:
+def contents(run: Trainer) -> str:
     """In words, what the run learns from."""
     data = run.data
     tokens = f"{len(data.train):,} training tokens, {len(data.val):,} validation tokens"
@@ -165,7 +168,7 @@ def contents(run: TrainingRun) -> str:
     )
 
 
-def resume(run: TrainingRun, store: StateStore) -> bool:
+def resume(run: Trainer, store: ResumeStore) -> bool:
     """Continue from the stored state, if there is one, and say so; returns whether there was."""
     state, message = store.load()
     if state is not None:
@@ -184,8 +187,8 @@ def resume(run: TrainingRun, store: StateStore) -> bool:
 
 
 def train(
-    run: TrainingRun,
-    store: StateStore,
+    run: Trainer,
+    store: ResumeStore,
     model_settings: ModelSettings,
     stop: StopSignal,
     checkpoint_steps: int,
@@ -216,7 +219,7 @@ def train(
     return 128 + stop.number
 
 
-def publish(run: TrainingRun, model_settings: ModelSettings, identity: RunIdentity) -> None:
+def publish(run: Trainer, model_settings: ModelSettings, identity: RunIdentity) -> None:
     """Write the stage's outputs from the run's state; the same state gives the same bytes."""
     append_missing_lines(paths.TRAINING_LOG, run.progress.log)
     if not run.epochs_done():

@@ -9,12 +9,12 @@ import torch
 import yaml
 from hypothesis import settings as hypothesis_settings
 
-from stages.lm.checkpoint import Checkpoint
-from stages.lm.data import TokenData
-from stages.lm.model import ModelConfig, Transformer, initialise
-from stages.lm.runtime import Machine
+from stages.lm.data.dataset import TokenData
+from stages.lm.model.checkpoint import Checkpoint
+from stages.lm.model.runtime import Machine
+from stages.lm.model.transformer import ModelConfig, Transformer, init_weights
 from stages.lm.settings.train import TrainSettings
-from stages.lm.tokenizer import train_bpe
+from stages.lm.text.tokenizer import train_bpe
 
 ROOT = Path(__file__).parents[1]
 TEXT = (
@@ -164,7 +164,7 @@ def initialised_model(make_config):
 
     def make(arch="qwen3", seed=0, **fields):
         model = Transformer(make_config(arch, **fields))
-        initialise(model, torch.Generator().manual_seed(seed))
+        init_weights(model, torch.Generator().manual_seed(seed))
         return model
 
     return make

@@ -16,13 +16,20 @@ from streamlit.testing.v1 import AppTest
 
 from app import generate
 from app.writing import LIKELIEST
-from stages.lm import paths, sampling
-from stages.lm.checkpoint import Checkpoint
-from stages.lm.loading import load_model
-from stages.lm.model import ModelConfig, Transformer
-from stages.lm.quantization import quantize_checkpoint
-from stages.lm.sampling import Odds, SamplingSettings, Step, generate_text, steps
-from stages.lm.tokenizer import train_bpe
+from stages.lm.core import paths
+from stages.lm.inference import generation
+from stages.lm.inference.generation import (
+    GeneratedToken,
+    SamplingSettings,
+    TokenLogprobs,
+    generate_steps,
+    generate_text,
+)
+from stages.lm.inference.loading import load_model
+from stages.lm.model.checkpoint import Checkpoint
+from stages.lm.model.transformer import ModelConfig, Transformer
+from stages.lm.quantization.quantized_model import quantize_checkpoint
+from stages.lm.text.tokenizer import train_bpe
 
 PAGE = str(Path(__file__).resolve().parents[1] / "app" / "app.py")
 PROVENANCE = {
@@ -137,14 +144,14 @@ def test_page_and_terminal_write_the_same(capsys: pytest.CaptureFixture[str]) ->
 def replay(monkeypatch: pytest.MonkeyPatch, pieces: Iterable[str]) -> list[tuple[Any, ...]]:
     """Have the engine write these pieces; returns the list of what it is called with."""
     calls: list[tuple[Any, ...]] = []
-    odds = Odds(-0.5, [(0, -0.5)])
+    odds = TokenLogprobs(-0.5, [(0, -0.5)])
 
-    def replayed(*arguments: Any) -> Iterator[list[Step]]:
+    def replayed(*arguments: Any) -> Iterator[list[GeneratedToken]]:
         calls.append(arguments)
         for piece in pieces:
-            yield [Step(0, piece.encode(), piece, odds, odds)] * len(arguments[5])
+            yield [GeneratedToken(0, piece.encode(), piece, odds, odds)] * len(arguments[5])
 
-    monkeypatch.setattr(sampling, "steps", replayed)
+    monkeypatch.setattr(generation, "generate_steps", replayed)
     return calls
 
 
@@ -189,7 +196,9 @@ def test_a_text_that_stops_tells_how_many_tokens_it_has() -> None:
     loaded = load_model(paths.QUANTIZED)
     texts = [generate_text(loaded, "the", 200, settings, 1337, i) for i in range(2)]
     assert write(at, "the") == ["the" + text for text in texts]
-    taken = [step for row in steps(loaded, "the", 200, settings, 1337, range(2)) for step in row]
+    taken = [
+        step for row in generate_steps(loaded, "the", 200, settings, 1337, range(2)) for step in row
+    ]
     count = sum(step is not None for step in taken)
     assert at.caption[0].value.startswith(f"{count} tokens, ") and count < 400
 
@@ -259,13 +268,13 @@ def test_a_text_outlives_its_models_file(replaced: bool, monkeypatch: pytest.Mon
     save_models(0)
     text = generate_text(load_model(paths.QUANTIZED), "the", 200, SamplingSettings(), 1337)
 
-    def interrupted(*arguments: Any) -> Iterator[list[Step | None]]:
-        rows = steps(*arguments)
+    def interrupted(*arguments: Any) -> Iterator[list[GeneratedToken | None]]:
+        rows = generate_steps(*arguments)
         yield next(rows)
         save_models(1) if replaced else paths.QUANTIZED.unlink()
         yield from rows
 
-    monkeypatch.setattr(sampling, "steps", interrupted)
+    monkeypatch.setattr(generation, "generate_steps", interrupted)
     at = page()
     assert write(at, "the") == ["the" + text]
     assert len(at.run().info) == (not replaced)
@@ -358,7 +367,7 @@ def test_a_branch_goes_on_from_another_token_and_reproduces() -> None:
     at.segmented_control(key="view").set_value("Probabilities").run()
     (block,) = [element.proto.body for element in at.get("html")]
     loaded = load_model(paths.QUANTIZED)
-    rows = list(steps(loaded, "the cat", 20, SamplingSettings(), 1337, (0,), LIKELIEST))
+    rows = list(generate_steps(loaded, "the cat", 20, SamplingSettings(), 1337, (0,), LIKELIEST))
     written = [step for (step,) in rows if step]
     drawn = html.unescape(re.sub(r"<[^>]*>", "", block))
     assert drawn == "the cat" + "".join(step.text for step in written)
@@ -405,7 +414,7 @@ def test_an_answer_stands_under_its_prompt_and_is_gone_on_with_after_it() -> Non
     assert at.button(key="write").label == "Answer"
     assert "Training records" in {metric.label for metric in at.metric}
     at.button(key="go on 0").click().run()
-    rows = steps(loaded, "the cat", 5, SamplingSettings(), 1337, written=text)
+    rows = generate_steps(loaded, "the cat", 5, SamplingSettings(), 1337, written=text)
     more = "".join(step.text for (step,) in rows if step)
     assert shown(at) == [f"the cat\n{text}{more}"]
     (command,) = (block.value for block in at.code if block.value.startswith("python -m"))

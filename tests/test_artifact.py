@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.lm.artifact import content_digest, opened_artifact, read_artifact, write_artifact
-from stages.lm.errors import UserError
+from stages.lm.core.artifact import content_digest, opened_artifact, read_artifact, write_artifact
+from stages.lm.core.errors import UserError
 
 KINDS = {"thing": 1}
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stages.lm import bigrams
-from stages.lm.bigrams import DISCOUNT, discounted_counts, fit_bigrams
-from stages.lm.runtime import Machine
+from stages.lm.model.runtime import Machine
+from stages.lm.training import bigrams
+from stages.lm.training.bigrams import DISCOUNT, discounted_counts, fit_bigrams
 
 VOCAB = 75
 

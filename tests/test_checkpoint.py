@@ -5,9 +5,9 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from stages.lm.artifact import write_artifact
-from stages.lm.checkpoint import Checkpoint, build_model
-from stages.lm.errors import UserError
+from stages.lm.core.artifact import write_artifact
+from stages.lm.core.errors import UserError
+from stages.lm.model.checkpoint import Checkpoint, build_model
 
 
 def test_a_checkpoint_comes_back(checkpoint, tmp_path):

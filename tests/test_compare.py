@@ -10,9 +10,9 @@ from test_app import files as files  # the fixture that keeps the project's own 
 from test_app import page, save_models
 
 from app import experiments
-from stages.lm import paths
-from stages.lm.loading import load_model
-from stages.lm.sampling import SamplingSettings, generate_text
+from stages.lm.core import paths
+from stages.lm.inference.generation import SamplingSettings, generate_text
+from stages.lm.inference.loading import load_model
 
 
 def git(folder: Path, *arguments: str) -> str:

@@ -5,8 +5,8 @@ import random
 import pytest
 from pyppmd import Ppmd7Decoder
 
-from stages.lm import compressors
-from stages.lm.compressors import COMPRESSORS, baselines
+from stages.lm.evaluation import compressors
+from stages.lm.evaluation.compressors import COMPRESSORS, baselines
 
 WORDS = [bytes(random.Random(seed).choices(b"etaoinshrdlu", k=5)) for seed in range(50)]
 

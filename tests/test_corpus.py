@@ -6,7 +6,7 @@ import json
 import pytest
 
 from stages import corpus
-from stages.lm import paths
+from stages.lm.core import paths
 from stages.lm.settings.recipes import automatic
 
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from stages.lm.loading import load_model
-from stages.lm.runtime import Machine
-from stages.lm.sampling import SamplingSettings, generate_text
-from stages.lm.training import TrainingRun
+from stages.lm.inference.generation import SamplingSettings, generate_text
+from stages.lm.inference.loading import load_model
+from stages.lm.model.runtime import Machine
+from stages.lm.training.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -22,7 +22,7 @@ def make_run(initialised_model, make_train_settings, data):
         settings = make_train_settings(**{"accumulate": 2, "compile": "off", "epochs": 4} | fields)
         torch.manual_seed(settings.seed)
         machine = Machine(torch.device(device), settings.precision, 1)
-        run = TrainingRun(initialised_model(arch), data, settings, machine)
+        run = Trainer(initialised_model(arch), data, settings, machine)
         run.begin(from_bigrams=False)
         return run
 

@@ -7,8 +7,8 @@ import damage
 import isolation
 import pytest
 
-from stages.lm.artifact import read_artifact
-from stages.lm.errors import UserError
+from stages.lm.core.artifact import read_artifact
+from stages.lm.core.errors import UserError
 
 FILES = [
     "checkpoint.pt",

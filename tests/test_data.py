@@ -11,22 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.lm import data
-from stages.lm.data import (
-    TokenData,
-    WindowOrder,
-    epoch_starts,
-    gather,
-    read_chunks,
-    split_bounds,
-    split_tokens,
-    token_dtype,
-    tokens_digest,
-    write_merges,
-    write_tokens,
-)
-from stages.lm.errors import UserError
-from stages.lm.tokenizer import PATTERNS, train_bpe
+from stages.lm.core.errors import UserError
+from stages.lm.data import splits
+from stages.lm.data.dataset import TokenData, token_dtype, tokens_digest, write_merges, write_tokens
+from stages.lm.data.splits import read_chunks, split_bounds
+from stages.lm.data.windows import WindowSampler, epoch_starts, gather
+from stages.lm.text.tokenizer import PATTERNS, train_bpe
+from stages.lm.training.token_splitting import split_tokens
 
 PIECES = [
     *[b"the", b" dog", b"'s", b"a", b"Z", b"7", b" ", b"  ", b"\t", b"\n", b"\n\n", b"\r\n", b"\r"],
@@ -60,8 +51,8 @@ def small_chunks(monkeypatch):
     """Lets a test set the chunk sizes, so that short texts have many chunks."""
 
     def shrink(size, most=1 << 30):
-        monkeypatch.setattr(data, "CHUNK_BYTES", size)
-        monkeypatch.setattr(data, "MAX_CHUNK_BYTES", most)
+        monkeypatch.setattr(splits, "CHUNK_BYTES", size)
+        monkeypatch.setattr(splits, "MAX_CHUNK_BYTES", most)
 
     return shrink
 
@@ -95,8 +86,8 @@ def test_chunks_joined_are_the_part_of_the_file(file, text, size, most, bounds):
     part = range(start, bounds.draw(st.integers(start, len(text))))
     file.write_bytes(text)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "CHUNK_BYTES", size)
-        patch.setattr(data, "MAX_CHUNK_BYTES", most)
+        patch.setattr(splits, "CHUNK_BYTES", size)
+        patch.setattr(splits, "MAX_CHUNK_BYTES", most)
         chunks = list(read_chunks(file, part))
     assert b"".join(chunks) == text[part.start : part.stop] and b"" not in chunks
 
@@ -261,7 +252,7 @@ def test_what_precedes_a_split_is_the_end_of_the_earlier_ones(
 # Windows ------------------------------------------------------------------------------------------
 
 ORDERS = st.builds(
-    WindowOrder,
+    WindowSampler,
     tokens=st.integers(2, 400),
     context=st.integers(1, 64),
     batch=st.integers(1, 40),
@@ -293,7 +284,7 @@ def test_batches_are_full_and_hold_each_window_of_each_epoch_once(order, epochs)
 
 
 def test_an_epoch_repeats_at_most_two_windows_of_work():
-    order = WindowOrder(tokens=10_001, context=100, batch=8, seed=1)
+    order = WindowSampler(tokens=10_001, context=100, batch=8, seed=1)
     assert order.per_epoch == 101
     assert len(set(epoch_starts(order, 0).tolist())) == 101
 
@@ -301,20 +292,20 @@ def test_an_epoch_repeats_at_most_two_windows_of_work():
 def test_the_same_seed_gives_the_same_order_and_another_seed_another():
     def order(seed):
         epoch_starts.cache_clear()
-        return epoch_starts(WindowOrder(tokens=5000, context=32, batch=4, seed=seed), 2).tolist()
+        return epoch_starts(WindowSampler(tokens=5000, context=32, batch=4, seed=seed), 2).tolist()
 
     assert order(7) == order(7) and order(7) != order(8)
 
 
 def test_epochs_differ_in_order_and_in_offset():
-    order = WindowOrder(tokens=5000, context=32, batch=4, seed=7)
+    order = WindowSampler(tokens=5000, context=32, batch=4, seed=7)
     orders = [epoch_starts(order, epoch) for epoch in range(8)]
     assert len({tuple(starts) for starts in orders}) == 8
     assert len({np.median(starts % 32) for starts in orders}) > 2
 
 
 def test_a_batch_depends_on_the_step_alone():
-    order = WindowOrder(tokens=999, context=16, batch=10, seed=7)
+    order = WindowSampler(tokens=999, context=16, batch=10, seed=7)
     straight = [order.batch_starts(step).tolist() for step in range(30)]
     epoch_starts.cache_clear()
     backwards = [order.batch_starts(step).tolist() for step in reversed(range(30))]

@@ -16,8 +16,8 @@ import pytest
 import yaml
 from filelock import FileLock
 
-from stages.lm.checkpoint import Checkpoint
-from stages.lm.tokenizer import PATTERNS
+from stages.lm.model.checkpoint import Checkpoint
+from stages.lm.text.tokenizer import PATTERNS
 
 ROOT = Path(__file__).parents[1]
 SMALL = {
@@ -359,9 +359,9 @@ TEXTS = {
 @pytest.mark.parametrize("name", TEXTS)
 def test_any_text_works_or_is_refused_in_a_sentence(name, tmp_path, monkeypatch, capsys):
     from stages import corpus, tokenize_text
-    from stages.lm import paths
-    from stages.lm.data import TokenData
-    from stages.lm.errors import UserError
+    from stages.lm.core import paths
+    from stages.lm.core.errors import UserError
+    from stages.lm.data.dataset import TokenData
 
     text, refusal = TEXTS[name]
     monkeypatch.setattr(paths, "INPUT", tmp_path / "input.txt")

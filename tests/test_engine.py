@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.lm import native, token_step
-from stages.lm.checkpoint import Checkpoint
-from stages.lm.decoder import PackedDecoder, TorchDecoder, make_decoder
-from stages.lm.engine import Engine, EngineDecoder
-from stages.lm.loading import LoadedModel, load_model
-from stages.lm.model import Transformer
-from stages.lm.native import NATIVE, cache_folder, library
-from stages.lm.quantization import quantize_checkpoint
-from stages.lm.token_step import TokenStep, make_token_step
+from stages.lm.inference import native, token_step
+from stages.lm.inference.decoder import PackedDecoder, TorchDecoder, make_decoder
+from stages.lm.inference.engine import Engine, EngineDecoder
+from stages.lm.inference.loading import LoadedModel, load_model
+from stages.lm.inference.native import NATIVE, cache_folder, library
+from stages.lm.inference.token_step import TokenStep, make_token_step
+from stages.lm.model.checkpoint import Checkpoint
+from stages.lm.model.transformer import Transformer
+from stages.lm.quantization.quantized_model import quantize_checkpoint
 
 CONTEXT = 300  # more than the engine's blocks of tokens and of keys
 SHAPES = {

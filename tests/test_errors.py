@@ -2,7 +2,7 @@
 
 import pytest
 
-from stages.lm.errors import UserError, run_stage
+from stages.lm.core.errors import UserError, run_stage
 
 
 def outcome(main, capsys):

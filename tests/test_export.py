@@ -13,15 +13,15 @@ from gguf.quants import quantize
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel, Qwen3ForCausalLM
 
 from stages import export
-from stages.lm.byte_level import byte_characters, printed_tokens
-from stages.lm.checkpoint import Checkpoint
-from stages.lm.errors import UserError
-from stages.lm.gguf_file import write_gguf
-from stages.lm.huggingface import write_huggingface
-from stages.lm.loading import LoadedModel, load_model
-from stages.lm.pattern_names import pattern_name
-from stages.lm.quantization import quantize_checkpoint
-from stages.lm.tokenizer import PATTERNS, Tokenizer, train_bpe
+from stages.lm.core.errors import UserError
+from stages.lm.export.gguf_file import write_gguf
+from stages.lm.export.huggingface import write_huggingface
+from stages.lm.export.pattern_names import pattern_name
+from stages.lm.inference.loading import LoadedModel, load_model
+from stages.lm.model.checkpoint import Checkpoint
+from stages.lm.quantization.quantized_model import quantize_checkpoint
+from stages.lm.text.byte_level import byte_characters, printed_tokens
+from stages.lm.text.tokenizer import PATTERNS, Tokenizer, train_bpe
 
 SHAPES = {
     "qwen3": {"arch": "qwen3"},

@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-from stages.lm.errors import UserError
-from stages.lm.files import (
+from stages.lm.core.errors import UserError
+from stages.lm.core.files import (
     atomic_writer,
     read_json,
     sha256_file,

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from app import generate
-from stages.lm import paths
-from stages.lm.checkpoint import Checkpoint
-from stages.lm.errors import UserError
-from stages.lm.loading import load_model
-from stages.lm.model import ModelConfig, Transformer
-from stages.lm.quantization import quantize_checkpoint
-from stages.lm.sampling import SamplingSettings, generate_text, steps
-from stages.lm.tokenizer import train_bpe
+from stages.lm.core import paths
+from stages.lm.core.errors import UserError
+from stages.lm.inference.generation import SamplingSettings, generate_steps, generate_text
+from stages.lm.inference.loading import load_model
+from stages.lm.model.checkpoint import Checkpoint
+from stages.lm.model.transformer import ModelConfig, Transformer
+from stages.lm.quantization.quantized_model import quantize_checkpoint
+from stages.lm.text.tokenizer import train_bpe
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_logprobs_are_a_line_for_each_token(
     generate.main(["the", *flags, "--model", str(model)])
     loaded = load_model(model)
     printed = capsys.readouterr().out
-    for row in steps(loaded, "the", 5, SamplingSettings(top_k=1), 1337, likeliest=2):
+    for row in generate_steps(loaded, "the", 5, SamplingSettings(top_k=1), 1337, likeliest=2):
         (step,) = row
         assert step and step.before
         (first, log), (second, other) = step.before.top

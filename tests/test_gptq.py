@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from stages.lm.gptq import Calibration, calibrate, gptq
-from stages.lm.quantization import dequantize
+from stages.lm.quantization.gptq import Calibration, calibrate, gptq
+from stages.lm.quantization.quantized_model import dequantize
 
 COLUMNS, ROWS = 96, 130
 

@@ -5,10 +5,10 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from stages.lm.artifact import read_artifact, write_artifact
-from stages.lm.errors import UserError
-from stages.lm.loading import load_model
-from stages.lm.quantization import quantize_checkpoint
+from stages.lm.core.artifact import read_artifact, write_artifact
+from stages.lm.core.errors import UserError
+from stages.lm.inference.loading import load_model
+from stages.lm.quantization.quantized_model import quantize_checkpoint
 
 
 @pytest.fixture

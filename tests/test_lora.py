@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from stages.lm import lora
-from stages.lm.artifact import read_artifact, write_artifact
-from stages.lm.lora import TARGETS, adapted_layers, adapter_matrices, add_adapters
-from stages.lm.model import Transformer
-from stages.lm.training import TrainingRun
+from stages.lm.core.artifact import read_artifact, write_artifact
+from stages.lm.model.transformer import Transformer
+from stages.lm.training import lora
+from stages.lm.training.lora import TARGETS, adapted_layers, adapter_matrices, add_adapters
+from stages.lm.training.trainer import Trainer
 
 ARCHITECTURES = {"qwen3": {"kv_heads": 2}, "gpt2": {"tie_embeddings": True}}
 
@@ -38,7 +38,7 @@ def adapted(base):
 def make_run(base, make_train_settings, machine, data):
     def make(**fields):
         settings = make_train_settings(adapt="lora", **fields)
-        return TrainingRun(Transformer(base.config), data, settings, machine)
+        return Trainer(Transformer(base.config), data, settings, machine)
 
     return make
 
@@ -162,7 +162,7 @@ def test_what_is_kept_is_what_was_validated(begun, base, make_train_settings, ma
     assert run.progress.best_epoch == run.settings.epochs
     kept = Transformer(base.config)
     kept.load_state_dict(run.best)
-    other = TrainingRun(kept, run.data, make_train_settings(), machine)
+    other = Trainer(kept, run.data, make_train_settings(), machine)
     assert other.validate() == pytest.approx(run.progress.best_val_loss, abs=1e-5)
     torch.testing.assert_close(
         {n: run.best[n] for n in run.best if "norm" in n or "embedding" in n},

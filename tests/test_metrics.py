@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from stages.lm.errors import UserError
-from stages.lm.metrics import append_missing_lines, duration, loss_units, timestamp, write_tsv
+from stages.lm.core.errors import UserError
+from stages.lm.model.metrics import append_missing_lines, duration, loss_units, timestamp, write_tsv
 
 
 def test_a_bit_a_byte_is_that_in_every_unit():

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from stages.lm.optim import Muon, build_optimizers, learning_rate
+from stages.lm.training.optim import Muon, build_optimizers, lr_multiplier
 
 
 @pytest.fixture
 def rates(make_train_settings):
     def schedule(total, **fields):
         settings = make_train_settings(**fields)
-        return [learning_rate(step, total, settings) for step in range(total)]
+        return [lr_multiplier(step, total, settings) for step in range(total)]
 
     return schedule
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.lm import paths
+from stages.lm.core import paths
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from test_app import page
 
 from app import progress
 from stages import train
-from stages.lm import paths
+from stages.lm.core import paths
 
 RUN = {
     "step": 30, "steps": 120, "epoch": 1, "epochs": 3, "loss": 2.5, "tokens_per_second": 9000.0,

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from stages import quantize
-from stages.lm import paths
-from stages.lm.checkpoint import Checkpoint
-from stages.lm.data import SPLITS, token_dtype, tokens_digest, write_merges, write_tokens
-from stages.lm.files import sha256_file, write_json
-from stages.lm.loading import load_model
+from stages.lm.core import paths
+from stages.lm.core.files import sha256_file, write_json
+from stages.lm.data.dataset import token_dtype, tokens_digest, write_merges, write_tokens
+from stages.lm.data.splits import SPLITS
+from stages.lm.inference.loading import load_model
+from stages.lm.model.checkpoint import Checkpoint
 from stages.lm.settings.quantize import QuantizeSettings
 from stages.lm.settings.runtime import RuntimeSettings
 from stages.quantize import RATES, Tried, search, share_lost

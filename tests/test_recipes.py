@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from stages.corpus import SECTIONS
-from stages.lm.errors import UserError
-from stages.lm.paths import PARAMS
+from stages.lm.core.errors import UserError
+from stages.lm.core.paths import PARAMS
 from stages.lm.settings.loader import load_section, load_sections
 from stages.lm.settings.model import ModelSettings
 from stages.lm.settings.recipes import (

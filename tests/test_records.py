@@ -7,12 +7,13 @@ from itertools import chain
 import pytest
 
 from stages import corpus, tokenize_text
-from stages.lm import paths
-from stages.lm.data import SPLITS, TokenData
-from stages.lm.errors import UserError
-from stages.lm.records import Record, read_records, split_records
-from stages.lm.sample_text import sample_text
-from stages.lm.tokenizer import Tokenizer
+from stages.lm.core import paths
+from stages.lm.core.errors import UserError
+from stages.lm.data.dataset import TokenData
+from stages.lm.data.splits import SPLITS
+from stages.lm.text.records import Record, read_records, split_records
+from stages.lm.text.tokenizer import Tokenizer
+from stages.sample_text import sample_text
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from stages.lm.errors import UserError
-from stages.lm.runtime import (
+from stages.lm.core.errors import UserError
+from stages.lm.model.runtime import (
     Machine,
     can_compile,
     pick_machine,
@@ -117,7 +117,7 @@ def test_the_state_of_another_machines_generators_is_left_alone():
 FAULTS = """
 import resource
 import torch
-from stages.lm.runtime import pick_machine
+from stages.lm.model.runtime import pick_machine
 from stages.lm.settings.runtime import RuntimeSettings
 
 pick_machine(RuntimeSettings(device="cpu", threads=1, checkpoint_steps=0))

@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from stages.lm import sample_text as module
-from stages.lm.errors import UserError
-from stages.lm.sample_text import sample_text
+from stages import sample_text as sample
+from stages.lm.core.errors import UserError
+from stages.sample_text import sample_text
 
 SIZE = 2_005_993
 SHA256 = "cbf0929936123da6e7182ee4164725194566536bba6b0ca061f46ad3a50da66e"
@@ -25,12 +25,12 @@ def test_the_source_is_read_and_never_imported():
 
 
 def test_another_version_is_refused_with_the_remedy(monkeypatch):
-    monkeypatch.setattr(module, "version", lambda name: "2.0")
+    monkeypatch.setattr(sample, "version", lambda name: "2.0")
     with pytest.raises(UserError, match=r"networkx .*version 2\.0 is installed.*pip install -r"):
         sample_text()
 
 
 def test_a_missing_source_is_refused_with_the_remedy(monkeypatch):
-    monkeypatch.setattr(module, "SOURCE", "no_such_package_here")
+    monkeypatch.setattr(sample, "SOURCE", "no_such_package_here")
     with pytest.raises(UserError, match=r"none is installed.*data/input\.txt"):
         sample_text()

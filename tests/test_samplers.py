@@ -15,7 +15,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from stages.lm.samplers import (
+from stages.lm.inference.generation import SamplingSettings, sampled_logits
+from stages.lm.inference.samplers import (
     StopStrings,
     keep_min_p,
     keep_top_k,
@@ -23,7 +24,6 @@ from stages.lm.samplers import (
     penalise_repetition,
     scale_temperature,
 )
-from stages.lm.sampling import SamplingSettings, sampled_logits
 
 
 def rows(count, size=200):

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.lm import scoring
-from stages.lm.scoring import score, sliding_windows
+from stages.lm.model import scoring
+from stages.lm.model.scoring import score, sliding_windows
 
 
 @settings(max_examples=300)

@@ -11,9 +11,9 @@ from tiktoken.load import load_tiktoken_bpe
 from tokenizers import Regex
 from tokenizers.pre_tokenizers import Split
 
-from stages.lm.errors import UserError
-from stages.lm.huggingface import written_tokenizer
-from stages.lm.tokenizer import PATTERNS, Tokenizer, named_tokenizer, train_bpe
+from stages.lm.core.errors import UserError
+from stages.lm.export.huggingface import written_tokenizer
+from stages.lm.text.tokenizer import PATTERNS, Tokenizer, named_tokenizer, train_bpe
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 EACH_PATTERN = pytest.mark.parametrize("pattern", PATTERNS)

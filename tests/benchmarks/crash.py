@@ -41,14 +41,15 @@ shutil.copytree(ROOT / "stages", WORK / "stages", ignore=shutil.ignore_patterns(
 sys.path.insert(0, str(WORK))  # the code under test lies in the folder it writes to
 
 from stages import train  # noqa: E402
-from stages.lm import paths, state  # noqa: E402
-from stages.lm.artifact import content_digest, read_artifact  # noqa: E402
-from stages.lm.checkpoint import Checkpoint  # noqa: E402
-from stages.lm.errors import run_stage  # noqa: E402
-from stages.lm.files import read_json, sha256_file  # noqa: E402
-from stages.lm.model import Transformer  # noqa: E402
+from stages.lm.core import paths  # noqa: E402
+from stages.lm.core.artifact import content_digest, read_artifact  # noqa: E402
+from stages.lm.core.errors import run_stage  # noqa: E402
+from stages.lm.core.files import read_json, sha256_file  # noqa: E402
+from stages.lm.model.checkpoint import Checkpoint  # noqa: E402
+from stages.lm.model.transformer import Transformer  # noqa: E402
 from stages.lm.settings.model import ModelSettings  # noqa: E402
 from stages.lm.settings.train import TrainSettings  # noqa: E402
+from stages.lm.training import resume  # noqa: E402
 
 SMALL: dict[str, dict[str, Any]] = {
     "tokenize": {"vocab_size": 300},
@@ -209,7 +210,7 @@ def unsound() -> str:
     """Which of the files that lie there do not load."""
     try:
         if path := state_file():
-            read_artifact(path, {state.KIND: state.VERSION})
+            read_artifact(path, {resume.KIND: resume.VERSION})
         if paths.CHECKPOINT.exists():
             Checkpoint.load(paths.CHECKPOINT).build()
         if paths.TRAIN_METRICS.exists():
@@ -252,16 +253,16 @@ def in_first_save(leave: bool) -> Hook:
     """Stop the process where it begins to save its state; `leave`: it ends with code 0 after."""
 
     def hook() -> None:
-        calls, real = itertools.count(1), state.StateStore.save
+        calls, real = itertools.count(1), resume.ResumeStore.save
 
-        def save(self: state.StateStore, content: dict[str, Any]) -> None:
+        def save(self: resume.ResumeStore, content: dict[str, Any]) -> None:
             if next(calls) == 1:
                 os.kill(os.getpid(), signal.SIGSTOP)
             real(self, content)
             if leave:
                 os._exit(0)
 
-        state.StateStore.save = save
+        resume.ResumeStore.save = save
 
     return hook
 
@@ -433,7 +434,7 @@ def no_number(whole: Reference, every: int) -> Cases:
             path = state_file()
             if step > 1 and not wrong:
                 assert path
-                kept = good_part(read_artifact(path, {state.KIND: state.VERSION})[1])
+                kept = good_part(read_artifact(path, {resume.KIND: resume.VERSION})[1])
                 wrong = "" if kept == weights[step - 2] else "not the last good step's state"
             yield case, wrong or whole.problem()
     set_params(SMALL)
@@ -451,14 +452,14 @@ def weights_of_every_step() -> list[str]:
     list_file = WORK / "digests"
 
     def hook() -> None:
-        real = state.StateStore.save
+        real = resume.ResumeStore.save
 
-        def save(self: state.StateStore, content: dict[str, Any]) -> None:
+        def save(self: resume.ResumeStore, content: dict[str, Any]) -> None:
             with list_file.open("a") as file:
                 file.write(good_part(content) + "\n")
             real(self, content)
 
-        state.StateStore.save = save
+        resume.ResumeStore.save = save
 
     reset()
     assert launch(hook).code == 0

@@ -34,18 +34,19 @@ from typing import Any
 import torch
 from isolation import held, run_isolated, watched
 
-from stages.lm import artifact
-from stages.lm.artifact import content_digest, read_artifact, write_artifact
-from stages.lm.checkpoint import Checkpoint
-from stages.lm.data import SPLITS, TokenData, token_dtype, tokens_digest, write_merges, write_tokens
-from stages.lm.errors import UserError
-from stages.lm.files import sha256_file, write_json
-from stages.lm.loading import load_model
-from stages.lm.model import ModelConfig, Transformer, initialise
-from stages.lm.quantization import quantize_checkpoint
-from stages.lm.sampling import SamplingSettings, generate_text
-from stages.lm.state import RunIdentity, StateStore
-from stages.lm.tokenizer import PATTERNS, Tokenizer
+from stages.lm.core import artifact
+from stages.lm.core.artifact import content_digest, read_artifact, write_artifact
+from stages.lm.core.errors import UserError
+from stages.lm.core.files import sha256_file, write_json
+from stages.lm.data.dataset import TokenData, token_dtype, tokens_digest, write_merges, write_tokens
+from stages.lm.data.splits import SPLITS
+from stages.lm.inference.generation import SamplingSettings, generate_text
+from stages.lm.inference.loading import load_model
+from stages.lm.model.checkpoint import Checkpoint
+from stages.lm.model.transformer import ModelConfig, Transformer, init_weights
+from stages.lm.quantization.quantized_model import quantize_checkpoint
+from stages.lm.text.tokenizer import PATTERNS, Tokenizer
+from stages.lm.training.resume import ResumeStore, RunIdentity
 
 KINDS = {"checkpoint": 1, "quantized model": 2, "training state": 1}
 
@@ -60,7 +61,7 @@ def make_files(folder: Path) -> dict[str, Callable[[], str]]:
         arch="qwen3", vocab_size=256, ff_width=8, tie_embeddings=True, dropout=0.0, **shape
     )
     model = Transformer(config)
-    initialise(model, torch.Generator().manual_seed(0))
+    init_weights(model, torch.Generator().manual_seed(0))
     ranks = {bytes([byte]): byte for byte in range(256)}
     tokenizer = Tokenizer(ranks, PATTERNS["gpt-2"], "bpe")
     parts = {"name": "bpe", "pattern": tokenizer.pattern, "vocabulary": tokenizer.to_text()}
@@ -70,7 +71,7 @@ def make_files(folder: Path) -> dict[str, Callable[[], str]]:
     checkpoint.save(folder / "checkpoint.pt")
     quantize_checkpoint(checkpoint, "int8").save(folder / "quantized.pt")
     progress = {"step": 5, "row_losses": [1.5, 2.5], "log": ["a line"], "finished": False}
-    store = StateStore(folder / "resume", RunIdentity({"train.lr": 0.01}))
+    store = ResumeStore(folder / "resume", RunIdentity({"train.lr": 0.01}))
     store.save({"progress": progress, "best": weights, "random": torch.get_rng_state()[:500]})
     tokens = folder / "tokens"
     meta = {"format": "tokens", "version": 1, "vocab_size": 256, "splits": {}}

@@ -35,10 +35,11 @@ import yaml
 from isolation import held, run_isolated
 
 from stages import corpus, tokenize_text, train
-from stages.lm import paths
-from stages.lm.data import SPLITS, TokenData
-from stages.lm.errors import UserError
-from stages.lm.tokenizer import Tokenizer
+from stages.lm.core import paths
+from stages.lm.core.errors import UserError
+from stages.lm.data.dataset import TokenData
+from stages.lm.data.splits import SPLITS
+from stages.lm.text.tokenizer import Tokenizer
 
 SMALL = {
     "tokenize": {"vocab_size": 320},

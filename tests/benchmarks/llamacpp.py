@@ -28,15 +28,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.lm.checkpoint import Checkpoint
-from stages.lm.data import TokenData
-from stages.lm.decoder import PackedDecoder, TorchDecoder, make_decoder
-from stages.lm.gguf_file import write_gguf
-from stages.lm.loading import LoadedModel, load_model
-from stages.lm.model import ModelConfig, Transformer
-from stages.lm.quantization import quantize_checkpoint
-from stages.lm.runtime import Machine
-from stages.lm.tokenizer import PATTERNS, Tokenizer, train_bpe
+from stages.lm.data.dataset import TokenData
+from stages.lm.export.gguf_file import write_gguf
+from stages.lm.inference.decoder import PackedDecoder, TorchDecoder, make_decoder
+from stages.lm.inference.loading import LoadedModel, load_model
+from stages.lm.model.checkpoint import Checkpoint
+from stages.lm.model.runtime import Machine
+from stages.lm.model.transformer import ModelConfig, Transformer
+from stages.lm.quantization.quantized_model import quantize_checkpoint
+from stages.lm.text.tokenizer import PATTERNS, Tokenizer, train_bpe
 from stages.quantize import Trial
 
 SHAPES = {

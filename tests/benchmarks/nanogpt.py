@@ -32,14 +32,14 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from stages.lm.bigrams import fit_bigrams  # noqa: E402
-from stages.lm.data import TokenData  # noqa: E402
-from stages.lm.model import ModelConfig, Transformer, initialise  # noqa: E402
-from stages.lm.runtime import pick_machine  # noqa: E402
-from stages.lm.scoring import score  # noqa: E402
+from stages.lm.data.dataset import TokenData  # noqa: E402
+from stages.lm.model.runtime import pick_machine  # noqa: E402
+from stages.lm.model.scoring import score  # noqa: E402
+from stages.lm.model.transformer import ModelConfig, Transformer, init_weights  # noqa: E402
 from stages.lm.settings.runtime import RuntimeSettings  # noqa: E402
 from stages.lm.settings.train import TrainSettings  # noqa: E402
-from stages.lm.training import TrainingRun  # noqa: E402
+from stages.lm.training.bigrams import fit_bigrams  # noqa: E402
+from stages.lm.training.trainer import Trainer  # noqa: E402
 
 RECIPE = (
     "config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 "
@@ -249,10 +249,10 @@ def our_start(tokens: Path, seed: int) -> tuple[float, float]:
     machine = pick_machine(RUNTIME, "auto")
     config = replace(SHAPE, arch="qwen3", vocab_size=data.meta["vocab_size"], width=256)
     config = replace(config, head_size=64, ff_width=768, context=128, tie_embeddings=False)
-    run = TrainingRun(Transformer(config), data, replace(SETTINGS, seed=seed), machine)
+    run = Trainer(Transformer(config), data, replace(SETTINGS, seed=seed), machine)
     began = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
-    initialise(run.model, generator)
+    init_weights(run.model, generator)
     fit_bigrams(run.model, data.train, machine, generator)
     seconds = time.perf_counter() - began
     held_out = np.concatenate([data.val, data.test])
@@ -327,7 +327,7 @@ def our_tokens_per_second(steps: int = 200) -> float:
     tokens = np.random.default_rng(1).integers(0, SHAPE.vocab_size, 200_000).astype(np.uint16)
     merges = np.zeros((SHAPE.vocab_size, 2), np.int64)
     data = TokenData(tokens, tokens, tokens, merges, meta={}, vocabulary="")
-    run = TrainingRun(Transformer(SHAPE), data, SETTINGS, pick_machine(RUNTIME, "auto"))
+    run = Trainer(Transformer(SHAPE), data, SETTINGS, pick_machine(RUNTIME, "auto"))
     run.begin(from_bigrams=False)
     run.model.train()
     times = []

@@ -20,13 +20,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from stages.lm.checkpoint import Checkpoint
-from stages.lm.data import TokenData
-from stages.lm.loading import load_model
-from stages.lm.metrics import loss_units
-from stages.lm.model import KVCache, Transformer
-from stages.lm.runtime import Machine
-from stages.lm.scoring import score
+from stages.lm.data.dataset import TokenData
+from stages.lm.inference.loading import load_model
+from stages.lm.model.checkpoint import Checkpoint
+from stages.lm.model.metrics import loss_units
+from stages.lm.model.runtime import Machine
+from stages.lm.model.scoring import score
+from stages.lm.model.transformer import KVCache, Transformer
 from stages.quantize import RATES, Trial
 
 DECODED = 100

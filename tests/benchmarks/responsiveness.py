@@ -22,9 +22,9 @@ from playwright.sync_api import Page, sync_playwright
 from screenshots import PROMPT, server
 from sessions import Visitor
 
-from stages.lm import paths
-from stages.lm.loading import LoadedModel, load_model
-from stages.lm.sampling import SamplingSettings, steps
+from stages.lm.core import paths
+from stages.lm.inference.generation import SamplingSettings, generate_steps
+from stages.lm.inference.loading import LoadedModel, load_model
 
 WATCH = """(prompt) => {
     const seen = (window.seen = {click: 0, first: 0, last: 0, text: ""});
@@ -51,7 +51,7 @@ LIKELIEST = 5
 
 def engine_rate(loaded: LoadedModel, length: int, likeliest: int | None, seed: int) -> float:
     """Tokens a second of the engine alone, from the first token to the last."""
-    rows = steps(loaded, PROMPT, length, SamplingSettings(), seed, range(1), likeliest)
+    rows = generate_steps(loaded, PROMPT, length, SamplingSettings(), seed, range(1), likeliest)
     next(rows)
     began = time.perf_counter()
     count = sum(1 for _ in rows)

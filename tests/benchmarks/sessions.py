@@ -31,9 +31,9 @@ from test_app import save_models
 from test_end_to_end import new_project
 from websockets.asyncio.client import ClientConnection, connect
 
-from stages.lm import paths
-from stages.lm.loading import load_model
-from stages.lm.sampling import SamplingSettings, generate_text
+from stages.lm.core import paths
+from stages.lm.inference.generation import SamplingSettings, generate_text
+from stages.lm.inference.loading import load_model
 
 SHAPE = {"context": 128, "layers": 4, "heads": 8, "kv_heads": 8, "head_size": 64, "width": 512}
 SHAPE |= {"ff_width": 1536}

@@ -10,7 +10,7 @@ import re
 import sys
 from datetime import date
 
-from stages.lm.sample_text import sample_text
+from stages.sample_text import sample_text
 
 HEADING = re.compile(r"^([A-Z][A-Za-z ]+)\n-{3,}$", re.MULTILINE)
 LABELS = ("Parameters", "Returns", "Raises", "Examples", "Notes", "References", "See Also")

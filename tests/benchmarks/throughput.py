@@ -23,15 +23,15 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from stages.lm.data import TokenData  # noqa: E402
-from stages.lm.model import ModelConfig, Transformer  # noqa: E402
-from stages.lm.runtime import Machine, pick_machine  # noqa: E402
+from stages.lm.data.dataset import TokenData  # noqa: E402
+from stages.lm.model.runtime import Machine, pick_machine  # noqa: E402
+from stages.lm.model.transformer import ModelConfig, Transformer  # noqa: E402
 from stages.lm.settings.loader import load_section  # noqa: E402
 from stages.lm.settings.model import ModelSettings  # noqa: E402
 from stages.lm.settings.recipes import derive  # noqa: E402
 from stages.lm.settings.runtime import RuntimeSettings  # noqa: E402
 from stages.lm.settings.train import TrainSettings  # noqa: E402
-from stages.lm.training import TrainingRun  # noqa: E402
+from stages.lm.training.trainer import Trainer  # noqa: E402
 
 GPT2 = ModelConfig(
     arch="gpt2",
@@ -146,7 +146,7 @@ def measure(
     tokens = np.random.default_rng(1).integers(0, config.vocab_size, count).astype(np.uint16)
     merges = np.zeros((config.vocab_size, 2), np.int64)
     data = TokenData(tokens, tokens, tokens, merges, meta={}, vocabulary="")
-    run = TrainingRun(Transformer(config), data, settings, machine)
+    run = Trainer(Transformer(config), data, settings, machine)
     run.begin(from_bigrams=False)
     run.model.train()
 

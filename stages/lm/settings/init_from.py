@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from ..errors import UserError
-from ..paths import PARAMS
+from ..core.errors import UserError
+from ..core.paths import PARAMS
 from .loader import quoted, read_params
 
 SCRATCH = "scratch"

@@ -12,8 +12,8 @@ from typing import Any, ClassVar, Protocol, TypeVar, get_type_hints
 
 import yaml
 
-from ..errors import UserError
-from ..paths import PARAMS
+from ..core.errors import UserError
+from ..core.paths import PARAMS
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
-from ..paths import PARAMS
+from ..core.errors import UserError
+from ..core.paths import PARAMS
 from .loader import NO_AUTO, convert, quoted, read_params
 
 COMMON: dict[str, Any] = {

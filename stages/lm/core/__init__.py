@@ -1,0 +1,1 @@
+"""What everything else stands on: errors, paths, safe writing of files, the artifact format."""

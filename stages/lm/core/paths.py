@@ -1,0 +1,53 @@
+"""Where every file of the project lies. Knows nothing about what is in them."""
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[3]
+"""The copy of the project this code belongs to: the workspace, or an experiment's own copy."""
+
+PARAMS = ROOT / "params.yaml"
+
+PROGRESS = ROOT / "models" / "resume" / "progress.json"
+"""How far a run is that goes on now; for people to look at, read by nothing that trains."""
+
+INPUT = ROOT / "data" / "input.txt"
+RECORDS = ROOT / "data" / "input.jsonl"
+BASE = ROOT / "data" / "base"
+TOKENS = ROOT / "data" / "tokens"
+
+CHECKPOINT = ROOT / "models" / "checkpoint.pt"
+QUANTIZED = ROOT / "models" / "trained_model_quantized.pt"
+
+CORPUS_METRICS = ROOT / "metrics" / "corpus.json"
+TRAIN_METRICS = ROOT / "metrics" / "train.json"
+QUANTIZE_METRICS = ROOT / "metrics" / "quantize.json"
+EVALUATE_METRICS = ROOT / "metrics" / "evaluate.json"
+LOSS_CURVE = ROOT / "metrics" / "loss.tsv"
+TRAINING_LOG = ROOT / "metrics" / "training.log"
+SAMPLES = ROOT / "metrics" / "samples.md"
+
+
+def experiment_origin() -> Path | None:
+    """The workspace this code was copied from, or None in the workspace itself.
+
+    `dvc exp run --temp` and `--queue` run in a copy under `.dvc/tmp/exps`, which holds only what
+    git tracks and is deleted when the run fails; DVC names the workspace in `DVC_ROOT`.
+    """
+    origin = os.environ.get("DVC_ROOT")
+    if not origin:
+        return None
+    copies = Path(origin) / ".dvc" / "tmp" / "exps"
+    inside = copies.exists() and any(parent.samefile(copies) for parent in ROOT.parents)
+    return Path(origin) if inside else None
+
+
+def resume_folder() -> Path:
+    """The folder of unfinished runs; it outlives an experiment's copy."""
+    origin = experiment_origin()
+    return origin / ".dvc" / "tmp" / "resume" if origin else ROOT / "models" / "resume"
+
+
+def shown(path: Path) -> str:
+    """`path` as a user would type it from the project's root."""
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)

@@ -1,0 +1,1 @@
+"""Token ids on disk, their splits, and the batches cut from them."""

@@ -1,0 +1,1 @@
+"""What evaluate measures besides loss: answers, copies, compressors."""

@@ -1,0 +1,1 @@
+"""The model in other programs' formats: Hugging Face, GGUF."""

@@ -1,0 +1,130 @@
+"""One GGUF file, which llama.cpp and all that builds on it open. Written by the `gguf` library."""
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+from gguf import GGMLQuantizationType as Kind
+from gguf.quants import quantize
+from torch import Tensor
+
+from ..inference.loading import LoadedModel
+from ..model.fused import EPSILON
+from ..model.transformer import ModelConfig
+from ..pretrained.hf_weights import LAYER_NORM_EPSILON, renamed, unfuse_weights
+from ..quantization.quantized_model import to_f16
+from ..text.byte_level import printed_merges, printed_tokens
+from ..text.records import RECORD_END
+from ..text.tokenizer import Tokenizer
+from .pattern_names import pattern_name
+
+NAMES = {
+    "token_embedding": "token_embd",
+    "position_embedding": "position_embd",
+    "final_norm": "output_norm",
+    "head": "output",
+    "attention_norm": "blk.{}.attn_norm",
+    "attention.qkv": "blk.{}.attn_qkv",
+    "attention.query": "blk.{}.attn_q",
+    "attention.key": "blk.{}.attn_k",
+    "attention.value": "blk.{}.attn_v",
+    "attention.query_norm": "blk.{}.attn_q_norm",
+    "attention.key_norm": "blk.{}.attn_k_norm",
+    "attention.out": "blk.{}.attn_output",
+    "feed_forward_norm": "blk.{}.ffn_norm",
+    "feed_forward.gate": "blk.{}.ffn_gate",
+    "feed_forward.up": "blk.{}.ffn_up",
+    "feed_forward.down": "blk.{}.ffn_down",
+}
+"""llama.cpp's names of both architectures' tensors."""
+
+KINDS = {
+    "f32": (Kind.F32, gguf.LlamaFileType.ALL_F32),
+    "f16": (Kind.F16, gguf.LlamaFileType.MOSTLY_F16),
+    "q8_0": (Kind.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
+    "q4_0": (Kind.Q4_0, gguf.LlamaFileType.MOSTLY_Q4_0),
+}
+"""Number formats of matrices: as the tensors have it, and as the file says it."""
+
+
+def write_gguf(loaded: LoadedModel, path: Path, kind: str) -> None:
+    """Write a model to a new file with its matrices in one of `KINDS`.
+
+    Raises:
+        UserError: llama.cpp has no name for the tokenizer's pattern.
+    """
+    config = loaded.config
+    writer = gguf.GGUFWriter(path, config.arch)
+    add_shape(writer, config)
+    add_tokenizer(writer, loaded.tokenizer)
+    writer.add_file_type(KINDS[kind][1])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    tensors = renamed(unfuse_weights(config, loaded.model.state_dict()), NAMES)
+    for name, tensor in tensors.items():
+        stored = stored_kind(name, tensor, kind, config)
+        writer.add_tensor(name, stored_numbers(tensor, stored), raw_dtype=stored)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def add_shape(writer: gguf.GGUFWriter, config: ModelConfig) -> None:
+    """Tell the model's sizes."""
+    writer.add_context_length(config.context)
+    writer.add_embedding_length(config.width)
+    writer.add_block_count(config.layers)
+    writer.add_feed_forward_length(config.ff_width)
+    writer.add_head_count(config.heads)
+    writer.add_head_count_kv(config.kv_heads)
+    writer.add_vocab_size(config.vocab_size)
+    if config.arch == "qwen3":
+        writer.add_key_length(config.head_size)
+        writer.add_value_length(config.head_size)
+        writer.add_layer_norm_rms_eps(EPSILON)
+        writer.add_rope_freq_base(config.rope_base)
+    else:
+        writer.add_layer_norm_eps(LAYER_NORM_EPSILON)
+
+
+def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer) -> None:
+    """Tell vocabulary, merges and the pattern's name."""
+    printed = printed_tokens(tokenizer.tokens)
+    merges = printed_merges(printed, tokenizer.merges())
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pattern_name(tokenizer))
+    writer.add_token_list(printed)
+    writer.add_token_types([gguf.TokenType.NORMAL] * len(printed))
+    writer.add_token_merges([" ".join(pair) for pair in merges])
+    # It ends an answer. Models of texts know no end, but llama.cpp insists on one: untold it takes
+    # token 11, which is the comma in GPT-2's vocabulary. No text in UTF-8 holds the byte.
+    end = tokenizer.ranks[RECORD_END]
+    writer.add_bos_token_id(end)
+    writer.add_eos_token_id(end)
+    writer.add_add_bos_token(False)
+    writer.add_add_eos_token(False)
+    writer.add_add_space_prefix(False)
+
+
+def stored_kind(name: str, tensor: Tensor, kind: str, config: ModelConfig) -> Kind:
+    """The number format of one tensor in a file of `kind`, by llama.cpp's own habits.
+
+    Vectors and GPT-2's positions stay float32. In a 4-bit file the matrix that gives the logits has
+    8 bits. What blocks of 32 do not divide is float16.
+    """
+    if kind == "f32" or tensor.ndim == 1 or name.startswith("position"):
+        return Kind.F32
+    if kind != "f16" and tensor.size(1) % 32:
+        return Kind.F16
+    head = "token_embd" if config.tie_embeddings else "output"
+    if kind == "q4_0" and name == f"{head}.weight":
+        return Kind.Q8_0
+    return KINDS[kind][0]
+
+
+def stored_numbers(tensor: Tensor, kind: Kind) -> np.ndarray:
+    """A tensor's numbers in a format; blocks as bytes."""
+    if kind == Kind.F16:
+        return to_f16(tensor).cpu().numpy()
+    numbers = tensor.float().cpu().contiguous().numpy()
+    return numbers if kind == Kind.F32 else quantize(numbers, kind)

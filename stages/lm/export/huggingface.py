@@ -1,0 +1,178 @@
+"""A folder that transformers opens, and with it vLLM, MLX and others."""
+
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from tokenizers import Regex, decoders, pre_tokenizers
+from tokenizers import Tokenizer as Written
+from tokenizers.models import BPE
+
+from ..core.files import write_json, write_text
+from ..inference.generation import DEFAULT_LENGTH, SamplingSettings
+from ..inference.loading import LoadedModel
+from ..model.fused import EPSILON
+from ..model.transformer import ModelConfig
+from ..pretrained.hf_weights import LAYER_NORM_EPSILON, huggingface_tensors
+from ..text.byte_level import printed_merges, printed_tokens
+from ..text.records import PROMPT_END, RECORD_END
+from ..text.tokenizer import PATTERNS, Tokenizer
+from .pattern_names import pattern_name
+
+
+def write_huggingface(loaded: LoadedModel, folder: Path) -> None:
+    """Write a model's float32 weights, its configuration, tokenizer and card into a folder.
+
+    Raises:
+        UserError: the tokenizer's pattern cannot be exported, or a file cannot be written.
+    """
+    config = loaded.config
+    tensors = huggingface_tensors(config, loaded.model.state_dict())
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    tokenizer = written_tokenizer(loaded.tokenizer)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    tokenizer.save(str(folder / "tokenizer.json"))
+    end = loaded.tokenizer.ranks[RECORD_END] if loaded.answers else None
+    write_json(folder / "config.json", written_config(config, end))
+    write_json(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": config.context,
+            "clean_up_tokenization_spaces": False,
+        },
+    )
+    ours = SamplingSettings()
+    write_json(
+        folder / "generation_config.json",
+        {
+            "do_sample": True,
+            "temperature": ours.temperature,
+            "top_k": ours.top_k,
+            "top_p": ours.top_p,
+            "max_new_tokens": DEFAULT_LENGTH,
+            "eos_token_id": end,
+        },
+    )
+    write_text(folder / "README.md", card(loaded))
+
+
+def written_config(config: ModelConfig, end: int | None) -> dict[str, Any]:
+    """`config.json`: the model's shape in transformers' words, and the token that ends a text."""
+    shared = {
+        "dtype": "float32",
+        "vocab_size": config.vocab_size,
+        "tie_word_embeddings": config.tie_embeddings,
+        "bos_token_id": None,
+        "eos_token_id": end,
+    }
+    if config.arch == "qwen3":
+        return shared | {
+            "architectures": ["Qwen3ForCausalLM"],
+            "model_type": "qwen3",
+            "hidden_size": config.width,
+            "intermediate_size": config.ff_width,
+            "num_hidden_layers": config.layers,
+            "num_attention_heads": config.heads,
+            "num_key_value_heads": config.kv_heads,
+            "head_dim": config.head_size,
+            "hidden_act": "silu",
+            "max_position_embeddings": config.context,
+            "rms_norm_eps": EPSILON,
+            # The second is how transformers before version 5 and other programs call it.
+            "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_base},
+            "rope_theta": config.rope_base,
+            "attention_bias": False,
+        }
+    return shared | {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "n_embd": config.width,
+        "n_inner": config.ff_width,
+        "n_layer": config.layers,
+        "n_head": config.heads,
+        "n_positions": config.context,
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": LAYER_NORM_EPSILON,
+        "embd_pdrop": config.dropout,
+        "resid_pdrop": config.dropout,
+        "attn_pdrop": 0.0,
+    }
+
+
+def written_tokenizer(tokenizer: Tokenizer) -> Written:
+    """The tokenizer in the form of Hugging Face `tokenizers`."""
+    printed = printed_tokens(tokenizer.tokens)
+    merges = printed_merges(printed, tokenizer.merges())
+    # As tiktoken does: a piece of text that is a token is taken whole, whatever the merges say.
+    model = BPE({token: i for i, token in enumerate(printed)}, merges, ignore_merges=True)
+    written = Written(model)
+    written.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PATTERNS[pattern_name(tokenizer)]), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    written.decoder = decoders.ByteLevel()
+    return written
+
+
+def card(loaded: LoadedModel) -> str:
+    """`README.md`: what the model is and how to use it."""
+    config = loaded.config
+    lines = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        "---",
+        "",
+        "# A small language model",
+        "",
+        f"{config.arch}, {loaded.model.parameter_count():,} parameters: {config.layers} layers of "
+        f"width {config.width}, {config.heads} heads ({config.kv_heads} for keys and values), "
+        f"{config.vocab_size:,} tokens, {config.context:,} tokens of context.",
+    ]
+    if loaded.scheme != "float32":
+        lines += ["", f"The weights were quantized ({loaded.scheme}) and are stored as float32."]
+    lines += ["", *trained_on(loaded.provenance)]
+    told = "It continues text. It knows no special tokens, no end of text and no chat."
+    example = [
+        'prompt = tokenizer("Once upon a time", return_tensors="pt")',
+        "print(tokenizer.decode(model.generate(**prompt)[0]))",
+    ]
+    if loaded.answers:
+        begin, end = (loaded.tokenizer.ranks[mark] for mark in (PROMPT_END, RECORD_END))
+        told = (
+            f"It answers prompts: token {begin} (the byte 0xFE) ends a prompt, token {end} (the "
+            "byte 0xFF) the answer."
+        )
+        example = [
+            f'prompt = tokenizer("PROMPT")["input_ids"] + [{begin}]',
+            "answer = model.generate(torch.tensor([prompt]))[0, len(prompt) : -1]",
+            "print(tokenizer.decode(answer))",
+        ]
+    lines += [
+        "",
+        told,
+        "",
+        "```python",
+        *(["import torch"] if loaded.answers else []),
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        'model = AutoModelForCausalLM.from_pretrained("FOLDER")',
+        'tokenizer = AutoTokenizer.from_pretrained("FOLDER")',
+        *example,
+        "```",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def trained_on(provenance: dict[str, Any]) -> list[str]:
+    """A sentence on the training, as far as the model file tells."""
+    try:
+        train = provenance["data"]["splits"]["train"]
+        epochs = provenance["metrics"]["best_epoch"]
+        text = f"Trained on {train['bytes']:,} bytes ({train['tokens']:,} tokens), {epochs} epochs."
+    except (LookupError, TypeError, ValueError):
+        return ["What it was trained on is not recorded."]
+    return [text]

@@ -1,0 +1,103 @@
+"""Next-token logits of sequences that grow token by token. Knows nothing about text or sampling.
+
+Every decoder is the same function of the same weights to within rounding; `make_decoder` takes the
+fastest that works here.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..model.transformer import KVCache
+from .engine import EngineDecoder
+from .loading import LoadedModel
+from .token_step import TokenStep
+
+
+class Decoder(Protocol):
+    """A batch of sequences of equal length, B, over a vocabulary, V."""
+
+    context: int
+    """Tokens a sequence may have."""
+
+    @property
+    def length(self) -> int:
+        """Tokens each sequence has."""
+        ...
+
+    def feed(self, tokens: list[list[int]]) -> Tensor:
+        """Lengthen each sequence by its row, all of one length; float32 logits (B, V) after it.
+
+        One row alone is for every sequence. Together with `length` it must fit `context`.
+        """
+        ...
+
+    def forget(self) -> None:
+        """Begin anew with empty sequences."""
+        ...
+
+
+class TorchDecoder:
+    """The model itself with a key/value cache: on any device, for any weights.
+
+    Each sequence goes through it alone: a product with several rows rounds otherwise than one with
+    a single row, and what a sequence becomes must not depend on those beside it.
+    """
+
+    def __init__(self, loaded: LoadedModel, batch: int) -> None:
+        self.model = loaded.model
+        self.context = loaded.config.context
+        like = loaded.model.token_embedding.weight
+        self.caches = [KVCache(loaded.config, 1, like) for _ in range(batch)]
+
+    @property
+    def length(self) -> int:
+        """Tokens each sequence has."""
+        return self.caches[0].length
+
+    @torch.inference_mode()
+    def feed(self, tokens: list[list[int]]) -> Tensor:
+        """See `Decoder`."""
+        rows = torch.tensor(tokens, device=self.model.token_embedding.weight.device)
+        first, *others = self.caches
+        if len(tokens) == 1 and not self.length:  # a prompt that all share is read once
+            logits = self.model(rows, first)[:, -1].float()
+            for cache in others:
+                cache.keys.copy_(first.keys)
+                cache.values.copy_(first.values)
+                cache.length = first.length
+            return logits.expand(len(self.caches), -1)
+        pairs = zip(rows.expand(len(self.caches), -1), self.caches, strict=True)
+        return torch.cat([self.model(row[None], cache)[:, -1] for row, cache in pairs]).float()
+
+    def forget(self) -> None:
+        """See `Decoder`."""
+        for cache in self.caches:
+            cache.length = 0
+
+
+class PackedDecoder(TorchDecoder):
+    """Reads several tokens as `TorchDecoder` does, and single ones by a `TokenStep`."""
+
+    def __init__(self, loaded: LoadedModel, batch: int, step: TokenStep) -> None:
+        super().__init__(loaded, batch)
+        self.step = step
+
+    @torch.inference_mode()
+    def feed(self, tokens: list[list[int]]) -> Tensor:
+        """See `Decoder`."""
+        if not self.length or len(tokens[0]) > 1:
+            return super().feed(tokens)
+        rows = tokens if len(tokens) > 1 else tokens * len(self.caches)
+        pairs = zip(rows, self.caches, strict=True)
+        return torch.cat([self.step(row[0], cache) for row, cache in pairs])
+
+
+def make_decoder(loaded: LoadedModel, batch: int = 1) -> Decoder:
+    """A decoder of empty sequences. It belongs to the caller; `loaded` may serve many."""
+    if loaded.engine is not None:
+        return EngineDecoder(loaded.engine, batch)
+    if loaded.token_step is not None:
+        return PackedDecoder(loaded, batch, loaded.token_step)
+    return TorchDecoder(loaded, batch)

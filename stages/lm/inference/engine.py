@@ -1,0 +1,248 @@
+"""Decoding of quantized weights on a CPU by engine.c: packs them for it and drives it.
+
+Where the engine cannot be had or does not serve a model, there is None and the caller does without.
+"""
+
+import ctypes
+import mmap
+from ctypes import POINTER, Structure, byref, c_int32, c_void_p
+
+import torch
+from torch import Tensor
+
+from ..model.transformer import ModelConfig, rotary_tables
+from ..quantization.quantized_model import GROUP_SIZE, QuantizedWeight
+from .native import library
+
+BYTES_A_THREAD = 1 << 21
+"""Of weights that a call multiplies by: for fewer, a thread more gains nothing over its keep."""
+MAX_COLUMNS = 1 << 16
+"""Of a matrix, so that no sum of products of codes overflows."""
+
+
+# The structs of engine.c -------------------------------------------------------------------------
+
+
+class _Matrix(Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("codes", "scales", "bias")),
+        *((name, c_int32) for name in ("rows", "columns", "bits", "grouped")),
+    )
+
+
+class _Norm(Structure):
+    _fields_ = (("weight", c_void_p), ("bias", c_void_p))
+
+
+class _Table(Structure):
+    _fields_ = (*((name, c_void_p) for name in ("codes", "scales", "values")), ("groups", c_int32))
+
+
+class _Layer(Structure):
+    _fields_ = (
+        *((f"{name}_norm", _Norm) for name in ("attention", "query", "key", "feed_forward")),
+        *((name, _Matrix) for name in ("qkv", "out", "up", "down")),
+    )
+
+
+SIZES = ("layers", "heads", "kv_heads", "head_size", "width", "ff_width", "context", "padded_vocab")
+
+
+class _Model(Structure):
+    _fields_ = (
+        ("blocks", POINTER(_Layer)),
+        ("tokens", _Table),
+        ("positions", _Table),
+        ("cosines", c_void_p),
+        ("sines", c_void_p),
+        ("final_norm", _Norm),
+        ("head", _Matrix),
+        *((name, c_int32) for name in SIZES),
+    )
+
+
+BUFFERS = ("keys", "values", "stream", "wide", "mixed", "codes", "scales", "sums")
+
+
+class _State(Structure):
+    _fields_ = (*((name, c_void_p) for name in BUFFERS), ("batch", c_int32))
+
+
+# Models and their decoders -----------------------------------------------------------------------
+
+
+class Engine:
+    """A quantized model in the engine's layout. Any number of decoders may share it."""
+
+    def __init__(
+        self, library: ctypes.CDLL, config: ModelConfig, weights: dict[str, QuantizedWeight]
+    ):
+        self.library = library
+        self.config = config
+        self.lanes: int = library.lanes()
+        self.kept: list[Tensor] = []
+        self.weights = weights
+        quantized = (parts["codes"].numel() for parts in weights.values() if "codes" in parts)
+        self.room = large_pages(sum(quantized))
+        self.packed_bytes = 0
+        tied = config.tie_embeddings
+        model = _Model(**{name: getattr(config, name) for name in SIZES})
+        model.tokens = self._table("token_embedding.weight")
+        model.head = self._matrix("token_embedding" if tied else "head")
+        model.final_norm = self._norm("final_norm")
+        if config.arch == "qwen3":
+            model.cosines, model.sines = map(self._pointer, rotary_tables(config))
+        else:
+            model.positions = self._table("position_embedding.weight")
+        model.blocks = (_Layer * config.layers)(*map(self._layer, range(config.layers)))
+        self.model = model
+
+    def _pointer(self, tensor: Tensor) -> int:
+        self.kept.append(tensor.contiguous())
+        return self.kept[-1].data_ptr()
+
+    def _values(self, name: str) -> int | None:
+        return self._pointer(self.weights[name]["values"].float()) if name in self.weights else None
+
+    def _norm(self, name: str) -> _Norm:
+        return _Norm(self._values(f"{name}.weight"), self._values(f"{name}.bias"))
+
+    def _table(self, name: str) -> _Table:
+        parts = self.weights[name]
+        if "values" in parts:
+            return _Table(values=self._values(name), groups=1)
+        codes, scales = parts["codes"], parts["scales"].float()
+        return _Table(self._pointer(codes), self._pointer(scales), groups=scales.size(1))
+
+    def _matrix(self, name: str) -> _Matrix:
+        codes, scales = (self.weights[f"{name}.weight"][part] for part in ("codes", "scales"))
+        (rows, columns), groups = codes.shape, scales.size(1)
+        codes = codes.contiguous()
+        bits = 4 if self.library.fits_4_bits(codes.data_ptr(), codes.numel()) else 8
+        packed, self.room = self.room.tensor_split([rows * columns * bits // 8])
+        self.packed_bytes += len(packed)
+        threads = torch.get_num_threads()
+        self.library.pack(codes.data_ptr(), packed.data_ptr(), rows, columns, bits, threads)
+        if groups > 1:
+            scales = scales.view(-1, self.lanes, groups).mT.to(self.half)
+        else:
+            scales = scales.float()
+        pointers = self._pointer(packed), self._pointer(scales), self._values(f"{name}.bias")
+        return _Matrix(*pointers, rows, columns, bits, groups > 1)
+
+    def _layer(self, index: int) -> _Layer:
+        block = f"blocks.{index}"
+        qwen3 = self.config.arch == "qwen3"
+        norms = ("attention_norm", "attention.query_norm", "attention.key_norm")
+        up = "gate_up" if qwen3 else "up"
+        matrices = ("attention.qkv", "attention.out", f"feed_forward.{up}", "feed_forward.down")
+        return _Layer(
+            *(self._norm(f"{block}.{name}") for name in (*norms, "feed_forward_norm")),
+            *(self._matrix(f"{block}.{name}") for name in matrices),
+        )
+
+    @property
+    def half(self) -> torch.dtype:
+        """How the library stores what may be in half precision."""
+        return torch.float16 if self.library.half_bytes() == 2 else torch.float32
+
+
+def large_pages(count: int) -> Tensor:
+    """Room for `count` bytes in the largest pages there are, which are missed less often. Memory
+    is taken as it is written.
+    """
+    memory = mmap.mmap(-1, count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.uint8)
+
+
+def make_engine(config: ModelConfig, weights: dict[str, QuantizedWeight]) -> Engine | None:
+    """The weights, by their names in `Transformer`, as an engine, or None where it cannot serve."""
+    if not serves(config, weights):
+        return None
+    compiled = library()
+    return Engine(compiled, config, weights) if compiled else None
+
+
+def serves(config: ModelConfig, weights: dict[str, QuantizedWeight]) -> bool:
+    """Whether the shape fits whole vectors and groups, and every matrix but tables has codes."""
+    columns = (config.width, config.ff_width, config.heads * config.head_size)
+    if config.head_size % 16 or any(size % GROUP_SIZE or size > MAX_COLUMNS for size in columns):
+        return False
+    tables = {"position_embedding.weight"}
+    if not config.tie_embeddings:
+        tables.add("token_embedding.weight")
+    for name, parts in weights.items():
+        if "codes" in parts:
+            codes, scales = parts["codes"], parts["scales"]
+            if codes.dtype != torch.int8 or scales.size(1) not in (1, codes.size(1) // GROUP_SIZE):
+                return False
+        elif parts["values"].ndim == 2 and name not in tables:
+            return False
+    return True
+
+
+class EngineDecoder:
+    """A `Decoder` that runs on an `Engine`. Its results do not depend on batch or threads."""
+
+    def __init__(self, engine: Engine, batch: int) -> None:
+        self.engine = engine
+        self.batch = batch
+        self.context = engine.config.context
+        self.length = 0
+        config, lanes = engine.config, engine.lanes
+        rows = max(batch, engine.library.chunk_rows())
+        context = -(-config.context // lanes) * lanes
+        joint = config.heads * config.head_size
+        columns = max(config.width, config.ff_width, joint)
+        cache = (config.layers, batch, config.kv_heads)
+        wide = max(joint + 2 * config.kv_heads * config.head_size, 2 * config.ff_width)
+        self.buffers = {
+            "keys": torch.empty(
+                *cache, context // lanes, config.head_size, lanes, dtype=engine.half
+            ),
+            "values": torch.empty(*cache, context, config.head_size, dtype=engine.half),
+            "stream": torch.empty(rows, config.width),
+            "wide": torch.empty(rows, wide),
+            "mixed": torch.empty(rows, max(config.width, joint)),
+            "codes": torch.empty(rows, columns, dtype=torch.int8),
+            "scales": torch.empty(rows, columns // GROUP_SIZE),
+            "sums": torch.empty(rows, columns // GROUP_SIZE, dtype=torch.int32),
+        }
+        pointers = {name: buffer.data_ptr() for name, buffer in self.buffers.items()}
+        self.state = _State(batch=batch, **pointers)
+
+    def feed(self, tokens: list[list[int]]) -> Tensor:
+        """See `Decoder`."""
+        rows = torch.tensor(tokens, dtype=torch.int32)
+        config = self.engine.config
+        least, most = rows.aminmax()
+        assert least >= 0 and most < config.vocab_size, "a token is not in the vocabulary"
+        if self.length and len(rows) < self.batch:
+            rows = rows.expand(self.batch, -1).contiguous()
+        count, end = rows.size(1), self.length + rows.size(1)
+        assert len(rows) in (1, self.batch) and count > 0 and end <= self.context
+        logits = torch.empty(len(rows), config.padded_vocab)
+        useful = 1 + self.engine.packed_bytes * rows.numel() // BYTES_A_THREAD
+        self.engine.library.feed(
+            byref(self.engine.model),
+            byref(self.state),
+            rows.data_ptr(),
+            len(rows),
+            count,
+            self.length,
+            logits.data_ptr(),
+            min(useful, torch.get_num_threads()),
+        )
+        if len(rows) < self.batch:  # a prompt that all share is read once
+            blocks = -(-end // self.engine.lanes)
+            for cache, used in (("keys", blocks), ("values", end)):
+                every = self.buffers[cache][:, :, :, :used]
+                every[:, 1:] = every[:, :1]
+        self.length = end
+        return logits[:, : config.vocab_size].expand(self.batch, -1)
+
+    def forget(self) -> None:
+        """See `Decoder`."""
+        self.length = 0

@@ -1,0 +1,162 @@
+"""One token through a quantized model by torch's own products of packed weights.
+
+For where the C engine cannot be had: a quarter of the float32 model's bytes, and fewer calls.
+`Transformer` is what it computes, to within the rounding of activations to bf16.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..model.transformer import KVCache, ModelConfig, rotary_tables
+from ..quantization.quantized_model import GROUP_SIZE, QuantizedWeight, dequantize
+
+Function = Callable[[Tensor], Tensor]
+
+
+def make_token_step(config: ModelConfig, weights: dict[str, QuantizedWeight]) -> "TokenStep | None":
+    """The weights, by their names in `Transformer`, or None where torch's products of them are
+    slower than those of the float32 model, or matrices without codes would be in memory twice.
+
+    Its kernels for packed weights are vectorised for these processors, and not by Microsoft's
+    compiler.
+    """
+    fast = torch.backends.cpu.get_cpu_capability().startswith("AVX") and sys.platform != "win32"
+    plain = (
+        parts["values"].ndim == 2 and not name.endswith("embedding.weight")
+        for name, parts in weights.items()
+        if "values" in parts
+    )
+    return TokenStep(config, weights) if fast and not any(plain) else None
+
+
+class _Layer(NamedTuple):
+    """The functions of a block, each of (1, ...) vectors but `heads_norm` of (H + K, S), which
+    GPT-2 does not have."""
+
+    attention_norm: Function
+    qkv: Function
+    heads_norm: Function | None
+    out: Function
+    feed_forward_norm: Function
+    up: Function
+    down: Function
+
+
+class TokenStep:
+    """A quantized model for one token at a time. Nothing in it changes by use."""
+
+    def __init__(self, config: ModelConfig, weights: dict[str, QuantizedWeight]) -> None:
+        self.config = config
+        self.weights = weights
+        self.layers = [self._layer(f"blocks.{index}") for index in range(config.layers)]
+        self.final_norm = self._norm("final_norm")
+        self.head = self._product("token_embedding" if config.tie_embeddings else "head")
+        if config.arch == "qwen3":
+            self.cosines, sines = rotary_tables(config)
+            half = config.head_size // 2
+            self.sines = torch.cat((-sines[:, :half], sines[:, half:]), dim=1)
+
+    def __call__(self, token: int, cache: KVCache) -> Tensor:
+        """Lengthen the only sequence of a float32 `cache`; logits (1, vocab_size) after it."""
+        config, place = self.config, cache.length
+        joint = config.heads + config.kv_heads
+        rotate = config.arch == "qwen3"
+        x = self._row("token_embedding", token)
+        if rotate:
+            cosines, sines = self.cosines[place], self.sines[place]
+        else:
+            x = x + self._row("position_embedding", place)
+        for number, layer in enumerate(self.layers):
+            heads = layer.qkv(layer.attention_norm(x)).view(-1, config.head_size)
+            turned, values = heads[:joint], heads[joint:]
+            if layer.heads_norm:
+                turned = layer.heads_norm(turned)
+                swapped = turned.roll(config.head_size // 2, dims=1)
+                turned = torch.addcmul(turned * cosines, swapped, sines)
+            queries = turned[: config.heads].view(config.kv_heads, -1, config.head_size)
+            key, value = turned[config.heads :, None], values[:, None]
+            keys, values = cache.append(number, key[None], value[None])
+            shares = torch.bmm(queries, keys[0].mT).mul_(config.head_size**-0.5).softmax(dim=-1)
+            x = x + layer.out(torch.bmm(shares, values[0]).view(1, -1))
+            inner = layer.up(layer.feed_forward_norm(x))
+            if rotate:
+                gate, inner = inner.chunk(2, dim=1)
+                inner = F.silu(gate).mul_(inner)
+            else:
+                inner = F.gelu(inner, approximate="tanh")
+            x = x + layer.down(inner)
+        cache.length += 1
+        return self.head(self.final_norm(x))[:, : config.vocab_size]
+
+    def _layer(self, block: str) -> _Layer:
+        qwen3 = self.config.arch == "qwen3"
+        heads_norm = None
+        if qwen3:
+            query, key = (
+                self._values(f"{block}.attention.{name}_norm.weight") for name in ("query", "key")
+            )
+            rows = query.expand(self.config.heads, -1), key.expand(self.config.kv_heads, -1)
+            heads_norm = rms_norm(torch.cat(rows))
+        return _Layer(
+            self._norm(f"{block}.attention_norm"),
+            self._product(f"{block}.attention.qkv"),
+            heads_norm,
+            self._product(f"{block}.attention.out"),
+            self._norm(f"{block}.feed_forward_norm"),
+            self._product(f"{block}.feed_forward.{'gate_up' if qwen3 else 'up'}"),
+            self._product(f"{block}.feed_forward.down"),
+        )
+
+    def _values(self, name: str) -> Tensor:
+        return self.weights[name]["values"].float()
+
+    def _row(self, table: str, row: int) -> Tensor:
+        parts = self.weights[f"{table}.weight"]
+        return dequantize({name: part[row : row + 1] for name, part in parts.items()})
+
+    def _norm(self, name: str) -> Function:
+        weight = self._values(f"{name}.weight")
+        if self.config.arch == "qwen3":
+            return rms_norm(weight)
+        bias = self._values(f"{name}.bias")
+        return lambda x: F.layer_norm(x, weight.shape, weight, bias)
+
+    def _product(self, name: str) -> Function:
+        product = packed_product(self.weights[f"{name}.weight"])
+        if f"{name}.bias" not in self.weights:
+            return product
+        bias = self._values(f"{name}.bias")
+        return lambda x: product(x).add_(bias)
+
+
+def rms_norm(weight: Tensor) -> Function:
+    """`RMSNorm` in as few calls as there are."""
+    return lambda x: x * (x.square().mean(dim=-1, keepdim=True) + 1e-6).rsqrt_() * weight
+
+
+def packed_product(parts: QuantizedWeight) -> Function:
+    """(1, columns) -> (1, rows), both float32, by the fastest of torch's products that fits."""
+    if "codes" in parts:
+        codes, scales = parts["codes"], parts["scales"]
+        rows, columns = codes.shape
+        # The kernels read whole vectors, beyond the end of other shapes.
+        whole = rows % 16 == 0 and columns % GROUP_SIZE == 0
+        if whole and scales.size(1) == 1:
+            row_scales = scales.flatten().to(torch.bfloat16)
+            return lambda x: torch._weight_int8pack_mm(
+                x.to(torch.bfloat16), codes, row_scales
+            ).float()
+        if whole and int(codes.min()) >= -8 and int(codes.max()) < 8:
+            packed = torch._convert_weight_to_int4pack_for_cpu(codes.int() + 8, 1)
+            with_zeros = torch.stack((scales.T, torch.zeros_like(scales.T)), dim=2)
+            with_zeros = with_zeros.to(torch.bfloat16).contiguous()
+            return lambda x: torch._weight_int4pack_mm_for_cpu(
+                x.to(torch.bfloat16), packed, GROUP_SIZE, with_zeros
+            ).float()
+    weight = dequantize(parts)
+    return lambda x: F.linear(x, weight)

@@ -1,0 +1,1 @@
+"""The transformer, its checkpoint file, and how it is run and scored."""

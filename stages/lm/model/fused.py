@@ -1,0 +1,234 @@
+"""Parts of a block with their derivatives, in as few passes over memory as eager torch allows.
+
+On a CPU a third or more of a small model's step goes to what stands between the matrix products,
+and composed from single operations that is mostly traffic with memory. Each function here computes
+one part forward and backward in the type of its result, reuses its buffers, and writes gradients
+where the product before it needs them. Shapes: B sequences, T tokens, W width, H heads, K key/value
+heads, S head size, F feed-forward width.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+EPSILON = 1e-6
+LOGITS_CHUNK = 1 << 18
+"""Logits worked on at a time on a CPU: 1 MiB in float32, which a core's cache holds."""
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """The type in which matrix products of `x` are computed: autocast's, or its own."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def inverse_rms(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """One over the root mean square of each vector, (..., 1), computed in `dtype`."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype)
+    return norm.square_().mul_(1 / x.size(-1)).add_(EPSILON).rsqrt_()
+
+
+class RMSNormFunction(Function):
+    """x / rms(x) * weight over the last dimension (Zhang & Sennrich 2019)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        """x (..., W) and weight (W,), both float32; the result has type `dtype`."""
+        scale = inverse_rms(x, x.dtype)
+        ctx.save_for_backward(x, weight, scale)
+        return (x * scale).mul_(weight).to(dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        """Gradients of x and weight."""
+        x, weight, scale = ctx.saved_tensors
+        normed = x * scale
+        product = normed * grad
+        grad_weight = product.flatten(0, -2).sum(0)
+        inner = (product @ weight).mul_(-1 / x.size(-1)).unsqueeze(-1)
+        grad_x = (grad * weight).addcmul_(normed, inner).mul_(scale)
+        return grad_x, grad_weight, None
+
+
+class QKNormRoPEFunction(Function):
+    """Split a joint projection into heads, norm queries and keys, rotate them (Qwen3).
+
+    The rotation is RoPE on halves (Su et al. 2021). Every head comes out contiguous, which the
+    products of attention need.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        qkv: Tensor,
+        query_weight: Tensor,
+        key_weight: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        heads: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """qkv (B, T, (H + 2K) S), weights (S,), tables (T, S) -> (B, H, T, S), 2 x (B, K, T, S)."""
+        batch, length, _ = qkv.shape
+        size = cos.size(1)
+        every = qkv.view(batch, length, -1, size).transpose(1, 2)
+        kv_heads = (every.size(1) - heads) // 2
+        both = every[:, : heads + kv_heads]
+        scale = inverse_rms(both, cos.dtype)
+        normed = torch.mul(
+            both, scale, out=torch.empty(both.shape, dtype=cos.dtype, device=both.device)
+        )
+        weight = _head_weights(query_weight, key_weight, heads, kv_heads)
+        turned = rotated(normed * weight, cos, sin).to(qkv.dtype)
+        ctx.save_for_backward(normed, scale, weight, cos, sin)
+        ctx.heads = heads
+        value = every[:, heads + kv_heads :].contiguous()
+        return turned[:, :heads], turned[:, heads:], value
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, grad_query: Tensor, grad_key: Tensor, grad_value: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
+        """Gradients of qkv and of both weights."""
+        normed, scale, weight, cos, sin = ctx.saved_tensors
+        batch, _, length, size = normed.shape
+        heads, kv_heads = ctx.heads, grad_value.size(1)
+        grad = torch.cat((grad_query, grad_key), dim=1).to(cos.dtype)
+        grad = rotated(grad, cos, -sin)
+        product = normed * grad
+        grad_weight = product.sum(dim=(0, 2))
+        inner = (product * weight).sum(dim=-1, keepdim=True).mul_(-1 / size)
+        grad = grad.mul_(weight).addcmul_(normed, inner).mul_(scale)
+        grad_qkv = grad_value.new_empty(batch, length, heads + 2 * kv_heads, size)
+        places = grad_qkv.transpose(1, 2)
+        places[:, : heads + kv_heads] = grad
+        places[:, heads + kv_heads :] = grad_value
+        return (
+            grad_qkv.view(batch, length, -1),
+            grad_weight[:heads].sum(0),
+            grad_weight[heads:].sum(0),
+            None,
+            None,
+            None,
+        )
+
+
+def _head_weights(query: Tensor, key: Tensor, heads: int, kv_heads: int) -> Tensor:
+    """The norm's weight of each head, (H + K, 1, S)."""
+    size = query.size(0)
+    return torch.cat((query.expand(heads, size), key.expand(kv_heads, size))).unsqueeze(1)
+
+
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (i, i + S/2) of `x` (..., T, S) by its position's angle, tables (T, S)."""
+    half = x.size(-1) // 2
+    turned = x * cos
+    turned[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
+    turned[..., half:].addcmul_(x[..., :half], sin[..., half:])
+    return turned
+
+
+class SwiGLUFunction(Function):
+    """silu(gate) * up of a joint projection (Shazeer 2020)."""
+
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
+        """(..., 2F) -> (..., F)."""
+        ctx.save_for_backward(gate_up)
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        """The gradient of gate_up."""
+        (gate_up,) = ctx.saved_tensors
+        gate, up = gate_up.chunk(2, dim=-1)
+        grad_gate = torch.ops.aten.silu_backward(grad * up, gate)
+        return torch.cat((grad_gate, F.silu(gate).mul_(grad)), dim=-1)
+
+
+class HeadLossFunction(Function):
+    """Mean cross-entropy of the logits x @ weight.T, with all gradients taken on the way.
+
+    The logits of a large vocabulary are the largest array of a training step by far. Here they
+    exist once, in the type of the product, and become their own gradient a part at a time, while
+    that part is in the cache (as in Wijmans et al. 2024, "Cut Your Losses").
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
+        """x (N, W) in the product's type, weight (V or more, W), targets (N,) -> one number."""
+        narrow = weight.to(x.dtype)
+        logits = x @ narrow.T
+        logits[:, vocab_size:] = 0
+        exact = torch.promote_types(x.dtype, torch.float32)
+        nats = torch.zeros((), dtype=exact, device=x.device)
+        rows = max(1, LOGITS_CHUNK // vocab_size) if x.device.type == "cpu" else max(1, len(x))
+        parts = logits[:, :vocab_size].split(rows)
+        for part, wanted in zip(parts, targets.split(rows), strict=True):
+            places = wanted.unsqueeze(1)
+            shares = part.log_softmax(dim=1, dtype=exact)
+            nats = nats - shares.gather(1, places).sum()
+            shares.exp_()
+            shares.scatter_add_(1, places, shares.new_full(places.shape, -1.0))
+            part.copy_(shares)
+        ctx.save_for_backward(x, narrow, logits)
+        return nats / max(1, len(targets))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        """Gradients of x and, unless it is frozen, of weight."""
+        x, narrow, grad_logits = ctx.saved_tensors
+        scale = grad / max(1, len(x))
+        grad_x = (grad_logits @ narrow).mul_(scale)
+        if not ctx.needs_input_grad[1]:
+            return grad_x, None, None, None
+        grad_weight = (grad_logits.T @ x).to(grad.dtype).mul_(scale)
+        return grad_x, grad_weight, None, None
+
+
+def head_loss(
+    x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, *, partial: bool = False
+) -> Tensor:
+    """Mean cross-entropy in nats: x (N, W), weight (V or more, W), targets (N,) -> one number.
+
+    Rows of `weight` beyond `vocab_size` V are padding, and not part of it. With `partial`, the mean
+    is over the targets that are not negative; 0 if all are.
+    """
+    if x.is_cuda and torch.compiler.is_compiling():
+        return plain_head_loss(x, weight, targets, vocab_size)
+    # A GPU multiplies whole padded rows faster than odd ones.
+    rows = weight if x.is_cuda else weight[:vocab_size]
+    return _head_loss_of_parts(x, rows, targets, vocab_size, partial)
+
+
+def plain_head_loss(x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
+    """`head_loss` of single operations: what a compiler makes of it for a GPU reads the logits
+    fewer times than eager torch can.
+    """
+    logits = F.linear(x, weight).float()
+    # Masked padding has a gradient of zero in the same pass; cut off, it would cost another.
+    padding = torch.arange(logits.size(1), device=x.device) >= vocab_size
+    logits = logits.masked_fill(padding, float("-inf"))
+    learned = targets >= 0
+    nats = F.cross_entropy(logits, targets.clamp(min=0), reduction="none")
+    return (nats * learned).sum() / learned.sum().clamp(min=1)
+
+
+# Else its loop over the parts would be unrolled.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _head_loss_of_parts(
+    x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, partial: bool
+) -> Tensor:
+    if partial:
+        learned = targets >= 0
+        x, targets = x[learned], targets[learned]
+    # GPT-2's norm leaves float32 under autocast, whose type the products of backward need.
+    return HeadLossFunction.apply(x.to(product_dtype(x)), weight, targets, vocab_size)

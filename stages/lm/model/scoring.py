@@ -1,0 +1,141 @@
+"""How well a model predicts tokens: the sum of its nats over a text.
+
+The one definition of loss on unseen text, for the validation during training, the gate of
+quantize, and evaluate. Knows nothing about bytes, files or settings.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ..data.dataset import TokenData
+from ..data.sequence_packing import IGNORE_INDEX, targets_and_segments
+from .runtime import Machine
+from .transformer import Transformer
+
+BATCH_TOKENS = 8_192
+"""Tokens in one forward pass: enough to keep the cores busy, little memory for any context."""
+
+
+def sliding_windows(lead: int, total: int, context: int, min_context: int) -> np.ndarray:
+    """Windows that score tokens `lead` ... `total` - 1 of a sequence once each.
+
+    Each row is (first input token, first scored token, end of scored tokens). A scored token has
+    at least `min_context` tokens before it in its window, unless the sequence begins there.
+    """
+    stride = max(1, context - min_context)
+    begins = np.arange(lead, total, stride)
+    ends = np.minimum(begins + stride, total)
+    return np.stack([np.maximum(ends - 1 - context, 0), begins, ends], axis=1)
+
+
+@torch.no_grad()
+def score(
+    model: Transformer,
+    tokens: np.ndarray,
+    lead: np.ndarray,
+    machine: Machine,
+    *,
+    min_context: int = 0,
+    max_tokens: int | None = None,
+    progress: Callable[[int], Any] = lambda tokens: None,
+) -> tuple[float, int]:
+    """The sum of -ln p over `tokens`, and how many were scored.
+
+    `lead` is what stands before `tokens` in the text: context, not scored. With `max_tokens`,
+    windows are thinned evenly to about that many scored tokens. Without any lead the first token
+    has nothing to be predicted from and is left out.
+    """
+    if not len(lead):
+        lead, tokens = tokens[:1], tokens[1:]
+    sequence = np.concatenate([lead, tokens])
+    context = model.config.context
+    windows = sliding_windows(len(lead), len(sequence), context, min(min_context, context - 1))
+    stride = windows[0, 2] - windows[0, 1]
+    if max_tokens is not None and len(windows) * stride > max_tokens:
+        keep = max(1, max_tokens // stride)
+        windows = windows[np.arange(keep) * len(windows) // keep]
+    was_training = model.training
+    model.eval()
+    nats, count = 0.0, 0
+    for batch in _batches(windows, context):
+        length = batch[0, 2] - 1 - batch[0, 0]
+        rows = sequence[batch[:, :1] + np.arange(length + 1)].astype(np.int64)
+        rows = torch.from_numpy(rows).to(machine.device)
+        with machine.autocast():
+            logits = model(rows[:, :-1])
+        scored = batch[0, 2] - batch[0, 1]
+        logits, targets = logits[:, -scored:].float(), rows[:, -scored:]
+        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+        nats += losses.double().sum().item()
+        count += losses.numel()
+        progress(losses.numel())
+    model.train(was_training)
+    return nats, count
+
+
+@torch.no_grad()
+def score_records(
+    model: Transformer,
+    rows: np.ndarray,
+    ends: tuple[int, int],
+    machine: Machine,
+    *,
+    max_tokens: int | None = None,
+    progress: Callable[[int], Any] = lambda tokens: None,
+) -> tuple[float, int]:
+    """The sum of -ln p over the completions in packed `rows` (N, T + 1), and of how many tokens.
+
+    The end of a completion is one of them. `ends` are the ids that end a prompt and a record. With
+    `max_tokens`, rows are thinned evenly to about that many tokens, prompts included.
+    """
+    length = rows.shape[1] - 1
+    if max_tokens is not None and len(rows) * length > max_tokens:
+        keep = max(1, max_tokens // length)
+        rows = rows[np.arange(keep) * len(rows) // keep]
+    was_training = model.training
+    model.eval()
+    nats, count = 0.0, 0
+    size = max(1, BATCH_TOKENS // length)
+    for first in range(0, len(rows), size):
+        ids = rows[first : first + size].astype(np.int64)
+        targets, segments = targets_and_segments(ids, *ends)
+        tensors = (torch.from_numpy(each).to(machine.device) for each in (ids, targets, segments))
+        inputs, wanted, texts = tensors
+        with machine.autocast():
+            mean = model(inputs[:, :-1], targets=wanted, segments=texts)
+        learned = int((targets != IGNORE_INDEX).sum())
+        nats += mean.item() * learned
+        count += learned
+        progress(learned)
+    model.train(was_training)
+    return nats, count
+
+
+def score_split(
+    model: Transformer,
+    data: TokenData,
+    split: str,
+    machine: Machine,
+    max_tokens: int | None = None,
+) -> tuple[float, int]:
+    """`score` or `score_records` of a split, each window or row from its first token."""
+    context = model.config.context
+    if data.records:
+        rows, _ = data.packed(split, context)
+        return score_records(model, rows, data.record_ends, machine, max_tokens=max_tokens)
+    lead = data.preceding(split, context)
+    return score(model, getattr(data, split), lead, machine, max_tokens=max_tokens)
+
+
+def _batches(windows: np.ndarray, context: int) -> Iterator[np.ndarray]:
+    """Runs of windows of equal shape, of about `BATCH_TOKENS` tokens."""
+    size = max(1, BATCH_TOKENS // context)
+    shapes = np.stack([windows[:, 2] - windows[:, 0], windows[:, 2] - windows[:, 1]], axis=1)
+    changes = np.flatnonzero((shapes[1:] != shapes[:-1]).any(axis=1)) + 1
+    for run in np.split(windows, changes):
+        for first in range(0, len(run), size):
+            yield run[first : first + size]

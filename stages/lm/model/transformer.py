@@ -1,0 +1,329 @@
+"""The whole model: a decoder-only transformer, as Qwen3 or as GPT-2 wires it.
+
+Token ids in, next-token logits out, with an optional key/value cache. Knows nothing about text,
+training or files. Shapes: B sequences, T tokens, W width, H heads, K key/value heads, S head size.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .fused import QKNormRoPEFunction, RMSNormFunction, SwiGLUFunction, head_loss, product_dtype
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Everything needed to build the model; stored with its weights."""
+
+    arch: str
+    """`qwen3` (Qwen3 technical report, arXiv 2505.09388) or `gpt2` (Radford et al. 2019)."""
+    vocab_size: int
+    context: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    width: int
+    ff_width: int
+    tie_embeddings: bool
+    dropout: float
+    rope_base: float = 10_000.0
+
+    @property
+    def padded_vocab(self) -> int:
+        """Rows of the embedding and the head: a multiple of 64, which matrix products like."""
+        return -(-self.vocab_size // 64) * 64
+
+
+class KVCache:
+    """Keys and values of the tokens one batch of sequences has seen so far."""
+
+    def __init__(self, config: ModelConfig, batch: int, like: Tensor) -> None:
+        shape = (config.layers, batch, config.kv_heads, config.context, config.head_size)
+        self.keys = torch.empty(shape, dtype=like.dtype, device=like.device)
+        self.values = torch.empty_like(self.keys)
+        self.length = 0
+
+    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Store (B, K, T, S) of a layer; returns all of its keys and values so far."""
+        end = self.length + key.size(2)
+        self.keys[layer, :, :, self.length : end] = key
+        self.values[layer, :, :, self.length : end] = value
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+
+Remember = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""`KVCache.append` of one layer."""
+
+
+class RMSNorm(nn.Module):
+    """Scale each vector to unit root mean square (Zhang & Sennrich 2019), in float32."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape as `x`, in the type of the product that follows."""
+        return RMSNormFunction.apply(x.to(self.weight.dtype), self.weight, product_dtype(x))
+
+
+def rotary_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the rotary position embedding (Su et al. 2021), each (context, S)."""
+    half = torch.arange(0, config.head_size, 2, dtype=torch.float32) / config.head_size
+    angles = torch.outer(torch.arange(config.context).float(), config.rope_base**-half)
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None = None) -> Tensor:
+    """Causal attention; the last query sees every key, each earlier one a key less.
+
+    query (B, H, T, S), key and value (B, K, L, S) with L >= T; returns (B, H, T, S). With
+    `visible` (B, T, L), bool, only the pairs where it holds, none of them in the future.
+    """
+    if key.size(1) != query.size(1):
+        shared = query.size(1) // key.size(1)
+        key, value = (x.repeat_interleave(shared, dim=1) for x in (key, value))
+    length, seen = query.size(2), key.size(2)
+    if query.is_cuda and length == seen:
+        if visible is None:
+            return F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        return F.scaled_dot_product_attention(query, key, value, visible.unsqueeze(1))
+    # On a CPU at short context the two products are faster than the fused operator's backward.
+    future = query.new_full((length, seen), float("-inf")).triu(seen - length + 1)
+    batch, heads, _, size = query.shape
+    scores = torch.baddbmm(
+        future,
+        query.reshape(batch * heads, length, size),
+        key.reshape(batch * heads, seen, size).mT,
+        alpha=size**-0.5,
+    )
+    if visible is not None:
+        scores.view(batch, heads, length, seen).masked_fill_(~visible.unsqueeze(1), float("-inf"))
+    mixed = torch.bmm(scores.softmax(dim=-1), value.reshape(batch * heads, seen, size))
+    return mixed.view(batch, heads, length, size)
+
+
+class Attention(nn.Module):
+    """Multi-head causal self-attention. Qwen3: rotary positions, normed queries and keys."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        bias = config.arch == "gpt2"
+        self.head_size = config.head_size
+        self.split = [config.heads, config.kv_heads, config.kv_heads]
+        self.qkv = nn.Linear(config.width, sum(self.split) * config.head_size, bias=bias)
+        self.out = nn.Linear(config.heads * config.head_size, config.width, bias=bias)
+        if config.arch == "qwen3":
+            self.query_norm = RMSNorm(config.head_size)
+            self.key_norm = RMSNorm(config.head_size)
+
+    def forward(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor] | None,
+        remember: Remember | None,
+        visible: Tensor | None = None,
+    ) -> Tensor:
+        """(B, T, W) -> (B, T, W)."""
+        query, key, value = self.heads(x, rope)
+        if remember is not None:
+            key, value = remember(key, value)
+        mixed = attend(query, key, value, visible)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+    def heads(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, H, T, S), keys and values (B, K, T, S) of x (B, T, W)."""
+        if rope is not None:
+            return QKNormRoPEFunction.apply(
+                self.qkv(x), self.query_norm.weight, self.key_norm.weight, *rope, self.split[0]
+            )
+        heads = self.qkv(x).unflatten(2, (-1, self.head_size)).transpose(1, 2)
+        query, key, value = heads.split(self.split, dim=1)
+        return query, key, value
+
+
+class SwiGLU(nn.Module):
+    """Qwen3's feed-forward layer: down(silu(gate(x)) * up(x)) (Shazeer 2020)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(config.width, 2 * config.ff_width, bias=False)
+        self.down = nn.Linear(config.ff_width, config.width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, W) -> (B, T, W)."""
+        return self.down(SwiGLUFunction.apply(self.gate_up(x)))
+
+
+class MLP(nn.Module):
+    """GPT-2's feed-forward layer: down(gelu(up(x))), GELU by its tanh approximation."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.width, config.ff_width)
+        self.down = nn.Linear(config.ff_width, config.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, W) -> (B, T, W)."""
+        return self.down(F.gelu(self.up(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each normed before and added after (pre-norm residual)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention_norm = make_norm(config)
+        self.attention = Attention(config)
+        self.feed_forward_norm = make_norm(config)
+        self.feed_forward = SwiGLU(config) if config.arch == "qwen3" else MLP(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor] | None,
+        remember: Remember | None,
+        visible: Tensor | None = None,
+    ) -> Tensor:
+        """(B, T, W) -> (B, T, W)."""
+        x = x + self.dropout(self.attention(self.attention_norm(x), rope, remember, visible))
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+
+
+def make_norm(config: ModelConfig) -> nn.Module:
+    """The architecture's norm over a token's vector."""
+    return RMSNorm(config.width) if config.arch == "qwen3" else nn.LayerNorm(config.width)
+
+
+class Transformer(nn.Module):
+    """The language model."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.token_embedding = nn.Embedding(config.padded_vocab, config.width)
+        if config.arch == "qwen3":
+            cos, sin = rotary_tables(config)
+            self.register_buffer("cos", cos, persistent=False)
+            self.register_buffer("sin", sin, persistent=False)
+        else:
+            self.position_embedding = nn.Embedding(config.context, config.width)
+        self.cos: Tensor
+        self.sin: Tensor
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.final_norm = make_norm(config)
+        if not config.tie_embeddings:
+            self.head = nn.Linear(config.width, config.padded_vocab, bias=False)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        cache: KVCache | None = None,
+        targets: Tensor | None = None,
+        segments: Tensor | None = None,
+    ) -> Tensor:
+        """Logits (B, T, vocab_size) for the token after each of `tokens` (B, T), int64.
+
+        With a `cache`, `tokens` continue the sequences in it; together they must fit `context`.
+        With `targets` (B, T), the mean of their cross-entropies in nats instead. With `segments`
+        (B, T), which never fall along a row, each is a text of its own: tokens see none of another,
+        and negative targets are left out.
+        """
+        assert cache is None or segments is None, "what is cached has no segments"
+        start = cache.length if cache is not None else 0
+        end = start + tokens.size(1)
+        assert end <= self.config.context, f"{end} tokens do not fit {self.config.context}"
+        x, rope = self.embed(tokens, start, segments)
+        visible = None
+        if segments is not None:
+            visible = (segments.unsqueeze(2) == segments.unsqueeze(1)).tril()
+        for layer, block in enumerate(self.blocks):
+            x = block(x, rope, None if cache is None else partial(cache.append, layer), visible)
+        if cache is not None:
+            cache.length = end
+        head = self.token_embedding if self.config.tie_embeddings else self.head
+        x = self.final_norm(x)
+        # The padding of the vocabulary is not part of it: never trained, never sampled.
+        if targets is None:
+            return F.linear(x, head.weight)[..., : self.config.vocab_size]
+        return head_loss(
+            x.flatten(0, 1),
+            head.weight,
+            targets.flatten(),
+            self.config.vocab_size,
+            partial=segments is not None,
+        )
+
+    def embed(
+        self, tokens: Tensor, start: int, segments: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """What enters the first block for tokens (B, T) at positions `start` and on, (B, T, W),
+        and the rotary tables of these positions, where the architecture has such.
+
+        Learned positions begin anew with each of the `segments` (B, T); rotary ones, of which only
+        differences count, need not.
+        """
+        x = self.token_embedding(tokens)
+        places = slice(start, start + tokens.size(1))
+        if self.config.arch == "qwen3":
+            return self.dropout(x), (self.cos[places], self.sin[places])
+        if segments is None:
+            return self.dropout(x + self.position_embedding.weight[places]), None
+        places_within = torch.arange(tokens.size(1), device=tokens.device) - torch.searchsorted(
+            segments, segments
+        )
+        return self.dropout(x + self.position_embedding(places_within)), None
+
+    def block_matrices(self) -> list[tuple[nn.Parameter, list[int]]]:
+        """The matrices of the blocks; a parameter holds one or several, of these heights."""
+        size = self.config.head_size
+        stacked = {"qkv": [self.config.heads * size] + 2 * [self.config.kv_heads * size]}
+        stacked["gate_up"] = 2 * [self.config.ff_width]
+        return [
+            (parameter, stacked.get(name.split(".")[-2], [parameter.size(0)]))
+            for name, parameter in self.blocks.named_parameters()
+            if parameter.ndim == 2
+        ]
+
+    def parameter_count(self) -> int:
+        """Trainable numbers, shared ones counted once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+
+@torch.no_grad()
+def init_weights(model: Transformer, generator: torch.Generator) -> None:
+    """Fill the weights from `generator`.
+
+    Matrices are normal with a standard deviation of 0.02 in GPT-2 and of width^-1/2 in Qwen3.
+    What writes into the residual stream starts small: GPT-2 divides by sqrt(2 * layers); Qwen3
+    starts at zero, and an untied head too, so that the first prediction is uniform (the zero
+    initialisation of muP's readout and of speed-run GPTs).
+    """
+    config = model.config
+    gpt2 = config.arch == "gpt2"
+    std = 0.02 if gpt2 else config.width**-0.5
+    into_residual = 0.02 / math.sqrt(2 * config.layers) if gpt2 else 0.0
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            continue
+        if name.endswith("bias"):
+            parameter.zero_()
+            continue
+        spread = std
+        if name.endswith(("out.weight", "down.weight")):
+            spread = into_residual
+        elif name == "head.weight":
+            spread = 0.02 if gpt2 else 0.0
+        elif "embedding" in name and not gpt2 and config.tie_embeddings:
+            spread = 0.02
+        # Drawn where the generator is, on the CPU: the same numbers for every device.
+        parameter.copy_(torch.empty(parameter.shape).normal_(0, spread, generator=generator))

@@ -1,0 +1,1 @@
+"""The model in few bits: schemes, GPTQ, the entropy-coded file."""

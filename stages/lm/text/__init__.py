@@ -1,0 +1,1 @@
+"""Text and records to token ids and back."""

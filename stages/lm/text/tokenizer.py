@@ -1,0 +1,242 @@
+"""Bytes to token ids and back, without loss. Encoding is always tiktoken's.
+
+Knows nothing about splits, files of tokens or models.
+"""
+
+import base64
+import binascii
+import re
+from collections.abc import Iterable, Iterator
+from heapq import heappop, heappush
+
+import tiktoken
+from tokenizers import Regex
+from tokenizers import Tokenizer as BPETrainable
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
+from tokenizers.trainers import BpeTrainer
+
+from ..core.errors import UserError
+from .byte_level import byte_characters
+
+_SPACES = r"\s+(?!\S)|\s+"
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+
+PATTERNS = {
+    "gpt-2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|" + _SPACES,
+    "qwen2": _CONTRACTIONS
+    + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
+    + _SPACES,
+    "llama-bpe": _CONTRACTIONS
+    + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
+    + _SPACES,
+    "gpt-4o": rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_CONTRACTIONS}?"
+    + rf"|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_CONTRACTIONS}?"
+    + r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|"
+    + _SPACES,
+}
+"""Regular expressions that cut text before merging, by the name llama.cpp gives them. A tokenizer
+with one of these can be exported; any other pattern has no name there."""
+
+MAX_RUN = 25_000
+"""Longest run of characters without (or of nothing but) white space handed to tiktoken at once.
+It fails on a megabyte of spaces; Llama 3's tokenizer cuts at the same length."""
+
+_INVALID = re.compile("([\udc80-\udcff]+)")
+_LONG_SPACE = re.compile(rf"\s{{{MAX_RUN + 1}}}")
+_RUNS = re.compile(rf"\s{{1,{MAX_RUN}}}|\S{{1,{MAX_RUN}}}")
+
+
+class Tokenizer:
+    """A byte-pair vocabulary and the pattern that cuts text before its merges apply.
+
+    `ranks` maps each token's bytes to its id; ids run from 0 without gaps and hold all 256 bytes,
+    so that any bytes can be encoded. Special tokens do not exist: text that looks like one is
+    text.
+
+    Raises:
+        UserError: the vocabulary has gaps, or lacks a byte.
+    """
+
+    def __init__(self, ranks: dict[bytes, int], pattern: str, name: str) -> None:
+        missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
+        if missing:
+            raise UserError(
+                f"the vocabulary {name} lacks {len(missing)} of the 256 single bytes, the first "
+                f"is {missing[0]:#04x}, so it cannot encode every text; take another vocabulary."
+            )
+        if sorted(ranks.values()) != list(range(len(ranks))):
+            raise UserError(
+                f"the vocabulary {name} does not number its {len(ranks)} tokens from 0 to "
+                f"{len(ranks) - 1}; the file is damaged or of another kind."
+            )
+        self.name = name
+        self.pattern = pattern
+        self.ranks = ranks
+        self._encoding = tiktoken.Encoding(
+            name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={}
+        )
+        self._byte_ids = [ranks[bytes([byte])] for byte in range(256)]
+        self.tokens = sorted(ranks, key=ranks.__getitem__)
+        """The bytes of each token, by id."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens."""
+        return len(self.ranks)
+
+    def encode(self, data: bytes) -> list[int]:
+        """The ids of any bytes. Bytes that are not UTF-8 become one token each."""
+        ids: list[int] = []
+        # With surrogateescape each invalid byte becomes one character that no valid text has.
+        for piece in _INVALID.split(data.decode("utf-8", "surrogateescape")):
+            if _INVALID.match(piece):
+                ids += [self._byte_ids[ord(char) - 0xDC00] for char in piece]
+            else:
+                for part in _bounded_runs(piece):
+                    ids += self._encode_text(part)
+        return ids
+
+    def _encode_text(self, text: str) -> list[int]:
+        try:
+            return self._encoding.encode_ordinary(text)
+        except BaseException as error:  # tiktoken's panics are no Exceptions
+            if type(error).__module__ != "pyo3_runtime":
+                raise
+            raise UserError(
+                f"the vocabulary {self.name} cannot encode the text ({error}): the pattern stored "
+                "with it is damaged or forged. Run `dvc repro` to make it again."
+            ) from error
+
+    def decode(self, ids: Iterable[int]) -> bytes:
+        """The bytes of token ids. The exact inverse of `encode`; ids must be in the vocabulary."""
+        return b"".join(self.tokens[token] for token in ids)
+
+    def to_text(self) -> str:
+        """The vocabulary in tiktoken's file format: a line a token, its bytes in base64, its id."""
+        return "".join(
+            f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(self.tokens)
+        )
+
+    def merges(self) -> list[tuple[int, int]]:
+        """By id, the two tokens whose merge is the last of a token's; a single byte's are itself.
+
+        So are those of a token that no merges lead to; some published vocabularies have such.
+        """
+        return [self._last_merge(token) for token in self.tokens]
+
+    def _last_merge(self, token: bytes) -> tuple[int, int]:
+        # Merges as tiktoken does, the lowest id first and the leftmost of equals; by a queue, for
+        # a text that repeats itself has tokens of many thousand bytes.
+        own, size = self.ranks[token], len(token)
+        parts = [self.ranks[bytes([byte])] for byte in token]
+        before, after = list(range(-1, size - 1)), list(range(1, size + 1))
+        queue: list[tuple[int, int, int, int]] = []
+
+        def offer(place: int) -> None:
+            if place < 0 or after[place] >= size:
+                return
+            left, right = parts[place], parts[after[place]]
+            merged = self.ranks.get(self.tokens[left] + self.tokens[right], own)
+            if merged < own:
+                heappush(queue, (merged, place, left, right))
+
+        for place in range(size):
+            offer(place)
+        count = size
+        while count > 2 and queue:
+            merged, place, left, right = heappop(queue)
+            end = after[place]
+            if parts[place] != left or end >= size or parts[end] != right:
+                continue  # one of the two has become part of another
+            parts[place], parts[end] = merged, -1
+            after[place] = after[end]
+            if after[end] < size:
+                before[after[end]] = place
+            count -= 1
+            offer(before[place])
+            offer(place)
+        return (parts[0], parts[after[0]]) if count == 2 else (own, own)
+
+    @classmethod
+    def from_text(cls, text: str, pattern: str, name: str) -> "Tokenizer":
+        """The tokenizer that `to_text` wrote, or any `.tiktoken` file.
+
+        Raises:
+            UserError: a line is not base64 and a number.
+        """
+        ranks = {}
+        for number, line in enumerate(text.splitlines(), 1):
+            if not line:
+                continue
+            try:
+                token, rank = line.split()
+                ranks[binascii.a2b_base64(token, strict_mode=True)] = int(rank)
+            except (ValueError, binascii.Error):
+                raise UserError(
+                    f"line {number} of the vocabulary {name} is {line[:40]!r}, not a token in "
+                    "base64 and its id; the file is damaged or not a .tiktoken file."
+                ) from None
+        return cls(ranks, pattern, name)
+
+
+def _bounded_runs(text: str) -> list[str]:
+    longest = max((len(word) for word in text.split()), default=0)
+    if longest <= MAX_RUN and not _LONG_SPACE.search(text):
+        return [text]
+    # Cut only inside the long runs: words around them must stay with their neighbours.
+    parts, start = [], 0
+    for run in _RUNS.finditer(text):
+        if run.end() - run.start() == MAX_RUN:
+            parts.append(text[start : run.end()])
+            start = run.end()
+    return [*parts, text[start:]] if start < len(text) else parts
+
+
+def train_bpe(texts: Iterator[str], vocab_size: int, pattern_name: str) -> Tokenizer:
+    """A byte-level BPE vocabulary of at most `vocab_size` tokens learned from `texts`.
+
+    Hugging Face `tokenizers` finds the merges (Sennrich et al. 2016, on bytes as in GPT-2); a
+    token's id is its place in the order of merging, after the 256 bytes, which is what tiktoken
+    encodes by. Short texts give fewer tokens.
+    """
+    alphabet = byte_characters()
+    trainable = BPETrainable(BPE())
+    trainable.pre_tokenizer = Sequence(
+        [
+            Split(Regex(PATTERNS[pattern_name]), behavior="isolated"),
+            ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    trainer = BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        initial_alphabet=list(alphabet),
+        show_progress=False,
+    )
+    trainable.train_from_iterator(texts, trainer)
+    vocabulary = trainable.get_vocab()
+    merged = [token for token in sorted(vocabulary, key=vocabulary.__getitem__) if len(token) > 1]
+    tokens = [bytes([byte]) for byte in range(256)]
+    tokens += [bytes(alphabet[char] for char in token) for token in merged]
+    ranks = {token: rank for rank, token in enumerate(tokens)}
+    return Tokenizer(ranks, PATTERNS[pattern_name], "bpe")
+
+
+def named_tokenizer(name: str) -> Tokenizer:
+    """A vocabulary tiktoken knows by name; it downloads the file once and keeps it.
+
+    Raises:
+        UserError: the download fails.
+    """
+    try:
+        encoding = tiktoken.get_encoding(name)
+    except (OSError, ValueError) as error:  # requests' exceptions are OSErrors
+        raise UserError(
+            f"tiktoken could not download the vocabulary {name!r} ({type(error).__name__}). "
+            "Without a network, set tokenize.tokenizer to bpe, or put the vocabulary's .tiktoken "
+            "file into data/base/ and name it there."
+        ) from error
+    # tiktoken documents these two as the way to build on an existing encoding.
+    return Tokenizer(encoding._mergeable_ranks, encoding._pat_str, name)

@@ -1,0 +1,86 @@
+"""Low-rank adapters: a frozen model learns through two thin matrices beside each of its large ones.
+
+LoRA (Hu et al. 2021, arXiv 2106.09685): W becomes W + alpha / rank * B A. B begins at zero, so the
+model begins as it was, and the sum is an ordinary matrix again, which is all that others see of it.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..model.transformer import Transformer
+
+TARGETS = {
+    "attention": ("attention",),
+    "feed_forward": ("feed_forward",),
+    "all": ("attention", "feed_forward"),
+}
+"""The parts of a block that are adapted, by `train.lora_targets`."""
+
+
+class LoRALinear(nn.Module):
+    """A frozen linear layer with adapters, one for each of the matrices it holds in a pile."""
+
+    def __init__(self, linear: nn.Linear, heights: list[int], rank: int, alpha: float) -> None:
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+        self.heights, self.rank, self.scale = heights, rank, alpha / rank
+        self.lora_a = nn.Parameter(torch.zeros(len(heights) * rank, linear.in_features))
+        self.lora_b = nn.Parameter(torch.zeros(linear.out_features, rank))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., columns) -> (..., rows); the sum of the matrices is never formed."""
+        low = F.linear(x, self.lora_a).split(self.rank, dim=-1)
+        parts = [F.linear(*each) for each in zip(low, self.lora_b.split(self.heights), strict=True)]
+        return F.linear(x, self.weight, self.bias) + self.scale * torch.cat(parts, dim=-1)
+
+    def merged(self) -> Tensor:
+        """The one matrix (rows, columns) that does the same."""
+        pairs = zip(self.lora_b.split(self.heights), self.lora_a.split(self.rank), strict=True)
+        return self.weight + self.scale * torch.cat([b @ a for b, a in pairs])
+
+
+def add_adapters(model: Transformer, targets: str, rank: int, alpha: float) -> None:
+    """Freeze `model` and put adapters, all zeros yet, on the matrices of its blocks.
+
+    `targets` is a key of `TARGETS`. The names of its weights stay as they are.
+    """
+    heights: dict[Tensor, list[int]] = dict(model.block_matrices())
+    model.requires_grad_(False)
+    for block in model.blocks:
+        for part in TARGETS[targets]:
+            layer = block.get_submodule(part)
+            for name, linear in list(layer.named_children()):
+                if isinstance(linear, nn.Linear):
+                    adapted = LoRALinear(linear, heights[linear.weight], rank, alpha)
+                    layer.register_module(name, adapted)
+
+
+def adapted_layers(model: Transformer) -> dict[str, LoRALinear]:
+    """The layers that have adapters, by their names in the model."""
+    return {name: each for name, each in model.named_modules() if isinstance(each, LoRALinear)}
+
+
+def adapter_matrices(model: Transformer) -> list[nn.Parameter]:
+    """Every A and B, in the order of the layers."""
+    layers = adapted_layers(model).values()
+    return [matrix for layer in layers for matrix in (layer.lora_a, layer.lora_b)]
+
+
+@torch.no_grad()
+def init_adapters(model: Transformer, generator: torch.Generator) -> None:
+    """Fill every A from `generator`, normal with variance 1 / columns; every B with zeros."""
+    for layer in adapted_layers(model).values():
+        drawn = torch.randn(layer.lora_a.shape, generator=generator)
+        layer.lora_a.copy_(drawn * layer.lora_a.size(1) ** -0.5)
+        layer.lora_b.zero_()
+
+
+@torch.no_grad()
+def merged_weights(model: Transformer) -> dict[str, Tensor]:
+    """The state dict of a model without adapters that does the same; of one without, its own."""
+    weights = model.state_dict()
+    for name, layer in adapted_layers(model).items():
+        del weights[f"{name}.lora_a"], weights[f"{name}.lora_b"]
+        weights[f"{name}.weight"] = layer.merged()
+    return weights

@@ -1,0 +1,172 @@
+"""The optimizers and their learning rate. Knows nothing about the text or the loop."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from ..model.transformer import Transformer
+from ..settings.train import TrainSettings
+from .lora import adapter_matrices
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+"""Coefficients of the quintic iteration (Jordan 2024, as in `torch.optim.Muon`)."""
+ADAM_EPSILON = 1e-10
+
+
+class Muon(Optimizer):
+    """Momentum, orthogonalized (Jordan et al. 2024): the update of `torch.optim.Muon`.
+
+    Each matrix moves by the nearest semi-orthogonal matrix to its Nesterov momentum, times
+    `lr * sqrt(max(1, rows / columns))`. A parameter that holds several matrices one above the
+    other names their heights in its group's `rows`; each is orthogonalized by itself. Matrices of
+    one shape go through the iteration together.
+    """
+
+    def __init__(
+        self,
+        groups: Iterable[dict[str, Any]],
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+        dtype: torch.dtype = torch.bfloat16,
+        ns_steps: int = 5,
+    ) -> None:
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        super().__init__(groups, defaults)
+        self.dtype = dtype
+        self.ns_steps = ns_steps
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Move every parameter that has a gradient; gradients are overwritten."""
+        stacks = defaultdict(list)  # by shape: (matrix, its update, learning rate)
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if not parameters:
+                continue
+            momenta = [self._momentum(p) for p in parameters]
+            updates = [p.grad for p in parameters]
+            torch._foreach_lerp_(momenta, updates, 1 - group["momentum"])
+            torch._foreach_lerp_(updates, momenta, group["momentum"])
+            if group["weight_decay"]:
+                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+            for parameter, update in zip(parameters, updates, strict=True):
+                rows = group["rows"]
+                for weight, part in zip(parameter.split(rows), update.split(rows), strict=True):
+                    stacks[part.shape].append((weight, part, group["lr"]))
+        for (rows, columns), members in stacks.items():
+            stack = torch.stack([part for _, part, _ in members])
+            directions = orthogonalize(stack.to(self.dtype), self.ns_steps)
+            scale = math.sqrt(max(1, rows / columns))
+            for (weight, _, lr), direction in zip(members, directions, strict=True):
+                weight.add_(direction, alpha=-lr * scale)
+
+    def _momentum(self, parameter: Tensor) -> Tensor:
+        state = self.state[parameter]
+        if not state:
+            state["momentum"] = torch.zeros_like(parameter)
+        return state["momentum"]
+
+
+def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
+    """Bring the singular values of `matrices` (N, rows, columns) near one; same shape and type.
+
+    Newton-Schulz: products only, and none of them sees more than the smaller side squared.
+    """
+    tall = matrices.size(1) > matrices.size(2)
+    x = matrices.mT if tall else matrices
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    a, b, c = NEWTON_SCHULZ
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
+class Optimizers:
+    """The optimizers of one model, stepped together, at rates that rise and fall together."""
+
+    def __init__(self, optimizers: list[Optimizer]) -> None:
+        self.all = optimizers
+        self.peaks = [[group["lr"] for group in each.param_groups] for each in optimizers]
+
+    def step(self, rate: float) -> None:
+        """Take a step at `rate` times every group's peak learning rate; clears the gradients."""
+        for optimizer, peaks in zip(self.all, self.peaks, strict=True):
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * rate
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """The state of each, in order."""
+        return [optimizer.state_dict() for optimizer in self.all]
+
+    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        """Continue from `state_dict`."""
+        for optimizer, state in zip(self.all, states, strict=True):
+            optimizer.load_state_dict(state)
+
+
+def build_optimizers(
+    model: Transformer, settings: TrainSettings, precision: str = "float32"
+) -> Optimizers:
+    """Muon for the matrices of the blocks and AdamW (Loshchilov & Hutter 2019) for the rest.
+
+    With `train.optimizer: adamw`, AdamW alone at one learning rate. Only the matrices of the
+    blocks, and under AdamW the head, decay. Adapters are moved and decayed by AdamW alone whatever
+    `train.optimizer` is; Muon fitted them more slowly.
+    """
+    lr, decay = settings.lr, settings.weight_decay
+    betas = (settings.beta1, settings.beta2)
+    if adapters := adapter_matrices(model):
+        groups: list[dict[str, Any]] = [{"params": adapters, "weight_decay": decay}]
+        return Optimizers([AdamW(groups, lr=lr, betas=betas, eps=ADAM_EPSILON, fused=True)])
+    matrices = model.block_matrices()
+    inside = {parameter for parameter, _ in matrices}
+    embeddings: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter not in inside:
+            (embeddings if "embedding" in name else others).append(parameter)
+    if settings.optimizer == "adamw":
+        decayed = [p for p, _ in matrices] + [p for p in others if p.ndim == 2]
+        kept = embeddings + [p for p in others if p.ndim == 1]
+        groups = [
+            {"params": decayed, "weight_decay": decay},
+            {"params": kept, "weight_decay": 0.0},
+        ]
+        return Optimizers([AdamW(groups, lr=lr, betas=betas, eps=ADAM_EPSILON, fused=True)])
+    by_rows: dict[tuple[int, ...], list[nn.Parameter]] = defaultdict(list)
+    for parameter, rows in matrices:
+        by_rows[tuple(rows)].append(parameter)
+    muon = Muon(
+        [{"params": members, "rows": list(rows)} for rows, members in by_rows.items()],
+        lr=lr,
+        momentum=settings.momentum,
+        weight_decay=decay,
+        dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
+    )
+    groups = [
+        {"params": embeddings, "lr": settings.embedding_lr},
+        {"params": others, "lr": settings.head_lr},
+    ]
+    adamw = AdamW(groups, betas=betas, eps=ADAM_EPSILON, weight_decay=0.0, fused=True)
+    return Optimizers([muon, adamw])
+
+
+def lr_multiplier(step: int, total: int, settings: TrainSettings) -> float:
+    """The share of its peak that a learning rate has at a step (counted from 0) of `total`.
+
+    It rises, holds and falls in a line.
+    """
+    warmup = min(1.0, (step + 1) / (settings.warmup_steps + 1))
+    decay_steps = settings.decay_fraction * total
+    left = min(1.0, (total - step) / decay_steps) if decay_steps else 1.0
+    final = settings.final_lr_fraction
+    return warmup * (final + (1 - final) * left)

@@ -1,0 +1,176 @@
+"""The state of an unfinished training run, and which run it belongs to.
+
+A run is named by a fingerprint of everything that shapes its result. Its state lives in
+`<resume folder>/<fingerprint>/state.pt`, outside what DVC deletes and restores, so that running
+the stage again continues it, and running it with other settings never does.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ..core.artifact import read_artifact, write_artifact
+from ..core.errors import UserError
+from ..core.files import explained, read_json, sha256_file, write_json
+from ..core.paths import ROOT, shown
+
+KIND = "training state"
+VERSION = 1
+KEPT = 3
+"""Unfinished runs of other settings that are kept."""
+
+
+def code_digests() -> dict[str, str]:
+    """SHA-256 of every file of the project that this process has imported, by its path."""
+    files = {
+        Path(file).resolve()
+        for name, module in list(sys.modules.items())
+        if name.split(".")[0] == "stages" and (file := getattr(module, "__file__", None))
+    }
+    main = getattr(sys.modules["__main__"], "__file__", None)
+    if main and Path(main).resolve().is_relative_to(ROOT / "stages"):
+        files.add(Path(main).resolve())
+    # The package files hold a docstring and nothing else.
+    files = {file for file in files if file.name != "__init__.py"}
+    return {shown(file): sha256_file(file) for file in sorted(files)}
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """What a run's result is a function of: a flat dict of names and plain values."""
+
+    ingredients: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """The first 16 hexadecimal digits of the ingredients' SHA-256."""
+        text = json.dumps({"version": VERSION, **self.ingredients}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def difference(self, other: dict[str, Any]) -> str:
+        """In words, what differs from another run's ingredients."""
+        changes = []
+        for name in sorted(self.ingredients.keys() | other.keys()):
+            old, new = other.get(name), self.ingredients.get(name)
+            if old == new:
+                continue
+            is_digest = isinstance(new or old, str) and len(str(new or old)) == 64
+            changes.append(f"{name} changed" + ("" if is_digest else f" from {old!r} to {new!r}"))
+        return ", ".join(changes)
+
+
+class ResumeStore:
+    """The states in one resume folder, seen from one run."""
+
+    def __init__(self, folder: Path, identity: RunIdentity) -> None:
+        self.folder = folder
+        self.identity = identity
+        self.path = folder / identity.fingerprint / "state.pt"
+
+    def load(self) -> tuple[dict[str, Any] | None, str]:
+        """The state to continue from, or None, and a sentence that says which and why.
+
+        A damaged state is set aside under another name, never overwritten.
+
+        Raises:
+            UserError: the system does not let it be read, which says nothing about the state.
+        """
+        if self.path.exists():
+            try:
+                return read_artifact(self.path, {KIND: VERSION})[1], "continuing"
+            except UserError as error:
+                cause = error.__cause__
+                # A damaged archive can ask for an impossible place, which is EINVAL.
+                if isinstance(cause, OSError) and cause.errno != errno.EINVAL:
+                    raise UserError(
+                        f"{shown(self.path)} could not be read ({cause.strerror}) and is left as "
+                        "it is. Mend that, then run the same command again: it continues."
+                    ) from error
+                aside = self._set_aside()
+                return None, f"starting fresh: {error} It was moved to {shown(aside)}."
+        others = self._others()
+        if not others:
+            return None, "starting fresh: there is no unfinished run"
+        recorded = others[0].parent / "run.json"
+        try:
+            difference = self.identity.difference(dict(read_json(recorded)))
+        except (UserError, ValueError, TypeError):
+            difference = f"{shown(recorded)} is unreadable"
+        return None, f"starting fresh: since the last run {difference} (its state is kept)"
+
+    def save(self, content: dict[str, Any]) -> None:
+        """Write the state, whole or not at all, and forget the oldest of the other runs.
+
+        Also forgotten is what runs left that were killed before they had saved anything.
+        """
+        fresh = not self.path.exists()
+        if fresh:
+            write_json(self.path.parent / "run.json", self.identity.ingredients)
+        write_artifact(self.path, KIND, VERSION, content)
+        if fresh:
+            kept = {path.parent for path in (self.path, *self._others()[:KEPT])}
+            for folder in self.folder.glob("[0-9a-f]" * 16):  # no other is ours
+                if folder not in kept:
+                    _remove_unused(folder)
+
+    def _others(self) -> list[Path]:
+        """States of other runs, newest first."""
+        states = [path for path in self.folder.glob("*/state.pt") if path != self.path]
+        return sorted(states, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+
+    def _set_aside(self) -> Path:
+        number = 1
+        while (aside := self.path.with_name(f"state.damaged-{number}.pt")).exists():
+            number += 1
+        self.path.rename(aside)
+        return aside
+
+
+def _remove_unused(folder: Path) -> None:
+    # A run that trains elsewhere holds its lock; its folder must stay. Held until the folder is
+    # gone, the lock keeps any run from beginning in it meanwhile.
+    with suppress(OSError), FileLock(folder / "lock", blocking=False):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def only_trainer(path: Path) -> Iterator[None]:
+    """Hold the lock at `path` for the block.
+
+    Raises:
+        UserError: another process holds it. Killing `dvc` alone leaves its trainer running.
+    """
+    holder = path.with_name(path.name + ".pid")
+    lock = FileLock(path, blocking=False)
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except Timeout:
+            try:
+                pid = holder.read_text().strip() or "unknown"
+            except OSError:  # it has the lock and is about to say who it is, or to let go
+                pid = "unknown"
+            raise UserError(
+                f"another training process (pid {pid}) is using {shown(path.parent)}; wait for it "
+                f"to end or stop it with `kill {pid}`, then run the same command again: it "
+                "continues."
+            ) from None
+    try:
+        with explained(holder):
+            holder.write_text(f"{os.getpid()}\n")
+        yield
+    finally:
+        with suppress(OSError):
+            holder.unlink()
+        lock.release()

@@ -1,0 +1,44 @@
+"""The embedded sample: English prose that a pinned dependency carries, for a first run offline.
+
+It is the docstrings of networkx, which torch depends on: pure Python, so the same bytes on every
+platform. They are read with `ast`; networkx is never imported.
+"""
+
+import ast
+import hashlib
+import importlib.util
+from importlib.metadata import version
+from pathlib import Path
+
+from stages.lm.core.errors import UserError
+
+SOURCE = "networkx"
+VERSION = "3.6.1"
+
+
+def sample_text() -> str:
+    """Every distinct docstring of networkx, about 2 MB, always the same.
+
+    Docstrings are ordered by the hash of their text rather than by their text, so that the
+    held-out end of the sample is of the same kind as its beginning.
+
+    Raises:
+        UserError: networkx is missing, or another version than the pinned one is installed.
+    """
+    spec = importlib.util.find_spec(SOURCE)
+    if spec is None or not spec.submodule_search_locations or version(SOURCE) != VERSION:
+        found = f"version {version(SOURCE)}" if spec else "none"
+        raise UserError(
+            f"there is no data/input.txt, and the sample text comes from {SOURCE} {VERSION}, but "
+            f"{found} is installed. Run `pip install -r requirements.txt`, or put your own text "
+            "into data/input.txt."
+        )
+    documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    texts = set()
+    for file in Path(spec.submodule_search_locations[0]).rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_bytes())):
+            if isinstance(node, documented) and (text := ast.get_docstring(node)):
+                texts.add(text)
+    return (
+        "\n\n".join(sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest())) + "\n"
+    )

@@ -1,0 +1,113 @@
+"""An answer is right or wrong; what a model has learned of a task is told beside the likeliest."""
+
+import json
+import random
+import sys
+
+import pytest
+from test_end_to_end import new_project, run, set_params
+
+from stages.lm.evaluation import exact_match as module
+from stages.lm.evaluation.exact_match import answers_exactly, exact_match, majority
+from stages.lm.inference.generation import GeneratedToken
+from stages.lm.text.records import Record
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """A function that makes every model answer in these pieces."""
+
+    def answer(*pieces):
+        told = []
+
+        def steps(loaded, prompt, count, *_):
+            for piece in pieces[:count]:
+                told.append(piece)
+                yield [GeneratedToken(0, piece, piece.decode("utf-8", "replace"))]
+
+        monkeypatch.setattr(module, "generate_steps", steps)
+        return told
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("pieces", "right"),
+    [
+        ((b"y", b"es", b"\xff"), True),
+        ((b"yes", b"\xff"), True),
+        ((b"yes", b"!", b"\xff"), False),
+        ((b"ye", b"\xff"), False),
+        ((b"no", b"\xff"), False),
+        ((b"yes",), False),
+        ((), False),
+    ],
+)
+def test_an_answer_is_right_if_it_is_the_completion_and_ends(written, pieces, right):
+    written(*pieces)
+    assert answers_exactly(None, Record("ok?", "yes")) is right
+
+
+def test_a_wrong_answer_is_not_waited_for(written):
+    told = written(*[b"n"] * 100)
+    assert exact_match(None, [Record("a", "yes"), Record("b", "no")]) == 0
+    assert len(told) == 1 + 2
+
+
+def test_the_share_of_right_answers(written):
+    written(b"yes", b"\xff")
+    assert exact_match(None, [Record("a", "yes"), Record("b", "no"), Record("c", "yes")]) == 0.6667
+
+
+def test_the_majority_is_of_the_training_records():
+    training = [Record(str(n), "ab"[n % 3 == 0]) for n in range(30)]
+    assert majority(training, [Record("x", "a"), *3 * [Record("y", "b")]]) == 0.25
+    assert majority(training[::-1], [Record("x", "c")]) == 0
+
+
+@pytest.mark.parametrize("labels", [60, 101])
+def test_completions_that_seldom_repeat_are_no_labels(labels):
+    training = [Record(str(n), str(n % labels)) for n in range(100 if labels == 60 else 1000)]
+    assert majority(training, training) is None
+
+
+STAGES = """
+from stages import corpus, evaluate, quantize, tokenize_text, train
+for stage in (corpus, tokenize_text, train, quantize, evaluate):
+    assert not stage.main(), stage
+"""
+
+
+def test_the_pipeline_teaches_a_task(tmp_path):
+    """Of which kind the second word is; those around it say nothing."""
+    draw = random.Random(1)
+    kinds = {"animal": "cat dog rat hen", "tree": "oak ash elm fir", "colour": "red blue pink"}
+    lines = []
+    for number in range(600):
+        kind = draw.choice(["animal", "tree", "tree", "colour"])
+        name = "".join(draw.choices("abcdefgh", k=3))
+        prompt = f"{name} {draw.choice(kinds[kind].split())} {number}"
+        lines.append(json.dumps({"prompt": prompt, "completion": kind}))
+    folder = new_project(tmp_path / "project")
+    (folder / "data" / "input.txt").unlink()
+    (folder / "data" / "input.jsonl").write_text("\n".join(lines), "utf-8")
+    changes = {
+        "tokenize": {"val_fraction": 0.1, "test_fraction": 0.1},
+        "model": {"context": 32},
+        "train": {"epochs": 8, "batch_size": 8, "accumulate": 1, "split_tokens": 0.0},
+        "quantize": {"scheme": "int8"},
+        "evaluate": {"samples": 2},
+    }
+    set_params(folder, changes)
+    told = run(folder, sys.executable, "-c", STAGES).stdout
+    assert "600 different records: train 480, val 60, test 60" in told
+    assert "480 for training in " in told and "exact answers of 120 held-out records" in told
+    figures = json.loads((folder / "metrics" / "evaluate.json").read_text("utf-8"))
+    assert figures["majority"] < 0.7 and figures["asked_records"] == 120
+    assert figures["float"]["exact_match"] > 0.9 and figures["quantized"]["exact_match"] > 0.9
+    assert 0 < figures["float"]["held_out"]["bits_per_byte"] < 0.3
+    assert not figures.keys() & {"baselines", "memorisation"}
+    shown = (folder / "metrics" / "samples.md").read_text("utf-8")
+    assert shown.count("Wanted:") == shown.count("Written:") == 2
+    answer = run(folder, sys.executable, "-m", "app.generate", "bag elm 7", "--temperature", "0")
+    assert answer.stdout == "tree\n"

@@ -1,0 +1,239 @@
+"""Records lie whole in rows, each as if it were alone, and nothing but completions is learned."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.lm.core.errors import UserError
+from stages.lm.data.dataset import TokenData
+from stages.lm.data.sequence_packing import (
+    IGNORE_INDEX,
+    pack,
+    record_bounds,
+    scored_tokens,
+    targets_and_segments,
+)
+from stages.lm.data.windows import PackedRowSampler
+from stages.lm.model.scoring import score_records
+from stages.lm.training.trainer import Trainer
+
+PROMPT_END, RECORD_END = 73, 74
+ENDS = (PROMPT_END, RECORD_END)
+
+
+def record(prompt, completion, random):
+    ids = random.integers(0, 73, prompt + completion)
+    return [*ids[:prompt], PROMPT_END, *ids[prompt:], RECORD_END]
+
+
+def records(sizes, seed=1):
+    random = np.random.Generator(np.random.Philox(seed))
+    return [np.array(record(*size, random), "<u2") for size in sizes]
+
+
+def some(count, seed=1):
+    random = np.random.Generator(np.random.Philox(seed))
+    return records(random.integers(1, 6, (count, 2)).tolist(), seed)
+
+
+@given(
+    sizes=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=40),
+    context=st.integers(12, 30),
+)
+def test_every_record_that_fits_is_in_one_row(sizes, context):
+    parts = records(sizes)
+    fitting = sorted(part.tolist() for part in parts if len(part) <= context + 1)
+    if not fitting:
+        return
+    rows, left_out = pack(np.concatenate(parts), RECORD_END, context, "train")
+    assert left_out == len(parts) - len(fitting) and rows.shape[1] <= context + 1
+    found = [
+        row[begin:end].tolist()
+        for row in rows
+        for begin, end in record_bounds(row, RECORD_END)
+        if end - begin > 1  # the others pad
+    ]
+    assert sorted(found) == fitting
+
+
+def test_rows_are_well_filled():
+    parts = some(300)
+    rows, _ = pack(np.concatenate(parts), RECORD_END, 31, "train")
+    assert sum(map(len, parts)) > 0.95 * rows.size
+
+
+def test_records_that_are_all_too_long_are_refused():
+    with pytest.raises(UserError, match=r"no record of the val split fits model\.context, 16"):
+        pack(np.concatenate(records([(9, 9), (20, 2)])), RECORD_END, 16, "val")
+
+
+def test_completions_and_their_ends_are_the_targets():
+    row = np.array([[5, 6, PROMPT_END, 7, RECORD_END, 8, PROMPT_END, 9, 10] + 3 * [RECORD_END]])
+    targets, segments = targets_and_segments(row, *ENDS)
+    out = IGNORE_INDEX
+    assert targets.tolist() == [[out, out, 7, 74, out, out, 9, 10, 74, out, out]]
+    assert segments.tolist() == [[0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 2]]
+    assert scored_tokens(row[0, :-2], *ENDS) == 5
+
+
+def test_a_row_that_was_cut_teaches_what_is_left_of_it():
+    row = np.array([[5, PROMPT_END, 7, RECORD_END, 8, 9, 8]])
+    assert targets_and_segments(row, *ENDS)[0].tolist() == [[-1, 7, 74, -1, -1, -1]]
+
+
+@pytest.mark.parametrize("arch", ["qwen3", "gpt2"])
+def test_a_packed_row_is_its_records_one_by_one(make_model, arch):
+    model = make_model(arch, context=40, kv_heads=2).requires_grad_(True)
+    parts = records([(3, 4), (1, 1), (6, 2), (2, 7)])
+    rows, _ = pack(np.concatenate(parts), RECORD_END, 40, "train")
+    rows = np.pad(rows, ((0, 0), (0, 3)), constant_values=RECORD_END)
+    assert rows.shape == (1, 37)
+    targets, segments = (torch.from_numpy(x) for x in targets_and_segments(rows, *ENDS))
+    inputs = torch.from_numpy(rows.astype(np.int64))[:, :-1]
+    together = model(inputs, segments=segments)[0]
+    loss = model(inputs, targets=targets, segments=segments)
+    loss.backward()
+    packed = {name: weight.grad.clone() for name, weight in model.named_parameters()}
+    model.zero_grad()
+    nats, count = 0.0, 0
+    for begin, end in record_bounds(rows[0, :-1], RECORD_END).tolist():
+        ids = torch.from_numpy(rows[:, begin:end].astype(np.int64))
+        alone = model(ids)[0]
+        assert torch.allclose(alone, together[begin:end], atol=1e-5)
+        if PROMPT_END in ids:
+            first = ids[0].tolist().index(PROMPT_END)
+            wanted = ids[0, first + 1 :]
+            nats = nats + F.cross_entropy(alone[first:][: len(wanted)], wanted, reduction="sum")
+            count += len(wanted)
+    (nats / count).backward()
+    assert loss.item() == pytest.approx(nats.item() / count, rel=1e-5)
+    for name, weight in model.named_parameters():
+        assert torch.allclose(weight.grad, packed[name], atol=1e-6, rtol=1e-4), name
+
+
+@pytest.mark.parametrize("arch", ["qwen3", "gpt2"])
+@pytest.mark.parametrize("packed", [True, False], ids=["records", "text"])
+def test_in_bf16_the_gradient_is_about_the_same(make_model, arch, packed):
+    model, norms = make_model(arch, context=40).requires_grad_(True), []
+    rows = np.stack([np.resize(part, 33) for part in records([(15, 16), (8, 23)])])
+    targets, segments = (torch.from_numpy(x) for x in targets_and_segments(rows, *ENDS))
+    inputs = torch.from_numpy(rows.astype(np.int64))
+    asked = (targets, segments) if packed else (inputs[:, 1:], None)
+    for enabled in (False, True):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss = model(inputs[:, :-1], targets=asked[0], segments=asked[1])
+        loss.backward()
+        norms.append(torch.stack([weight.grad.norm() for weight in model.parameters()]).norm())
+    assert norms[1] != norms[0] and norms[1].item() == pytest.approx(norms[0].item(), rel=0.05)
+
+
+def test_a_row_without_anything_to_learn_has_no_loss_and_no_gradient(make_model):
+    model = make_model().requires_grad_(True)
+    ids = torch.randint(0, 70, (2, 8), generator=torch.Generator().manual_seed(1))
+    nothing = torch.full_like(ids, IGNORE_INDEX)
+    loss = model(ids, targets=nothing, segments=torch.zeros_like(ids))
+    loss.backward()
+    assert loss.item() == 0
+    assert all(not weight.grad.any() for weight in model.parameters() if weight.grad is not None)
+
+
+def test_rows_come_once_an_epoch_in_an_order_of_its_own():
+    order = PackedRowSampler(tokens=17 * 10, context=16, batch=5, seed=1)
+    epochs = [np.concatenate([order.batch_starts(2 * n + k) for k in (0, 1)]) for n in range(3)]
+    assert (order.per_epoch, order.length, order.steps(3)) == (10, 16, 6)
+    assert all(sorted(starts) == list(range(0, 170, 17)) for starts in epochs)
+    assert len({tuple(starts) for starts in epochs}) == 3
+
+
+def task(count, seed):
+    """Records whose completion is the prompt's two tokens, exchanged."""
+    random = np.random.Generator(np.random.Philox(seed))
+    pairs = random.integers(0, 6, (count, 2)).tolist()
+    return np.array([x for a, b in pairs for x in (a, b, PROMPT_END, b, a, RECORD_END)], "<u2")
+
+
+@pytest.fixture(scope="module")
+def data():
+    train, val = task(200, 1), task(40, 2)
+    meta = {"vocab_size": 75, "splits": {"val": {"tokens": len(val), "bytes": 120}}}
+    meta["records"] = {"train": 200, "val": 40, "prompt_end": PROMPT_END, "record_end": RECORD_END}
+    return TokenData(train, val, val, np.arange(75).repeat(2).reshape(75, 2), meta, vocabulary="")
+
+
+@pytest.fixture
+def make_run(initialised_model, make_train_settings, machine, data):
+    def make(context=16, **fields):
+        fields = {"accumulate": 2, "split_tokens": 0.1, "epochs": 8} | fields
+        model = initialised_model("qwen3", dropout=0.1, context=context)
+        run = Trainer(model, data, make_train_settings(**fields), machine)
+        run.begin(from_bigrams=True)
+        return run
+
+    return make
+
+
+def test_a_run_learns_the_task_and_reports_completions_alone(make_run):
+    run = make_run()
+    run.run(lambda: None, lambda: False)
+    summary = run.summary()
+    assert summary["val_loss"] < 0.35 * math.log(6), (
+        "guessing both and knowing the end is 2/3 of it"
+    )
+    assert run.bits_per_byte(0.5) == pytest.approx(0.5 / math.log(2), abs=1e-6)
+
+
+def test_a_stopped_run_ends_as_if_it_had_not(make_run):
+    whole = make_run(epochs=2)
+    whole.run(lambda: None, lambda: False)
+    first = make_run(epochs=2)
+    first.run(lambda: None, lambda: first.progress.step == 7)
+    assert not first.progress.finished
+    state = first.state()
+    second = make_run(epochs=2)
+    second.restore(state)
+    second.run(lambda: None, lambda: False)
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(weight, second.model.state_dict()[name]), name
+
+
+def test_the_parts_of_a_step_count_by_what_they_teach(make_run):
+    gradients = []
+    for batch_size, accumulate in ((8, 1), (2, 4)):
+        run = make_run(batch_size=batch_size, accumulate=accumulate, split_tokens=0.0)
+        run.model.eval()
+        assert run._gradients() > 0
+        gradients.append([weight.grad for weight in run.model.parameters()])
+    for whole, parts in zip(*gradients, strict=True):
+        assert torch.allclose(whole, parts, atol=1e-6)
+
+
+def test_the_score_is_that_of_every_record(make_model, machine, data):
+    model = make_model(context=20)
+    rows, _ = data.packed("val", 20)
+    nats, count = score_records(model, rows, ENDS, machine)
+    assert count == data.scored_tokens("val") == 120
+    ids = torch.from_numpy(data.val.astype(np.int64)).view(-1, 6)
+    logits = model(ids[:, :-1])[:, 2:].flatten(0, 1)
+    expected = F.cross_entropy(logits, ids[:, 3:].flatten(), reduction="sum").item()
+    assert nats == pytest.approx(expected, rel=1e-5)
+
+
+def test_thinned_rows_score_about_as_much_as_asked(make_model, machine, data):
+    rows, _ = data.packed("val", 20)
+    _, count = score_records(make_model(context=20), rows, ENDS, machine, max_tokens=100)
+    assert 0 < count <= 60
+    assert data.scored_bytes("val", count) == count
+
+
+def test_bf16_is_close_to_float32(make_model, machine, data):
+    model, (rows, _) = make_model(context=20), data.packed("val", 20)
+    exact, _ = score_records(model, rows, ENDS, machine)
+    rounded, _ = score_records(model, rows, ENDS, replace(machine, precision="bf16"))
+    assert rounded != exact and rounded == pytest.approx(exact, rel=0.02)
