@@ -16,7 +16,7 @@ from stages.lm.core.errors import UserError, run_stage
 from stages.lm.core.files import atomic_writer, read_json, sha256_file, write_bytes, write_json
 from stages.lm.data.splits import split_bounds
 from stages.lm.pretrained.files import download_base
-from stages.lm.pretrained.tokenizer import base_tokenizer, tokenizer_values
+from stages.lm.pretrained.tokenizer import base_tokenizer, tokenizer_settings
 from stages.lm.settings.evaluate import EvaluateSettings
 from stages.lm.settings.init_from import SCRATCH, load_init_from
 from stages.lm.settings.loader import load_sections
@@ -53,7 +53,7 @@ def main() -> None:
         download_base(init_from)
     used = choose_data()
     size = size_of(used)
-    auto = automatic(size, base=base_values(init_from))
+    auto = automatic(size, base=base_settings(init_from))
     settings = load_sections(SECTIONS, auto=auto.values)
     from_records = used == paths.RECORDS
     (check_records if from_records else check_text)(settings["tokenize"])
@@ -182,7 +182,7 @@ def check_text(settings: TokenizeSettings) -> None:
         )
 
 
-def base_values(name: str) -> dict[str, Any]:
+def base_settings(name: str) -> dict[str, Any]:
     """What the weights to start from decide of the settings, after a look at each of them.
 
     Raises:
@@ -193,10 +193,10 @@ def base_values(name: str) -> dict[str, Any]:
     from stages.lm.pretrained.model import PretrainedModel  # imports torch, which takes seconds
 
     base, (tokenizer, _) = PretrainedModel.open(name), base_tokenizer(name)
-    base.shape(tokenizer.vocab_size, base.config.context, dropout=0.0)
+    base.config_for(tokenizer.vocab_size, base.config.context, dropout=0.0)
     for _ in base.tensors():
         pass
-    return base.values() | tokenizer_values(tokenizer)
+    return base.fixed_settings() | tokenizer_settings(tokenizer)
 
 
 def check_other_text(name: str) -> None:

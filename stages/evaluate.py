@@ -146,7 +146,7 @@ def starting_model(name: str, trained: LoadedModel, machine: Machine) -> LoadedM
             f"params.yaml: init_from is {name!r}, but {paths.shown(paths.CHECKPOINT)} did not "
             "start from these weights; run `dvc repro`, which trains again."
         )
-    weights = base.weights(config)
+    weights = base.state_dict(config)
     return replace(trained, build=lambda: build_model(config, weights).to(machine.device))
 
 

@@ -17,7 +17,7 @@ from stages.lm.core.errors import UserError, run_stage
 from stages.lm.core.files import sha256_file, write_json, write_text
 from stages.lm.data.dataset import token_dtype, tokens_digest, write_merges, write_tokens
 from stages.lm.data.splits import SPLITS, read_chunks, split_bounds
-from stages.lm.pretrained.tokenizer import base_tokenizer, tokenizer_values
+from stages.lm.pretrained.tokenizer import base_tokenizer, tokenizer_settings
 from stages.lm.settings.init_from import SCRATCH, load_init_from
 from stages.lm.settings.loader import load_section
 from stages.lm.settings.recipes import automatic
@@ -48,7 +48,7 @@ def main() -> None:
     size = (paths.RECORDS if from_records else paths.INPUT).stat().st_size
     init_from = load_init_from()
     base, left_out = (None, 0) if init_from == SCRATCH else base_tokenizer(init_from)
-    auto = automatic(size, base={} if base is None else tokenizer_values(base))
+    auto = automatic(size, base={} if base is None else tokenizer_settings(base))
     settings = load_section(TokenizeSettings, auto=auto.values)
     for line in auto.lines(TokenizeSettings.SECTION):
         print(line)

@@ -83,7 +83,7 @@ def main() -> int:
         data = TokenData.load(paths.TOKENS)
         init_from = load_init_from()
         base = None if init_from == SCRATCH else PretrainedModel.open(init_from)
-        auto = automatic(data.text_bytes(), base=base.values() if base else {})
+        auto = automatic(data.text_bytes(), base=base.fixed_settings() if base else {})
         settings = load_section(TrainSettings, auto=auto.values)
         model_settings = load_section(ModelSettings, auto=auto.values)
         for section in (ModelSettings.SECTION, TrainSettings.SECTION):
@@ -98,7 +98,7 @@ def main() -> int:
                 if not resume(run, store):
                     run.begin(
                         from_bigrams=model_settings.init == "bigrams",
-                        weights=base.weights(run.model.config) if base else None,
+                        weights=base.state_dict(run.model.config) if base else None,
                     )
                 return train(run, store, model_settings, stop, runtime.checkpoint_steps)
             except RuntimeError as error:
@@ -130,7 +130,7 @@ def prepare(
     """A run that has yet to begin or to be resumed."""
     vocab_size = data.meta["vocab_size"]
     if base:
-        config = base.shape(vocab_size, model_settings.context, model_settings.dropout)
+        config = base.config_for(vocab_size, model_settings.context, model_settings.dropout)
     else:
         head_size = model_settings.width // model_settings.heads
         shape = {key: value for key, value in asdict(model_settings).items() if key != "init"}

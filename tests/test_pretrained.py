@@ -23,7 +23,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from stages.corpus import base_values, bring_text_into_experiment, check_other_text
+from stages.corpus import base_settings, bring_text_into_experiment, check_other_text
 from stages.evaluate import starting_model
 from stages.lm.core import paths
 from stages.lm.core.errors import UserError
@@ -34,7 +34,7 @@ from stages.lm.model.transformer import Transformer
 from stages.lm.pretrained import files as base_files
 from stages.lm.pretrained.hf_weights import huggingface_tensors
 from stages.lm.pretrained.model import PretrainedModel
-from stages.lm.pretrained.tokenizer import base_tokenizer, tokenizer_values
+from stages.lm.pretrained.tokenizer import base_tokenizer, tokenizer_settings
 from stages.lm.settings.init_from import load_init_from
 from stages.lm.settings.recipes import FROM_BASE, automatic
 from stages.lm.text.tokenizer import PATTERNS
@@ -94,8 +94,8 @@ def saved(kind, dtype=torch.float32, **how):
 
 def ours(vocab_size=ORDINARY, context=24):
     base = PretrainedModel.open("theirs")
-    config = base.shape(vocab_size, context, dropout=0.0)
-    return build_model(config, base.weights(config))
+    config = base.config_for(vocab_size, context, dropout=0.0)
+    return build_model(config, base.state_dict(config))
 
 
 def some_tokens(size=ORDINARY, context=24):
@@ -146,7 +146,7 @@ def test_the_files_of_the_first_gpt2_are_read():
     assert difference.abs().max() < 1e-5
     tensors["lm_head.weight"][0, 0] += 1
     save_file(tensors, path)
-    assert "lm_head.weight is another matrix" in refusal(ours)
+    assert "lm_head.weight differs from the embedding" in refusal(ours)
 
 
 @EACH_MODEL
@@ -156,8 +156,8 @@ def test_a_step_of_training_has_the_loss_and_gradients_of_transformers(kind):
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     base = PretrainedModel.open("theirs")
-    model = Transformer(base.shape(ROWS, 24, dropout=0.0))
-    model.load_state_dict(base.weights(model.config))
+    model = Transformer(base.config_for(ROWS, 24, dropout=0.0))
+    model.load_state_dict(base.state_dict(model.config))
     tokens = some_tokens(ROWS)
     loss = model(tokens[:, :-1], targets=tokens[:, 1:])
     expected = theirs(tokens, labels=tokens).loss
@@ -186,13 +186,13 @@ def test_what_we_export_comes_back_bit_for_bit(arch, make_model, tokenizer):
 def test_a_checkpoint_of_ours_comes_back_bit_for_bit(checkpoint, folder):
     checkpoint.save(folder / "mine.pt")
     base = PretrainedModel.open("mine.pt")
-    config = base.shape(checkpoint.config.vocab_size, 8, dropout=0.25)
+    config = base.config_for(checkpoint.config.vocab_size, 8, dropout=0.25)
     assert (config.context, config.dropout) == (8, 0.25)
-    weights = base.weights(config)
+    weights = base.state_dict(config)
     assert weights.keys() == checkpoint.tensors.keys()
     assert all(torch.equal(weights[name], checkpoint.tensors[name]) for name in weights)
     assert base_tokenizer("mine.pt")[0].to_text() == checkpoint.tokenizer["vocabulary"]
-    assert "tokens, but the vocabulary has" in refusal(base.shape, 299, 8, 0.0)
+    assert "tokens, but the vocabulary has" in refusal(base.config_for, 299, 8, 0.0)
 
 
 def test_the_start_is_scored_only_for_a_model_that_began_there(checkpoint, folder, machine):
@@ -255,7 +255,7 @@ def test_a_tokenizer_json_gives_the_same_ids(pattern, text):
         assert found.encode(piece.encode()) == theirs.encode(piece).ids
     assert found.decode(found.encode(b"<think>\xff")) == b"<think>\xff"
     known = {None: "gpt-2", PATTERNS["qwen2"]: "qwen2"}.get(pattern)
-    assert tokenizer_values(found).get("tokenize.pattern") == known
+    assert tokenizer_settings(found).get("tokenize.pattern") == known
 
 
 def test_a_vocab_json_with_merges_gives_the_same_ids(text):
@@ -297,18 +297,18 @@ def edited(document, path, value):
 
 LATE = {"id": 3, "content": "$", "special": True}
 TOKENIZERS = {
-    "other model": ((("model", "type"), "Unigram"), "'Unigram', not a BPE of bytes"),
-    "byte fallback": ((("model", "byte_fallback"), True), "not a BPE of bytes"),
+    "other model": ((("model", "type"), "Unigram"), "'Unigram', not a byte-level BPE"),
+    "byte fallback": ((("model", "byte_fallback"), True), "not a byte-level BPE"),
     "dropout": ((("model", "dropout"), 0.1), "dropout 0.1"),
     "normalizer": ((("normalizer",), {"type": "Lowercase"}), "normalizer 'Lowercase'"),
     "prefix": ((("pre_tokenizer", "add_prefix_space"), True), "add_prefix_space true"),
-    "cut": ((("pre_tokenizer",), {"type": "Whitespace"}), "cuts text by Whitespace"),
+    "cut": ((("pre_tokenizer",), {"type": "Whitespace"}), "splits text by Whitespace"),
     "not cut": ((("pre_tokenizer", "use_regex"), False), "by 0 patterns"),
     "special between": ((("added_tokens",), [LATE]), "special token '$' has the id"),
     "merge order": ((("model", "merges"), "reversed"), "merges are not in the order of its ids"),
     "no byte": ((("model", "vocab"), {"a": 0}), "lacks 255 of the 256"),
-    "no vocabulary": ((("model", "vocab"), None), "holds no whole vocabulary (KeyError"),
-    "no text": ((("model", "merges"), [5]), "holds no whole vocabulary (TypeError"),
+    "no vocabulary": ((("model", "vocab"), None), "holds no complete vocabulary (KeyError"),
+    "no text": ((("model", "merges"), [5]), "holds no complete vocabulary (TypeError"),
 }
 
 
@@ -327,8 +327,8 @@ def test_a_vocabulary_that_ours_cannot_be_is_refused(case, text):
 
 SPLITS = {
     "regex": (r"(", "pattern '(' cannot be used"),
-    "words": (r"\w+", r"speaks of words"),
-    "left out": (r"\p{L}+", r"leaves characters out"),
+    "words": (r"\w+", r"has a word class"),
+    "left out": (r"\p{L}+", r"does not match every character"),
 }
 
 
@@ -360,7 +360,7 @@ CONFIGS = {
         ("quantization_config", {"bits": 4}, "None"),
         ("hidden_size", 0, "a positive whole number"),
         ("head_dim", None, "a positive whole number"),
-        ("head_dim", 15, "no model that can be"),
+        ("head_dim", 15, "an impossible model"),
         ("tie_word_embeddings", "no", "true or false"),
     ],
     "gpt2": [
@@ -369,7 +369,7 @@ CONFIGS = {
         ("scale_attn_weights", False, "True"),
         ("scale_attn_by_inverse_layer_idx", True, "False"),
         ("add_cross_attention", True, "False"),
-        ("n_layer", 201, "no model that can be"),
+        ("n_layer", 201, "an impossible model"),
         ("n_head", 5, "a divisor of n_embd 32"),
     ],
 }
@@ -387,9 +387,9 @@ def test_what_our_graph_cannot_express_is_refused(kind):
         path.write_text(json.dumps(document), "utf-8")
         message = refusal(PretrainedModel.open, "theirs")
         assert words in message and "theirs" in message and "init_from" in message, message
-        assert "no model that can be" in words or key.split("_")[0] in message
+        assert "an impossible model" in words or key.split("_")[0] in message
     path.write_text("[]", "utf-8")
-    assert "no group of keys" in refusal(PretrainedModel.open, "theirs")
+    assert "not a JSON object" in refusal(PretrainedModel.open, "theirs")
     path.write_text("{", "utf-8")
     assert "config.json is not readable as JSON" in refusal(PretrainedModel.open, "theirs")
     path.unlink()
@@ -402,8 +402,8 @@ TENSORS = {
     "unknown": ({"model.extra.weight": torch.ones(1)}, "model.extra.weight is a tensor that"),
     "shape": ({NORM: torch.ones(31)}, "of shape [31], but must be floats of shape [32]"),
     "whole numbers": ({NORM: torch.ones(32, dtype=torch.int8)}, "is torch.int8"),
-    "infinite": ({NORM: torch.full((32,), 1e300, dtype=torch.float64)}, "that is no number"),
-    "no number": ({NORM: torch.full((32,), torch.nan)}, "that is no number"),
+    "infinite": ({NORM: torch.full((32,), 1e300, dtype=torch.float64)}, "that is not finite"),
+    "no number": ({NORM: torch.full((32,), torch.nan)}, "that is not finite"),
 }
 
 
@@ -466,8 +466,8 @@ def test_the_base_decides_its_shape_and_gentler_rates(text, params):
     saved("qwen3")
     write = params[1]
     their_tokenizer(None, text).save(str(paths.BASE / "theirs" / "tokenizer.json"))
-    assert "has weights for 90 tokens, but the vocabulary has" in refusal(base_values, "theirs")
-    values = PretrainedModel.open("theirs").values()
+    assert "has weights for 90 tokens, but the vocabulary has" in refusal(base_settings, "theirs")
+    values = PretrainedModel.open("theirs").fixed_settings()
     for key in ("arch", "layers", "heads", "kv_heads", "width", "ff_width", "tie_embeddings"):
         write("model", key, "auto")
     auto = automatic(1_000_000, write("model", "context", "auto"), values)

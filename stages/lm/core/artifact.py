@@ -46,6 +46,9 @@ MAX_DEPTH = 64
 MAX_PICKLE = 1 << 23
 """Bytes of everything but the tensors' numbers; a forged byte can cost 64 of memory
 and half a microsecond."""
+REMEDY = "remove it and run `dvc repro`, or restore it with `dvc checkout`."
+CHECKPOINT_FORMAT = ("checkpoint", 1)
+"""Kind and version of `checkpoint.pt`: here, so that `tokenize` reads one without model code."""
 
 
 def write_artifact(path: Path, kind: str, version: int, content: dict[str, Any]) -> None:
@@ -65,19 +68,23 @@ def write_artifact(path: Path, kind: str, version: int, content: dict[str, Any])
             raise (error.__context__ or error) from None
 
 
-def read_artifact(path: Path, kinds: dict[str, int]) -> tuple[str, dict[str, Any]]:
+def read_artifact(
+    path: Path, kinds: dict[str, int], remedy: str = REMEDY
+) -> tuple[str, dict[str, Any]]:
     """The kind and content of a file, which must be one of `kinds` (name -> version).
+
+    `remedy` is the advice that ends every error message.
 
     Raises:
         UserError: the file is missing, damaged, forged, or of another kind or version.
     """
-    with opened_artifact(path, kinds) as artifact:
+    with opened_artifact(path, kinds, remedy) as artifact:
         return artifact
 
 
 @contextmanager
 def opened_artifact(
-    path: Path, kinds: dict[str, int]
+    path: Path, kinds: dict[str, int], remedy: str = REMEDY
 ) -> Generator[tuple[str, dict[str, Any]], None, None]:
     """What `read_artifact` returns, to use while a thread still sums up its digest.
 
@@ -95,10 +102,10 @@ def opened_artifact(
     except FileNotFoundError:
         raise UserError(f"{name} is missing; `dvc repro` makes it.") from None
     except Exception as error:  # a damaged or foreign file can raise nearly every type
-        raise UserError(f"{name} is damaged, or is no file of this project; {REMEDY}") from error
+        raise UserError(f"{name} is damaged, or is no file of this project; {remedy}") from error
     if kinds.get(kind) != version:
         expected = " or ".join(f"{kind} {version}" for kind, version in kinds.items())
-        raise UserError(f"{name} holds {kind} {version}, but {expected} is needed; {REMEDY}")
+        raise UserError(f"{name} holds {kind} {version}, but {expected} is needed; {remedy}")
     with ThreadPoolExecutor(1) as pool:
         digest = pool.submit(content_digest, content)
         try:
@@ -106,11 +113,8 @@ def opened_artifact(
         finally:
             if digest.result() != document["digest"]:
                 raise UserError(
-                    f"{name} is damaged: its contents do not match their digest; {REMEDY}"
+                    f"{name} is damaged: its contents do not match their digest; {remedy}"
                 )
-
-
-REMEDY = "remove it and run `dvc repro`, or restore it with `dvc checkout`."
 
 
 def _read(path: Path) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..inference.loading import LoadedModel
 from ..model.fused import EPSILON
 from ..model.transformer import ModelConfig
-from ..pretrained.hf_weights import LAYER_NORM_EPSILON, renamed, unfuse_weights
+from ..pretrained.hf_weights import LAYER_NORM_EPSILON, rename_tensors, unfuse_weights
 from ..quantization.quantized_model import to_f16
 from ..text.byte_level import printed_merges, printed_tokens
 from ..text.records import RECORD_END
@@ -59,7 +59,7 @@ def write_gguf(loaded: LoadedModel, path: Path, kind: str) -> None:
     add_tokenizer(writer, loaded.tokenizer)
     writer.add_file_type(KINDS[kind][1])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    tensors = renamed(unfuse_weights(config, loaded.model.state_dict()), NAMES)
+    tensors = rename_tensors(unfuse_weights(config, loaded.model.state_dict()), NAMES)
     for name, tensor in tensors.items():
         stored = stored_kind(name, tensor, kind, config)
         writer.add_tensor(name, stored_numbers(tensor, stored), raw_dtype=stored)

@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.artifact import REMEDY, read_artifact, write_artifact
+from ..core.artifact import CHECKPOINT_FORMAT, REMEDY, read_artifact, write_artifact
 from ..core.errors import UserError
 from ..core.paths import shown
 from .transformer import ModelConfig, Transformer, rotary_tables
 
-KIND = "checkpoint"
-VERSION = 1
+KIND, VERSION = CHECKPOINT_FORMAT
 SIZES = ("vocab_size", "context", "layers", "heads", "kv_heads", "head_size", "width", "ff_width")
 
 
@@ -56,22 +55,25 @@ class Checkpoint:
         write_artifact(path, KIND, VERSION, content)
 
     @classmethod
-    def load(cls, path: Path) -> "Checkpoint":
-        """Read the file.
+    def load(cls, path: Path, remedy: str = REMEDY) -> "Checkpoint":
+        """Read the file; `remedy` is the advice that ends every error message.
 
         Raises:
             UserError: the file is missing, damaged or of another kind.
         """
-        return cls.from_content(read_artifact(path, {KIND: VERSION})[1], path)
+        _, content = read_artifact(path, {KIND: VERSION}, remedy)
+        return cls.from_content(content, path, remedy)
 
     @classmethod
-    def from_content(cls, content: dict[str, Any], path: Path) -> "Checkpoint":
-        """The checkpoint in an artifact's content; `path` is for messages."""
+    def from_content(
+        cls, content: dict[str, Any], path: Path, remedy: str = REMEDY
+    ) -> "Checkpoint":
+        """The checkpoint in an artifact's content; `path` and `remedy` are for messages."""
         try:
             config = ModelConfig(**content["config"])
             return cls(config, content["tensors"], content["tokenizer"], content["provenance"])
         except (AttributeError, LookupError, TypeError) as error:
-            raise UserError(f"{shown(path)} lacks a part of a model ({error}); {REMEDY}") from error
+            raise UserError(f"{shown(path)} lacks a part of a model ({error}); {remedy}") from error
 
     def build(self) -> Transformer:
         """The model with these weights, ready for inference."""

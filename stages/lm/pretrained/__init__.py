@@ -1,1 +1,1 @@
-"""Weights and tokenizers that training can start from."""
+"""Models to start from: Hugging Face folders or our own checkpoints in `data/base/`."""

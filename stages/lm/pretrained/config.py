@@ -1,4 +1,7 @@
-"""The shape of a model in a Hugging Face `config.json`, if our graph can be that model."""
+"""Hugging Face's `config.json` of a GPT-2 or Qwen3 model as a `ModelConfig`.
+
+The keys are those of transformers' `GPT2Config` and `Qwen3Config`.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -8,12 +11,10 @@ from ..core.paths import shown
 from ..model.fused import EPSILON
 from ..model.transformer import ModelConfig
 from ..settings.loader import quoted
-from .files import base_json
+from .files import OTHER_MODEL, base_json
 from .hf_weights import LAYER_NORM_EPSILON
 
-REMEDY = "take another model, or set init_from to scratch."
-
-FIXED: dict[str, dict[str, Any]] = {
+REQUIRED: dict[str, dict[str, Any]] = {
     "qwen3": {
         "hidden_act": "silu",
         "rms_norm_eps": EPSILON,
@@ -30,7 +31,8 @@ FIXED: dict[str, dict[str, Any]] = {
         "quantization_config": None,
     },
 }
-"""What `config.json` must say where it says it, by `model_type`; all are transformers' defaults."""
+"""Values that `Transformer` implements, by `model_type`. A missing key has the same value, as these
+are transformers' defaults."""
 
 SIZES = {
     "qwen3": {
@@ -53,27 +55,29 @@ SIZES = {
         "vocab_size": "vocab_size",
     },
 }
-"""Where `config.json` has the fields of `ModelConfig`."""
+"""By `model_type`: the key of `config.json` for each size in `ModelConfig`."""
 
 
 def read_config(path: Path) -> ModelConfig:
-    """The shape that a Hugging Face `config.json` describes.
+    """The model that a `config.json` describes.
 
     Raises:
-        UserError: it is not readable, or asks for what our graph does not have.
+        UserError: it is not readable, or describes a model that `Transformer` cannot compute.
     """
     document = base_json(path)
     if not isinstance(document, dict):
-        raise UserError(f"{shown(path)} is no group of keys; bring it again.")
+        raise UserError(f"{shown(path)} is not a JSON object; copy it there again.")
 
     def refuse(key: str, needed: str, value: Any = None) -> UserError:
         value = document.get(key) if value is None else value
-        return UserError(f"{shown(path)}: {key} is {quoted(value)}, but must be {needed}; {REMEDY}")
+        return UserError(
+            f"{shown(path)}: {key} is {quoted(value)}, but must be {needed}; {OTHER_MODEL}"
+        )
 
     arch = document.get("model_type")
-    if not isinstance(arch, str) or arch not in FIXED:
+    if not isinstance(arch, str) or arch not in REQUIRED:
         raise refuse("model_type", "gpt2 or qwen3")
-    for key, needed in FIXED[arch].items():
+    for key, needed in REQUIRED[arch].items():
         if document.get(key, needed) != needed:
             raise refuse(key, quoted(needed))
     tied = document.get("tie_word_embeddings", arch == "gpt2")
@@ -96,7 +100,7 @@ def read_config(path: Path) -> ModelConfig:
     for key in ("rope_parameters", "rope_scaling"):
         rope = document.get(key) or {}
         if not isinstance(rope, dict):
-            raise refuse(key, "a group of keys")
+            raise refuse(key, "a JSON object")
         kind = rope.get("rope_type", rope.get("type", "default"))
         if kind != "default" or rope.get("partial_rotary_factor", 1) != 1:
             raise refuse(key, "of the type default")

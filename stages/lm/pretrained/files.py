@@ -1,6 +1,6 @@
-"""Where the weights to start from lie: in `data/base/`, downloaded once or brought by hand.
+"""The files of pretrained models in `data/base/`, downloaded once or put there by hand.
 
-Knows which files there are and their digest, not what is in them.
+Finds, downloads and digests them; `config.py`, `model.py` and `tokenizer.py` read their contents.
 """
 
 import hashlib
@@ -21,53 +21,56 @@ WANTED = (
     *(CONFIG, WEIGHTS, INDEX, "model-*-of-*.safetensors"),
     *("tokenizer.json", "vocab.json", "merges.txt"),
 )
-"""What is downloaded of a public model: nothing that has to be unpickled or run."""
+"""Files to download of a public model: no pickles and no code."""
+
+OTHER_MODEL = "take another model, or set init_from to scratch."
+COPY_AGAIN = "copy it there again, or set init_from to scratch."
 
 _SHARD = re.compile(r"\w[\w.-]*\.safetensors", re.ASCII)
 
 
 def base_path(name: str) -> Path:
-    """Where the weights that `init_from` names lie; `Qwen/Qwen3-0.6B` in `Qwen--Qwen3-0.6B`."""
+    """The folder or file that `init_from` names; for `Qwen/Qwen3-0.6B`, `Qwen--Qwen3-0.6B`."""
     return paths.BASE / name.replace("/", "--")
 
 
 def find_base(name: str) -> Path:
-    """`base_path`, if something is there.
+    """`base_path`, which must exist.
 
     Raises:
-        UserError: nothing is.
+        UserError: it does not.
     """
     path = base_path(name)
     if path.is_file() if path.suffix == ".pt" else path.is_dir():
         return path
-    there = sorted(each.name for each in paths.BASE.glob("[!.]*") if _may_be_base(each))
+    there = sorted(each.name for each in paths.BASE.glob("[!.]*") if _is_candidate(each))
     raise UserError(
-        f"params.yaml: init_from is {name!r}, but {shown(path)} is not there; data/base/ holds "
+        f"params.yaml: init_from is {name!r}, but {shown(path)} is missing; data/base/ holds "
         f"{', '.join(there) or 'no folder and no .pt file'}. Put the weights there, or set "
         "init_from to scratch."
     )
 
 
-def _may_be_base(path: Path) -> bool:
+def _is_candidate(path: Path) -> bool:
     return path.is_dir() or path.suffix == ".pt"
 
 
 def download_base(name: str) -> None:
-    """Fetch a public model into `base_path`, whole or not at all; what is there stays.
+    """Download a public model into `base_path`, unless that exists; completely or not at all.
 
     Raises:
-        UserError: there is no network, no such model, or no room.
+        UserError: there is no network, no such model, or no space on the disk.
     """
     folder = base_path(name)
     if folder.is_dir():
         return
-    from huggingface_hub import snapshot_download  # takes a second, and is hardly ever needed
+    from huggingface_hub import snapshot_download  # slow to import, rarely needed
 
     part = folder.with_name(f".{folder.name}.part")
     print(f"downloading {name} into {shown(folder)}")
     try:
         snapshot_download(name, local_dir=part, allow_patterns=list(WANTED))
-    except Exception as error:  # its own, its network library's and the system's have no common one
+    except Exception as error:  # three libraries' errors, without a common class
         raise UserError(
             f"params.yaml: init_from is {name!r}, which could not be downloaded "
             f"({type(error).__name__}: {str(error)[:200]}). Run the same command again to go on, "
@@ -80,10 +83,12 @@ def download_base(name: str) -> None:
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The files that hold the weights of a base: itself, or those of a Hugging Face folder.
+    """The files that hold the weights: a checkpoint itself, or the safetensors of a folder.
+
+    A folder has one file, or several that an index lists in its `weight_map` (tensor -> file).
 
     Raises:
-        UserError: the folder has none.
+        UserError: there is none, or one that the index lists is missing.
     """
     if path.is_file():
         return [path]
@@ -102,32 +107,32 @@ def weight_files(path: Path) -> list[Path]:
     except (LookupError, TypeError, ValueError, AttributeError):
         raise UserError(
             f"{shown(path / INDEX)} does not say which files of its folder hold the weights; it is "
-            "damaged. Bring it again."
+            "damaged. Copy it there again."
         ) from None
     for file in files:
         if not file.is_file():
-            raise UserError(f"{shown(file)} is missing, but {INDEX} names it; bring every part.")
+            raise UserError(f"{shown(file)} is missing, but {INDEX} lists it; copy it there.")
     return files
 
 
 def base_json(path: Path) -> Any:
-    """The value in a JSON file of a base.
+    """The value in a JSON file of a pretrained model.
 
     Raises:
-        UserError: it is missing or is not JSON.
+        UserError: the file is missing or is not JSON.
     """
     try:
         return read_json(path)
     except UserError:
         state = "is not readable as JSON" if path.exists() else "is missing"
         raise UserError(
-            f"{shown(path)} {state}; bring that file of the model again, or set init_from to "
-            "scratch."
+            f"{shown(path)} {state}; copy that file of the model there again, or set init_from "
+            "to scratch."
         ) from None
 
 
 def base_digest(path: Path) -> str:
-    """SHA-256 over the names and the bytes of all that the weights are read from."""
+    """SHA-256 over the names and contents of the weight files and the `config.json` of a folder."""
     files = weight_files(path)
     if path.is_dir():
         files = [path / CONFIG, *files]

@@ -1,6 +1,6 @@
-"""A model's tensors as other programs hold them: one by one, under their names.
+"""`Transformer`'s state dict under Hugging Face's tensor names, with fused matrices split.
 
-The common ground of both exports and of weights to start from. Knows nothing about files.
+Used to read pretrained weights and for both exports.
 """
 
 import re
@@ -10,7 +10,7 @@ from torch import Tensor
 from ..model.transformer import ModelConfig
 
 LAYER_NORM_EPSILON = 1e-5
-"""Of torch's LayerNorm, and of GPT-2."""
+"""Default of torch's LayerNorm; GPT-2 uses the same."""
 
 NAMES = {
     "qwen3": {
@@ -42,16 +42,16 @@ NAMES = {
         "feed_forward.down": "transformer.h.{}.mlp.c_proj",
     },
 }
-"""transformers' names of each architecture's tensors."""
+"""transformers' module names by architecture; `{}` is the number of the layer."""
 
 _NAME = re.compile(r"(?:blocks\.(\d+)\.)?(.+)\.(weight|bias)")
 
 
 def unfuse_weights(config: ModelConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of `Transformer` without padding, and Qwen3's fused matrices apart.
+    """The state dict of `Transformer` without padded rows, and with Qwen3's fused matrices split.
 
     `attention.qkv` becomes `attention.query`, `.key` and `.value`; `feed_forward.gate_up` becomes
-    `.gate` and `.up`. GPT-2's stay whole: so does everyone else hold them.
+    `.gate` and `.up`. GPT-2's `qkv` stays fused, as in other programs. All results are views.
     """
     size = config.head_size
     heads = [config.heads * size, config.kv_heads * size, config.kv_heads * size]
@@ -59,41 +59,42 @@ def unfuse_weights(config: ModelConfig, tensors: dict[str, Tensor]) -> dict[str,
         "attention.qkv.": (heads, ("query", "key", "value")),
         "feed_forward.gate_up.": ([config.ff_width] * 2, ("gate", "up")),
     }
-    apart = {}
+    unfused = {}
     for name, tensor in tensors.items():
         if name in ("token_embedding.weight", "head.weight"):
-            apart[name] = tensor[: config.vocab_size]
+            unfused[name] = tensor[: config.vocab_size]
             continue
         fused = next((key for key in stacked if key in name), None)
         if config.arch != "qwen3" or fused is None:
-            apart[name] = tensor
+            unfused[name] = tensor
             continue
         rows, parts = stacked[fused]
         for part, piece in zip(parts, tensor.split(rows), strict=True):
-            apart[name.replace(fused.split(".")[1], part)] = piece
-    return apart
+            unfused[name.replace(fused.split(".")[1], part)] = piece
+    return unfused
 
 
-def renamed(tensors: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tensor]:
-    """Tensors under other names; in these, the layer's number stands for `{}`."""
-    found = {}
+def rename_tensors(tensors: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tensor]:
+    """The tensors with each module name replaced by `names`; `{}` becomes the layer's number."""
+    renamed = {}
     for name, tensor in tensors.items():
         match = _NAME.fullmatch(name)
         assert match is not None, name
-        layer, part, kind = match.groups()
-        found[f"{names[part].format(layer)}.{kind}"] = tensor
-    return found
+        layer, module, kind = match.groups()
+        renamed[f"{names[module].format(layer)}.{kind}"] = tensor
+    return renamed
 
 
 def huggingface_tensors(config: ModelConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of `Transformer` as transformers has it; all are views into `tensors`.
+    """The state dict of `Transformer` as transformers names and shapes it.
 
-    So the same names serve to write weights and, by copying into the views, to read them.
+    All results are views into `tensors`: read them to write a file, or copy a file's tensors into
+    them to fill `tensors`.
     """
-    found = renamed(unfuse_weights(config, tensors), NAMES[config.arch])
+    views = rename_tensors(unfuse_weights(config, tensors), NAMES[config.arch])
     if config.arch == "gpt2":
-        # GPT-2's layers in transformers hold their matrices the other way round.
-        found |= {
-            name: tensor.T for name, tensor in found.items() if ".h." in name and tensor.ndim == 2
+        # transformers' GPT-2 layers are Conv1D, which stores the transpose of Linear's matrix.
+        views |= {
+            name: tensor.T for name, tensor in views.items() if ".h." in name and tensor.ndim == 2
         }
-    return found
+    return views

@@ -1,7 +1,7 @@
-"""Weights that exist: a GPT-2 or Qwen3 model of Hugging Face, or a checkpoint of ours, as ours.
+"""A pretrained model as a `Transformer` state dict: Hugging Face's GPT-2 or Qwen3, or a checkpoint.
 
-What our graph cannot express is refused, never approximated. Nothing is unpickled, and nothing here
-knows about text or tokens.
+A model that `Transformer` cannot compute exactly is refused, never approximated. Only safetensors
+and our own artifacts are read, so no file can run code.
 """
 
 import re
@@ -14,67 +14,75 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..core import artifact
 from ..core.errors import UserError
 from ..core.paths import shown
 from ..model.checkpoint import Checkpoint, check_config
 from ..model.transformer import ModelConfig, Transformer
-from .config import REMEDY, read_config
-from .files import CONFIG, base_digest, find_base, weight_files
+from .config import read_config
+from .files import CONFIG, COPY_AGAIN, OTHER_MODEL, base_digest, find_base, weight_files
 from .hf_weights import huggingface_tensors
 
-BARE_GPT2 = ("wte.", "wpe.", "h.", "ln_f.")
-IMPLIED = re.compile(r"\.attn\.(masked_)?bias$|\.rotary_emb\.inv_freq$")
-"""Tensors that say nothing: the causal mask and the angles, which we compute."""
+UNPREFIXED_GPT2 = ("wte.", "wpe.", "h.", "ln_f.")
+"""How names begin in GPT-2 files that lack the prefix `transformer.`, as OpenAI's upload does."""
+IGNORED = re.compile(r"\.attn\.(masked_)?bias$|\.rotary_emb\.inv_freq$")
+"""Stored buffers that are no weights: the causal mask and the rotary frequencies."""
 
 MAX_LAYERS = 200
-"""What `model.layers` takes."""
-FROM_CONFIG = ("arch", "layers", "heads", "kv_heads", "width", "ff_width", "tie_embeddings")
-"""Settings of `model:` that the weights decide."""
+"""The largest `model.layers` that params.yaml may have."""
+FIXED_SETTINGS = ("arch", "layers", "heads", "kv_heads", "width", "ff_width", "tie_embeddings")
+"""Settings of `model:` that follow from the weights."""
 
 
 @dataclass(frozen=True)
 class PretrainedModel:
-    """A model to start from: its shape, and where its weights lie."""
+    """A model to start from: its configuration, and where its weights are stored."""
 
     name: str
-    """As `init_from` has it."""
+    """The value of `init_from`."""
     path: Path
+    """A Hugging Face folder or a checkpoint file."""
     config: ModelConfig
-    """`vocab_size` is the number of rows there are, special tokens and padding included."""
+    """As stored: `vocab_size` counts every embedding row, special tokens and padding included."""
 
     @classmethod
     def open(cls, name: str) -> "PretrainedModel":
-        """The weights that `init_from` names; reads their shape only.
+        """The model that `init_from` names; reads its configuration, not its weights.
 
         Raises:
-            UserError: they are missing, damaged, or of a kind that our graph is not.
+            UserError: it is missing, damaged, or not a model that `Transformer` can compute.
         """
         path = find_base(name)
         config = read_checkpoint(path).config if path.is_file() else read_config(path / CONFIG)
         try:
             check_config(config, MAX_LAYERS)
         except RuntimeError as error:
-            raise UserError(f"{shown(path)} is no model that can be ({error}); {REMEDY}") from None
+            raise UserError(
+                f"{shown(path)} describes an impossible model ({error}); {OTHER_MODEL}"
+            ) from None
         return cls(name, path, config)
 
-    def values(self) -> dict[str, Any]:
-        """What it decides of the settings, by `section.key`; of the context, the longest."""
-        shape = {f"model.{key}": getattr(self.config, key) for key in (*FROM_CONFIG, "context")}
-        return shape | {"model.init": "base"}
+    def fixed_settings(self) -> dict[str, Any]:
+        """The settings that follow from the weights, by `section.key`; `context` is the maximum."""
+        names = (*FIXED_SETTINGS, "context")
+        return {f"model.{name}": getattr(self.config, name) for name in names} | {
+            "model.init": "base"
+        }
 
     def digest(self) -> str:
-        """SHA-256 of everything the weights are read from."""
+        """SHA-256 of the files that configuration and weights are read from."""
         return base_digest(self.path)
 
-    def shape(self, vocab_size: int, context: int, dropout: float) -> ModelConfig:
-        """The shape of a model that starts from it, with its ordinary tokens alone.
+    def config_for(self, vocab_size: int, context: int, dropout: float) -> ModelConfig:
+        """The configuration of a model that starts from these weights.
+
+        `vocab_size` counts ordinary tokens, and may be below the stored number of rows where these
+        include special tokens and padding.
 
         Raises:
-            UserError: it has fewer tokens.
+            UserError: the vocabulary does not belong to the weights.
         """
-        ours, rows = self.path.is_file(), self.config.vocab_size
-        if vocab_size > rows or (ours and vocab_size != rows):
+        is_checkpoint, rows = self.path.is_file(), self.config.vocab_size
+        if vocab_size > rows or (is_checkpoint and vocab_size != rows):
             raise UserError(
                 f"{shown(self.path)} has weights for {rows:,} tokens, but the vocabulary has "
                 f"{vocab_size:,}: they do not belong together. Run `dvc repro`, or bring the "
@@ -82,32 +90,34 @@ class PretrainedModel:
             )
         return replace(self.config, vocab_size=vocab_size, context=context, dropout=dropout)
 
-    def weights(self, config: ModelConfig) -> dict[str, Tensor]:
-        """The state dict, float32, of a `Transformer` of a `shape` of this base.
+    def state_dict(self, config: ModelConfig) -> dict[str, Tensor]:
+        """The weights, float32, for a `Transformer` of a configuration from `config_for`.
 
         Raises:
-            UserError: as `tensors` does.
+            UserError: see `tensors`.
         """
-        weights = {name: torch.zeros(each.shape) for name, each in empty_weights(config).items()}
-        views = self._named(config, weights)
+        weights = {name: torch.zeros(meta.shape) for name, meta in meta_weights(config).items()}
+        views = self._stored_views(config, weights)
         for name, tensor in self.tensors():
-            # Further rows are special tokens, padding, or positions beyond the context.
+            # Rows beyond these are special tokens, padding, or positions beyond the context.
             views[name].copy_(tensor[: len(views[name])])
         return weights
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Each stored tensor and its name there, once it is found to fit; little memory at a time.
+        """Each stored tensor, float32, with its stored name, after it was checked.
+
+        One tensor is in memory at a time.
 
         Raises:
-            UserError: one is missing, unknown, of another shape, or not finite.
+            UserError: a tensor is missing, unknown, of another shape, or not finite.
         """
-        expected = self._named(self.config, empty_weights(self.config))
-        missing, alike = set(expected), []
+        expected = self._stored_views(self.config, meta_weights(self.config))
+        missing, tied = set(expected), []
         embedding = next(iter(expected))
         for name, tensor in self._stored():
             tied_head = name == "lm_head.weight" and self.config.tie_embeddings
             if name not in expected and not tied_head:
-                raise self._misfit(f"{name} is a tensor that such a model does not have")
+                raise self._misfit(f"{name} is a tensor that this model does not have")
             shape = expected[embedding if tied_head else name].shape
             if tensor.shape != shape or not tensor.is_floating_point():
                 raise self._misfit(
@@ -116,61 +126,59 @@ class PretrainedModel:
                 )
             tensor = tensor.float()
             if not tensor.isfinite().all():
-                raise self._misfit(f"{name} holds a value that is no number")
+                raise self._misfit(f"{name} holds a value that is not finite")
             if self.config.tie_embeddings and (tied_head or name == embedding):
-                alike.append(tensor)
+                tied.append(tensor)
             if not tied_head:
                 missing.discard(name)
                 yield name, tensor
         if missing:
             raise self._misfit(f"the tensor {min(missing)} is missing")
-        if len(alike) > 1 and not torch.equal(*alike):
-            raise self._misfit("lm_head.weight is another matrix than the embedding it is tied to")
+        if len(tied) > 1 and not torch.equal(*tied):
+            raise self._misfit("lm_head.weight differs from the embedding that it is tied to")
 
-    def _named(self, config: ModelConfig, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Views into a state dict under the names that the files have, the embedding first."""
+    def _stored_views(self, config: ModelConfig, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Views into a state dict by the names in the files; the token embedding comes first."""
         return weights if self.path.is_file() else huggingface_tensors(config, weights)
 
     def _stored(self) -> Iterator[tuple[str, Tensor]]:
-        """The tensors as they are in the files, one after the other, without what says nothing."""
+        """Name and tensor as stored, one after the other, without the buffers of `IGNORED`."""
         if self.path.is_file():
             yield from read_checkpoint(self.path).tensors.items()
             return
         for file in weight_files(self.path):
             try:
                 with safe_open(file, framework="pt") as tensors:
-                    for name in tensors.keys():  # noqa: SIM118 - it is no dict
-                        # Older files of GPT-2 leave the first word out.
-                        bare = self.config.arch == "gpt2" and name.startswith(BARE_GPT2)
-                        if not IMPLIED.search(name):
-                            yield f"transformer.{name}" if bare else name, tensors.get_tensor(name)
+                    for name in tensors.keys():  # noqa: SIM118 - not a dict
+                        if IGNORED.search(name):
+                            continue
+                        gpt2 = self.config.arch == "gpt2"
+                        prefix = "transformer." if gpt2 and name.startswith(UNPREFIXED_GPT2) else ""
+                        yield prefix + name, tensors.get_tensor(name)
             except (SafetensorError, OSError) as error:
                 raise UserError(
                     f"{shown(file)} is not readable as safetensors ({error}); it is damaged or "
-                    "not all there. Bring it again."
+                    "incomplete. Copy it there again."
                 ) from error
 
     def _misfit(self, what: str) -> UserError:
         return UserError(
-            f"{shown(self.path)} does not hold the {self.config.arch} model that it describes: "
-            f"{what}. Bring the files of one and the same model, or set init_from to scratch."
+            f"{shown(self.path)}: the weights are not those of the {self.config.arch} model that "
+            f"its configuration describes: {what}. Copy all files of one model there again, or set "
+            "init_from to scratch."
         )
 
 
-def empty_weights(config: ModelConfig) -> dict[str, Tensor]:
-    """The state dict of `Transformer` without any values."""
+def meta_weights(config: ModelConfig) -> dict[str, Tensor]:
+    """The state dict of a `Transformer` on the device `meta`: shapes without memory."""
     with torch.device("meta"):
         return Transformer(config).state_dict()
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """A checkpoint of ours that the user brought, so that `dvc repro` does not make it again.
+    """A checkpoint that the user put into `data/base/`, which `dvc repro` could not restore.
 
     Raises:
         UserError: it is damaged or of another kind.
     """
-    try:
-        return Checkpoint.load(path)
-    except UserError as error:
-        remedy = "copy it there again, or set init_from to scratch."
-        raise UserError(str(error).replace(artifact.REMEDY, remedy)) from error
+    return Checkpoint.load(path, COPY_AGAIN)

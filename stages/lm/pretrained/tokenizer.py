@@ -1,7 +1,9 @@
-"""The vocabulary of the weights to start from, with the same ids, as a tokenizer of ours.
+"""A pretrained model's vocabulary as a `Tokenizer` that gives the same ids.
 
-Special tokens are left out: they stand at the end, and to us text that looks like one is text. So
-is Unicode normalization (Qwen's NFC): we encode every text so that it can be had back.
+Reads `tokenizer.json` (the format of Hugging Face's `tokenizers`), or GPT-2's `vocab.json` and
+`merges.txt`, or a checkpoint. Special tokens are dropped: their ids come last, and this project
+encodes text that looks like one as text. So is Unicode normalization (Qwen's NFC), because decoding
+has to give back every text byte for byte. A vocabulary that needs anything else is refused.
 """
 
 import re
@@ -14,75 +16,79 @@ from ..core.paths import shown
 from ..settings.loader import quoted
 from ..text.byte_level import byte_characters
 from ..text.tokenizer import PATTERNS, Tokenizer
-from .files import base_json, find_base
+from .files import COPY_AGAIN, OTHER_MODEL, base_json, find_base
 
-REMEDY = "take another model, or set init_from to scratch."
 PATTERN_OF = {"gpt2": "gpt-2", "qwen3": "qwen2"}
-"""How a vocabulary without a tokenizer.json cuts text, by the `model_type` in config.json."""
+"""The key of `PATTERNS` for a folder without tokenizer.json, by `model_type` in its config.json."""
 PROBE = (
     "It's 12345 tokens:\r\n\r\n\tжил, 我们 في नमस्ते  café e\u0301 🙂\u200d\x00\x7f\u2028 "
     "HELLO__world ... \n \n  end   "
 )
-"""A pattern must leave nothing of this out; tiktoken drops what no part of it matches."""
-_OF_WORDS = re.compile(r"\\[wWbB]")
-"""To tiktoken's regular expressions the marks of Hindi are parts of words, to those of Hugging Face
-not."""
+"""Must survive encoding and decoding: tiktoken drops characters that the pattern does not match."""
+_WORD_CLASS = re.compile(r"\\[wWbB]")
+"""Classes that tiktoken and Hugging Face define differently: combining marks, as in Hindi, are word
+characters to the former only."""
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A byte-level BPE as a Hugging Face folder holds it."""
+    """A byte-level BPE as stored in a Hugging Face folder."""
 
     path: Path
-    """The file to name in messages."""
+    """Its file, for messages."""
     tokens: dict[str, int]
-    """Printed as GPT-2 does (`byte_level.py`), special ones included."""
+    """Ids by token, special ones included; each byte is a printable character (`byte_level.py`)."""
     merges: list[tuple[str, str]]
+    """By priority."""
     special: set[int]
-    """Ids that are said to be special or added."""
-    whole: bool
-    """Whether tokens that no merge makes are found too."""
+    """Ids listed as special or added."""
+    ignore_merges: bool
+    """Whether a piece of text that is a token becomes this token even if no merges lead to it."""
     pattern: str
+    """The regular expression that splits text before merging."""
 
 
 def base_tokenizer(name: str) -> tuple[Tokenizer, int]:
-    """The tokenizer of the weights that `init_from` names, and how many special tokens it loses.
+    """The tokenizer of the model that `init_from` names, and how many special tokens were dropped.
 
     Raises:
-        UserError: it is missing, damaged, or not one that tiktoken can be.
+        UserError: it is missing, damaged, or not a vocabulary that tiktoken can reproduce.
     """
     path = find_base(name)
     if path.is_file():
-        return _own_tokenizer(path), 0
+        return _checkpoint_tokenizer(path), 0
     try:
         return _converted(_read_vocabulary(path))
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"{shown(path)} holds no whole vocabulary ({type(error).__name__}: {error}); bring its "
-            "tokenizer.json again, or set init_from to scratch."
+            f"{shown(path)} holds no complete vocabulary ({type(error).__name__}: {error}); copy "
+            "its tokenizer.json there again, or set init_from to scratch."
         ) from error
 
 
-def tokenizer_values(tokenizer: Tokenizer) -> dict[str, Any]:
-    """What a base's tokenizer decides of the settings, by `section.key`."""
-    known = [name for name, pattern in PATTERNS.items() if pattern == tokenizer.pattern]
-    values = {"tokenize.tokenizer": "base", "tokenize.vocab_size": tokenizer.vocab_size}
-    return values | ({"tokenize.pattern": known[0]} if known else {})
+def tokenizer_settings(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The settings that follow from a pretrained tokenizer, by `section.key`."""
+    settings = {"tokenize.tokenizer": "base", "tokenize.vocab_size": tokenizer.vocab_size}
+    names = [name for name, pattern in PATTERNS.items() if pattern == tokenizer.pattern]
+    return settings | ({"tokenize.pattern": names[0]} if names else {})
 
 
 def _refused(path: Path, why: str) -> UserError:
-    return UserError(f"{shown(path)}: {why}, so its vocabulary cannot be used; {REMEDY}")
+    return UserError(f"{shown(path)}: {why}, so its vocabulary cannot be used; {OTHER_MODEL}")
 
 
-def _own_tokenizer(path: Path) -> Tokenizer:
-    from ..core.artifact import read_artifact  # imports torch, which the other bases do without
+def _checkpoint_tokenizer(path: Path) -> Tokenizer:
+    # Imports torch, which the other formats do without.
+    from ..core.artifact import CHECKPOINT_FORMAT, read_artifact
 
-    _, content = read_artifact(path, {"checkpoint": 1})
+    _, content = read_artifact(path, dict([CHECKPOINT_FORMAT]), COPY_AGAIN)
     try:
-        parts = content["tokenizer"]
-        return Tokenizer.from_text(parts["vocabulary"], parts["pattern"], parts["name"])
+        stored = content["tokenizer"]
+        return Tokenizer.from_text(stored["vocabulary"], stored["pattern"], stored["name"])
     except (LookupError, TypeError, AttributeError, ValueError, UserError) as error:
-        raise UserError(f"{shown(path)} holds no whole tokenizer ({error}); {REMEDY}") from error
+        raise UserError(
+            f"{shown(path)} holds no complete tokenizer ({error}); {COPY_AGAIN}"
+        ) from error
 
 
 def _read_vocabulary(folder: Path) -> Vocabulary:
@@ -99,12 +105,12 @@ def _converted(vocabulary: Vocabulary) -> tuple[Tokenizer, int]:
         tokenizer = Tokenizer(ranks, vocabulary.pattern, f"base {vocabulary.path.parent.name}")
     except UserError as error:
         raise UserError(f"{shown(vocabulary.path)} (init_from): {error}") from error
-    except ValueError as error:  # tiktoken's
+    except ValueError as error:  # from tiktoken
         why = f"its pattern {vocabulary.pattern[:60]!r} cannot be used ({error})"
         raise _refused(vocabulary.path, why) from error
     _check_merges(tokenizer, vocabulary)
     if tokenizer.decode(tokenizer.encode(PROBE.encode())) != PROBE.encode():
-        why = f"its pattern {vocabulary.pattern[:60]!r} leaves characters out"
+        why = f"its pattern {vocabulary.pattern[:60]!r} does not match every character"
         raise _refused(vocabulary.path, why)
     return tokenizer, left_out
 
@@ -113,7 +119,7 @@ def _from_vocab_json(path: Path, tokens: dict[str, int]) -> Vocabulary:
     merges_file = path.with_name("merges.txt")
     if not merges_file.is_file():
         raise UserError(
-            f"{shown(merges_file)} is missing; bring it, or the model's tokenizer.json instead."
+            f"{shown(merges_file)} is missing; copy it there, or the model's tokenizer.json."
         )
     lines = merges_file.read_text(encoding="utf-8").split("\n")
     merges = [_pair(line) for line in lines if line and not line.startswith("#version")]
@@ -124,7 +130,7 @@ def _from_vocab_json(path: Path, tokens: dict[str, int]) -> Vocabulary:
 def _from_tokenizer_json(path: Path, document: dict[str, Any]) -> Vocabulary:
     model = document["model"]
     if model.get("type", "BPE") != "BPE" or model.get("byte_fallback"):
-        raise _refused(path, f"it is {quoted(model.get('type'))}, not a BPE of bytes")
+        raise _refused(path, f"it is {quoted(model.get('type'))}, not a byte-level BPE")
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
             raise _refused(path, f"its model has {key} {quoted(model[key])}")
@@ -146,35 +152,43 @@ def _pair(merge: str | list[str]) -> tuple[str, str]:
     return left, right
 
 
-def _pattern(path: Path, cutter: dict[str, Any] | None) -> str:
-    """The regular expression by which a tokenizer.json cuts text."""
-    parts = [] if cutter is None else cutter.get("pretokenizers", [cutter])
+def _pattern(path: Path, pre_tokenizer: dict[str, Any] | None) -> str:
+    """The regular expression of the `pre_tokenizer` of a tokenizer.json.
+
+    Raises:
+        UserError: it does more than split by one pattern and map bytes to characters.
+    """
+    parts = [] if pre_tokenizer is None else pre_tokenizer.get("pretokenizers", [pre_tokenizer])
     kinds = [part["type"] for part in parts]
     if kinds not in (["ByteLevel"], ["Split", "ByteLevel"]):
         raise _refused(
-            path, f"it cuts text by {' and '.join(kinds) or 'nothing'}, not by one pattern to bytes"
+            path, f"it splits text by {' and '.join(kinds) or 'nothing'}, not by one pattern"
         )
     if parts[-1].get("add_prefix_space", True):
-        raise _refused(path, "it has add_prefix_space true, which puts a space before the text")
+        raise _refused(path, "it has add_prefix_space true, which adds a space before the text")
     split, by_regex = parts[:-1], parts[-1].get("use_regex", True)
     if bool(split) == by_regex:
-        raise _refused(path, f"it cuts text by {len(split) + by_regex} patterns, not by one")
+        raise _refused(path, f"it splits text by {len(split) + by_regex} patterns, not by one")
     if by_regex:
         return PATTERNS["gpt-2"]
     pattern = split[0]["pattern"].get("Regex")
     if split[0]["behavior"] != "Isolated" or split[0].get("invert") or type(pattern) is not str:
-        raise _refused(path, f"it cuts text by {quoted(split[0])}")
-    if _OF_WORDS.search(pattern):
-        why = f"its pattern {pattern[:60]!r} speaks of words, which are others to tiktoken"
+        raise _refused(path, f"it splits text by {quoted(split[0])}")
+    if _WORD_CLASS.search(pattern):
+        why = f"its pattern {pattern[:60]!r} has a word class, which tiktoken defines differently"
         raise _refused(path, why)
     return pattern
 
 
 def _ranks(vocabulary: Vocabulary) -> tuple[dict[bytes, int], int]:
-    """The ordinary tokens' ids, and how many special ones come after them."""
+    """Ids of the ordinary tokens by their bytes, and the number of special tokens after them.
+
+    Raises:
+        UserError: a special id is below an ordinary one, or a token holds an unknown character.
+    """
     made = {left + right for left, right in vocabulary.merges}
     special = set(vocabulary.special)
-    if not vocabulary.whole:
+    if not vocabulary.ignore_merges:
         special |= {
             number
             for token, number in vocabulary.tokens.items()
@@ -193,25 +207,25 @@ def _ranks(vocabulary: Vocabulary) -> tuple[dict[bytes, int], int]:
     try:
         ranks = {bytes(characters[char] for char in token): n for token, n in ordinary.items()}
     except KeyError as error:
-        raise _refused(vocabulary.path, f"{error} in its tokens stands for no byte") from None
+        raise _refused(vocabulary.path, f"{error} in its tokens encodes no byte") from None
     return ranks, len(set(vocabulary.special) | set(vocabulary.tokens.values())) - len(ranks)
 
 
 def _check_merges(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
-    """Refuse merges that are not in the order of the ids, by which tiktoken merges.
+    """Refuse merges whose priorities are not the order of ids, because tiktoken merges by id.
 
-    They are if each token's last merge, found by the ids alone, is one of those that make it.
+    They agree if the last merge of each token, derived from ids alone, is one of those listed.
 
     Raises:
-        UserError: they are not.
+        UserError: they do not agree.
     """
     ids = vocabulary.tokens
     made = [ids[left + right] for left, right in vocabulary.merges]
     listed = {(ids[left], ids[right]) for left, right in vocabulary.merges}
-    bytes_or_whole = {
+    unmerged = {
         (own, own)
         for own, token in enumerate(tokenizer.tokens)
-        if len(token) == 1 or vocabulary.whole
+        if len(token) == 1 or vocabulary.ignore_merges
     }
-    if made != sorted(made) or set(tokenizer.merges()) - listed - bytes_or_whole:
+    if made != sorted(made) or set(tokenizer.merges()) - listed - unmerged:
         raise _refused(vocabulary.path, "its merges are not in the order of its ids")
