@@ -50,7 +50,7 @@ def marked_copies(data: bytes, found: list[VerbatimSpan]) -> str:
     body, done = "", 0
     for start, end, copy in parts(found):
         start, end = character_start(data, start), character_start(data, end)
-        hint = f"{copy.length:,} bytes, as at byte {copy.place:,} of the training text"
+        hint = f"{copy.length:,} bytes, as at byte {copy.offset:,} of the training text"
         body += marked(data[done:start].decode("utf-8", "replace"))
         body += marked(data[start:end].decode("utf-8", "replace"), hint, 0.4)
         done = end

@@ -7,7 +7,7 @@ import altair as alt
 import streamlit as st
 from marking import draw_text, marked, percent, visible
 
-from stages.lm.evaluation.surprisal import TokenSurprisal, attention, read
+from stages.lm.evaluation.surprisal import TokenSurprisal, attention, token_surprisals
 from stages.lm.inference.loading import LoadedModel
 
 LONGEST = 20_000
@@ -25,7 +25,8 @@ def read_tab(loaded: LoadedModel) -> None:
         text = st.text_area("Text", key="text", height=140, max_chars=LONGEST, placeholder=EXAMPLE)
         pressed = st.form_submit_button("Measure the surprise", key="read", type="primary")
     if pressed and text:
-        st.session_state["read text"] = loaded, read(loaded, text.encode("utf-8", "replace"))
+        data = text.encode("utf-8", "replace")
+        st.session_state["read text"] = loaded, token_surprisals(loaded, data)
     reader, tokens = st.session_state.get("read text", (None, []))
     if reader is loaded:  # not what another model made of it
         figures(tokens)

@@ -9,10 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages import evaluate
-from stages.lm.core import paths
 from stages.lm.evaluation import memorization
-from stages.lm.evaluation.memorization import SPAN_BYTES, copied_bytes, read_blocks, verbatim_spans
+from stages.lm.evaluation.memorization import (
+    SPAN_BYTES,
+    copied_bytes,
+    copied_shares,
+    read_blocks,
+    verbatim_spans,
+)
 
 SMALL_ALPHABET = st.lists(st.sampled_from(b"ab\0"), max_size=60).map(bytes)
 
@@ -53,7 +57,7 @@ def test_marked_copies_agree_with_a_plain_search(tmp_path, seed):
     for copy in found:
         part = text[copy.start : copy.start + copy.length]
         assert len(part) == copy.length >= span
-        assert training[copy.place : copy.place + copy.length] == part
+        assert training[copy.offset : copy.offset + copy.length] == part
         covered |= set(range(copy.start, copy.start + copy.length))
     assert len(covered) == brute_force(text, training, span)
     ends = [copy.start + copy.length for copy in found]
@@ -170,29 +174,22 @@ def test_the_beginning_of_a_file_is_read_in_blocks(tmp_path, monkeypatch, size):
     assert all(0 < len(block) <= 10 for block in blocks)
 
 
-class Splits:
-    """As much of `TokenData` as the figure needs."""
-
-    def __init__(self, train):
-        self.meta = {"splits": {"train": {"bytes": train}}}
-
-
 def test_the_figure_compares_samples_and_held_out_text_with_the_training_text_only(
     tmp_path, monkeypatch
 ):
     draw = random.Random(0)
     training, fresh = draw.randbytes(5000), draw.randbytes(300)
-    monkeypatch.setattr(paths, "INPUT", tmp_path / "input.txt")
+    path = tmp_path / "input.txt"
     # Of the 400 held-out bytes 100 are in the training text too.
-    paths.INPUT.write_bytes(training + fresh + training[:100])
+    path.write_bytes(training + fresh + training[:100])
     samples = [training[70:120], fresh, fresh[:50]]
-    assert evaluate.memorisation(Splits(5000), samples) == {
+    assert copied_shares(path, 5000, samples) == {
         "span_bytes": SPAN_BYTES,
         "sampled_bytes": 400,
         "copied_share": 0.125,
         "held_out_copied_share": 0.25,
     }
-    monkeypatch.setattr(evaluate, "COMPARED_BYTES", 200)
-    assert evaluate.memorisation(Splits(5000), [])["held_out_copied_share"] == 0
-    assert evaluate.memorisation(Splits(5000), [])["copied_share"] == 0
-    json.dumps(evaluate.memorisation(Splits(5000), samples), allow_nan=False)
+    monkeypatch.setattr(memorization, "COMPARED_BYTES", 200)
+    assert copied_shares(path, 5000, [])["held_out_copied_share"] == 0
+    assert copied_shares(path, 5000, [])["copied_share"] == 0
+    json.dumps(copied_shares(path, 5000, samples), allow_nan=False)

@@ -1,4 +1,4 @@
-"""Surprise of each token of a text, held against the one definition of loss."""
+"""The surprisal of each token of a text agrees with the loss that `score` computes."""
 
 import html
 import math
@@ -12,7 +12,7 @@ import torch
 from test_app import page, save_models
 
 from stages.lm.core import paths
-from stages.lm.evaluation.surprisal import LEAD, attention, read
+from stages.lm.evaluation.surprisal import LEAD, attention, token_surprisals
 from stages.lm.inference.loading import LoadedModel, load_model
 from stages.lm.model import transformer
 from stages.lm.model.runtime import Machine
@@ -32,8 +32,8 @@ def loaded(
 
 
 @pytest.mark.parametrize("min_context", [0, 5, 64])
-def test_surprise_sums_to_the_loss(loaded: LoadedModel, min_context: int) -> None:
-    tokens = read(loaded, TEXT.encode(), min_context=min_context)
+def test_surprisals_sum_to_the_loss(loaded: LoadedModel, min_context: int) -> None:
+    tokens = token_surprisals(loaded, TEXT.encode(), min_context=min_context)
     lead, ids = (np.array(loaded.tokenizer.encode(part)) for part in (LEAD, TEXT.encode()))
     machine = Machine(torch.device("cpu"), "float32", 1)
     nats, count = score(loaded.model, ids, lead, machine, min_context=min_context)
@@ -43,12 +43,12 @@ def test_surprise_sums_to_the_loss(loaded: LoadedModel, min_context: int) -> Non
 
 def test_tokens_join_to_the_text(loaded: LoadedModel) -> None:
     data = b"any bytes \xff\x00 at all\r\n" + TEXT.encode()
-    assert b"".join(token.data for token in read(loaded, data)) == data
-    assert read(loaded, b"") == []
+    assert b"".join(token.data for token in token_surprisals(loaded, data)) == data
+    assert token_surprisals(loaded, b"") == []
 
 
 def test_ranks_and_alternatives_agree_with_the_probability(loaded: LoadedModel) -> None:
-    for token in read(loaded, TEXT.encode(), likeliest=5):
+    for token in token_surprisals(loaded, TEXT.encode(), top_k=5):
         shares = [share for _, share in token.likeliest]
         assert shares == sorted(shares, reverse=True) and len(shares) == 5
         assert sum(share > math.exp(-token.nats) * (1 + 1e-6) for share in shares) == min(
@@ -94,7 +94,9 @@ def test_the_page_colours_each_token_and_nothing_acts(loaded: LoadedModel) -> No
     assert "<script" not in block and "<b>" not in block
     drawn = re.sub(r"<[^>]*>", "", block)
     assert html.unescape(drawn) == "the cat <script>alert(1)</script>\n<b>"
-    tokens = read(load_model(paths.QUANTIZED), b"the cat <script>alert(1)</script>\n<b>")
+    tokens = token_surprisals(
+        load_model(paths.QUANTIZED), b"the cat <script>alert(1)</script>\n<b>"
+    )
     bits = math.fsum(t.nats for t in tokens) / sum(len(t.data) for t in tokens) / math.log(2)
     assert {metric.label: metric.value for metric in at.metric}["Bits per byte"] == f"{bits:.3f}"
 

@@ -1,1 +1,1 @@
-"""What evaluate measures besides loss: answers, copies, compressors."""
+"""What `evaluate` measures: loss, exact answers, compressors, verbatim copies, surprisal."""

@@ -1,4 +1,8 @@
-"""What general compressors need for the held-out text, as a yardstick in bits per byte."""
+"""Bits per byte of general-purpose compressors on the held-out text, to compare a model with.
+
+A compressor first sees the training text, as the model did: the cost of the held-out text is the
+compressed size of both together minus that of the training text.
+"""
 
 import bz2
 import gzip
@@ -8,7 +12,7 @@ from collections.abc import Callable
 import pyppmd
 
 WINDOW_BYTES = 64 << 20
-"""Only this much of the end of the training text is shown to a compressor."""
+"""Compressors are given at most this much of the training text, from its end."""
 
 
 def _ppmd(data: bytes) -> bytes:
@@ -22,11 +26,11 @@ COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
     "xz": lambda data: lzma.compress(data, preset=9 | lzma.PRESET_EXTREME),
     "ppmd": _ppmd,
 }
-"""PPMd is order 6 with 256 MiB of memory (Shkarin 2002), the strongest of these on text."""
+"""PPMd (Shkarin 2002; order 6, 256 MiB of memory) is the strongest of these on text."""
 
 
 def baselines(training: bytes, held_out: bytes) -> dict[str, float]:
-    """For each compressor, the extra bits a byte of `held_out` costs after `training`."""
+    """For each compressor, the bits per byte that `held_out` adds after `training`."""
     training = training[-WINDOW_BYTES:]
     figures = {}
     for name, compress in COMPRESSORS.items():

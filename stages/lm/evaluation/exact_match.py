@@ -1,4 +1,4 @@
-"""How well a model that was trained on records answers: exactly, or not at all."""
+"""The share of records that a model answers exactly, and the share that a constant answer gets."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -8,27 +8,27 @@ from ..inference.loading import LoadedModel
 from ..text.records import RECORD_END, Record
 
 GREEDY = SamplingSettings(temperature=0.0, top_p=1.0)
-"""The likeliest token each time: no seed matters."""
+"""Always takes the most likely token, whatever the seed."""
 MAX_LABELS = 100
-"""Completions of the training records, at most, among which a prompt is said to be classified."""
+"""With more distinct completions than this, a task is not taken for classification."""
 
 
-def answer(loaded: LoadedModel, prompt: str, count: int) -> str:
-    """The likeliest answer, of at most `count` tokens."""
-    return generate_text(loaded, prompt, count, GREEDY, 0)
+def answer(loaded: LoadedModel, prompt: str, max_new_tokens: int) -> str:
+    """The answer by greedy decoding."""
+    return generate_text(loaded, prompt, max_new_tokens, GREEDY, 0)
 
 
 def answers_exactly(loaded: LoadedModel, record: Record) -> bool:
-    """Whether the likeliest answer is the record's completion, byte for byte, and ends there.
+    """Whether the greedy answer is the record's completion, byte for byte, and ends there.
 
-    What an answer that went wrong goes on with is not waited for.
+    Decoding stops at the first token that differs.
     """
-    left = record.completion.encode() + RECORD_END
-    for (step,) in generate_steps(loaded, record.prompt, len(left), GREEDY, 0):
-        if step is None or not left.startswith(step.data):
+    rest = record.completion.encode() + RECORD_END
+    for (step,) in generate_steps(loaded, record.prompt, len(rest), GREEDY, 0):
+        if step is None or not rest.startswith(step.data):
             return False
-        left = left[len(step.data) :]
-    return not left
+        rest = rest[len(step.data) :]
+    return not rest
 
 
 def exact_match(loaded: LoadedModel, records: Iterable[Record]) -> float:
@@ -38,15 +38,15 @@ def exact_match(loaded: LoadedModel, records: Iterable[Record]) -> float:
 
 
 def majority(training: Sequence[Record], held_out: Sequence[Record]) -> float | None:
-    """The share of the held-out records that the likeliest training completion answers.
+    """The share of held-out records whose completion is the most frequent one in training.
 
-    None where completions are no labels: where there are more than `MAX_LABELS`, or fewer than two
-    training records for each.
+    None where the task is not classification: more than `MAX_LABELS` distinct completions, or
+    fewer than two training records for each.
     """
     labels = Counter(record.completion for record in training)
     if len(labels) > min(MAX_LABELS, len(training) // 2):
         return None
-    # Of equally frequent ones the first in order, whatever order the records have.
-    likeliest = min(labels, key=lambda label: (-labels[label], label))
-    right = sum(record.completion == likeliest for record in held_out)
+    # Ties go to the first in alphabetical order, so that the order of records has no effect.
+    most_frequent = min(labels, key=lambda label: (-labels[label], label))
+    right = sum(record.completion == most_frequent for record in held_out)
     return round(right / len(held_out), 4)

@@ -1,4 +1,4 @@
-"""`metrics/samples.md`: what a model wrote, as Markdown. Knows nothing about models."""
+"""The Markdown of `metrics/samples.md`: sampled texts, or held-out records with answers."""
 
 from ..core.paths import QUANTIZED, shown
 from ..settings.evaluate import EvaluateSettings
@@ -6,7 +6,7 @@ from ..text.records import Record
 
 
 def samples_page(samples: list[bytes], settings: EvaluateSettings) -> str:
-    """Texts of the quantized model, each after the prompt that it continues."""
+    """Samples of the quantized model (UTF-8, cut anywhere), each after the prompt it continues."""
     lines = [
         "# Samples",
         "",
@@ -20,8 +20,8 @@ def samples_page(samples: list[bytes], settings: EvaluateSettings) -> str:
 
 
 def answers_page(answers: list[tuple[Record, str]]) -> str:
-    """Held-out records, each with the likeliest answer of the quantized model."""
-    lines = ["# Answers", "", f"The likeliest of `{shown(QUANTIZED)}`."]
+    """Held-out records, each with the greedy answer of the quantized model."""
+    lines = ["# Answers", "", f"From `{shown(QUANTIZED)}`, by greedy decoding."]
     for number, (record, written) in enumerate(answers, 1):
         lines += ["", f"## Record {number}", "", block(record.prompt)]
         lines += ["", "Wanted:", "", block(record.completion)]
@@ -30,5 +30,5 @@ def answers_page(answers: list[tuple[Record, str]]) -> str:
 
 
 def block(text: str) -> str:
-    """A text as a code block of Markdown: indented, it is one whatever characters it holds."""
+    """A text as an indented code block, which, unlike a fenced one, no character can end."""
     return "".join(f"    {line}\n" for line in text.splitlines()).rstrip("\n")

@@ -1,4 +1,4 @@
-"""What a model makes of a given text, token by token. Knows nothing about how it is shown."""
+"""The surprisal of each token of a given text, and the attention between its tokens."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,30 +10,30 @@ from ..inference.loading import LoadedModel
 from ..model.scoring import sliding_windows
 
 LEAD = b"\n"
-"""Stands before a text that is read, as before an empty prompt, so that its first token counts."""
+"""Put before a text, as before an empty prompt, so that its first token can be scored too."""
 
 
 @dataclass(frozen=True)
 class TokenSurprisal:
-    """A token of a text and what the model expected in its place."""
+    """A token of a text, and what the model predicted at its position."""
 
     data: bytes
     nats: float
-    """-ln of its probability given the tokens before it: its surprise."""
+    """Surprisal: -ln of the token's probability given the tokens before it."""
     rank: int
-    """How many tokens were likelier."""
+    """Number of tokens that were more likely."""
     likeliest: list[tuple[bytes, float]]
-    """The tokens that were expected most and their probabilities, likeliest first."""
+    """The most likely tokens and their probabilities, in descending order."""
 
 
 @torch.inference_mode()
-def read(
-    loaded: LoadedModel, text: bytes, *, min_context: int = 64, likeliest: int = 5
+def token_surprisals(
+    loaded: LoadedModel, text: bytes, *, min_context: int = 64, top_k: int = 5
 ) -> list[TokenSurprisal]:
-    """Every token of `text` with its surprise.
+    """Every token of `text` with its surprisal and the `top_k` most likely tokens.
 
-    The windows are those of `scoring.score`: the nats sum to what it gives for the same tokens
-    after `LEAD`, to within rounding.
+    Uses the windows of `scoring.score`, so the sum of `nats` is the loss that `score` computes for
+    the same tokens after `LEAD`, up to rounding.
     """
     encode = loaded.tokenizer.encode
     lead = encode(LEAD)
@@ -45,25 +45,28 @@ def read(
     ):
         rows = torch.from_numpy(ids[start : end - 1])[None].to(device_of(loaded))
         logits = loaded.model(rows)[0, first - end :].float()
-        tokens += explained(loaded, logits, ids[first:end], likeliest)
+        tokens += surprisals_from_logits(loaded, logits, ids[first:end], top_k)
     return tokens
 
 
-def explained(
-    loaded: LoadedModel, logits: torch.Tensor, ids: np.ndarray, likeliest: int
+def surprisals_from_logits(
+    loaded: LoadedModel, logits: torch.Tensor, ids: np.ndarray, top_k: int
 ) -> list[TokenSurprisal]:
-    """Each of `ids` (T,) beside what the logits (T, V) in its place expected."""
-    logs = logits.log_softmax(dim=-1)
-    chosen = logs.gather(1, torch.from_numpy(ids).to(logs.device)[:, None])
-    ranks = (logs > chosen).sum(dim=1)
-    tops = logs.topk(min(likeliest, logs.size(1)))
-    columns = (chosen[:, 0], ranks, tops.indices, tops.values.exp())
-    known = loaded.tokenizer.tokens
+    """The surprisal of each of `ids` (T,) under the logits (T, V) at its position."""
+    logprobs = logits.log_softmax(dim=-1)
+    actual = logprobs.gather(1, torch.from_numpy(ids).to(logprobs.device)[:, None])
+    ranks = (logprobs > actual).sum(dim=1)
+    top = logprobs.topk(min(top_k, logprobs.size(1)))
+    columns = (actual[:, 0], ranks, top.indices, top.values.exp())
+    data = loaded.tokenizer.tokens
     return [
         TokenSurprisal(
-            known[token], -log, rank, [(known[i], p) for i, p in zip(places, shares, strict=True)]
+            data[token],
+            -logprob,
+            rank,
+            [(data[other], p) for other, p in zip(top_ids, probabilities, strict=True)],
         )
-        for token, log, rank, places, shares in zip(
+        for token, logprob, rank, top_ids, probabilities in zip(
             ids.tolist(), *(column.tolist() for column in columns), strict=True
         )
     ]
@@ -71,9 +74,9 @@ def explained(
 
 @torch.inference_mode()
 def attention(loaded: LoadedModel, text: bytes, layer: int) -> tuple[list[bytes], torch.Tensor]:
-    """The tokens of `text` that fit the context, and how each attends to each: (H, T, T).
+    """The tokens of `text` that fit into the context, and a layer's attention weights (H, T, T).
 
-    Row i of a head holds the shares of its attention that token i gives to tokens 0 ... i.
+    Row i of a head holds the weights with which token i attends to tokens 0 ... i; they sum to 1.
     """
     model = loaded.model
     ids = loaded.tokenizer.encode(text)[: model.config.context]
@@ -90,5 +93,5 @@ def attention(loaded: LoadedModel, text: bytes, layer: int) -> tuple[list[bytes]
 
 
 def device_of(loaded: LoadedModel) -> torch.device:
-    """Where the model's weights are."""
+    """The device of the model's weights."""
     return loaded.model.token_embedding.weight.device
