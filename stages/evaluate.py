@@ -176,7 +176,7 @@ def scored_part(
 ) -> tuple[np.ndarray, int]:
     """The tokens of a split that lie within `evaluate.max_bytes`, at least one, and their bytes."""
     tokens = getattr(data, split)
-    size = data.meta["splits"][split]["bytes"]
+    size = data.meta.splits[split].bytes
     if size <= settings.max_bytes:
         return tokens, size
     lengths = np.array([len(token) for token in loaded.tokenizer.tokens])
@@ -233,16 +233,15 @@ def compressor_figures(
     data: TokenData, parts: dict[str, tuple[np.ndarray, int]]
 ) -> dict[str, float]:
     """Bits per byte of general compressors on the same held-out bytes."""
-    sizes = {split: data.meta["splits"][split]["bytes"] for split in data.meta["splits"]}
     start = 0
     texts = {}
     with paths.INPUT.open("rb") as file:
-        for split, size in sizes.items():
-            wanted = size if split == "train" else parts[split][1]
+        for split, meta in data.meta.splits.items():
+            wanted = meta.bytes if split == "train" else parts[split][1]
             skipped = max(0, wanted - WINDOW_BYTES) if split == "train" else 0
             file.seek(start + skipped)
             texts[split] = file.read(wanted - skipped)
-            start += size
+            start += meta.bytes
     return baselines(texts["train"], texts["val"] + texts["test"])
 
 
@@ -265,7 +264,7 @@ def memorisation(data: TokenData, samples: list[bytes]) -> dict[str, float]:
 
     Writers repeat themselves too: the share of the held-out text is what to compare with.
     """
-    train = data.meta["splits"]["train"]["bytes"]
+    train = data.meta.splits["train"].bytes
     with paths.INPUT.open("rb") as file:
         file.seek(train)
         held_out = file.read(COMPARED_BYTES)

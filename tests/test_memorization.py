@@ -3,6 +3,7 @@
 import json
 import random
 import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from stages import evaluate
 from stages.lm.core import paths
+from stages.lm.data.meta import SplitMeta
 from stages.lm.evaluation import memorization
 from stages.lm.evaluation.memorization import SPAN_BYTES, copied_bytes, read_blocks, verbatim_spans
 
@@ -174,7 +176,7 @@ class Splits:
     """As much of `TokenData` as the figure needs."""
 
     def __init__(self, train):
-        self.meta = {"splits": {"train": {"bytes": train}}}
+        self.meta = SimpleNamespace(splits={"train": SplitMeta(0, train, "")})
 
 
 def test_the_figure_compares_samples_and_held_out_text_with_the_training_text_only(
