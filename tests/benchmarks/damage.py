@@ -34,9 +34,9 @@ from typing import Any
 import torch
 from isolation import held, run_isolated, watched
 
-from stages.lm.core import artifact
 from stages.lm.core.artifact import content_digest, read_artifact, write_artifact
 from stages.lm.core.errors import UserError
+from stages.lm.core.pickle_reader import read_tensors_file
 from stages.lm.data.dataset import TokenData, write_meta, write_split
 from stages.lm.data.meta import TokenizerMeta
 from stages.lm.data.splits import SPLITS
@@ -615,7 +615,7 @@ def write_mutated_pickle(path: Path, entries: dict[str, bytes], draw: random.Ran
             for entry, data in (entries | {name: program}).items():
                 file.writestr(entry, data)
         try:
-            document = artifact._read(path)
+            document = read_tensors_file(path)
             digest = content_digest(document["content"])
             program = program.replace(document["digest"].encode(), digest.encode())
         except Exception:  # it will be refused

@@ -78,7 +78,6 @@ def project(folder: Path) -> Iterator[Path]:
             ):
                 reader = partial(getattr(module, name), path=params)
                 stack.enter_context(mock.patch.object(module, name, reader))
-        stack.enter_context(mock.patch.object(corpus, "sample_or_nothing", bytes))
         stack.enter_context(mock.patch.object(train, "StopSignal", StopAtOnce))
         paths.INPUT.parent.mkdir(exist_ok=True)
         yield params

@@ -56,22 +56,24 @@ class Checkpoint:
         write_artifact(path, KIND, VERSION, content)
 
     @classmethod
-    def load(cls, path: Path) -> "Checkpoint":
+    def load(cls, path: Path, remedy: str = REMEDY) -> "Checkpoint":
         """Read the file.
 
         Raises:
-            UserError: the file is missing, damaged or of another kind.
+            UserError: the file is missing, damaged or of another kind; `remedy` ends the message.
         """
-        return cls.from_content(read_artifact(path, {KIND: VERSION})[1], path)
+        return cls.from_content(read_artifact(path, {KIND: VERSION}, remedy)[1], path, remedy)
 
     @classmethod
-    def from_content(cls, content: dict[str, Any], path: Path) -> "Checkpoint":
-        """The checkpoint in an artifact's content; `path` is for messages."""
+    def from_content(
+        cls, content: dict[str, Any], path: Path, remedy: str = REMEDY
+    ) -> "Checkpoint":
+        """The checkpoint in an artifact's content; `path` and `remedy` are for messages."""
         try:
             config = ModelConfig(**content["config"])
             return cls(config, content["tensors"], content["tokenizer"], content["provenance"])
         except (AttributeError, LookupError, TypeError) as error:
-            raise UserError(f"{shown(path)} lacks a part of a model ({error}); {REMEDY}") from error
+            raise UserError(f"{shown(path)} lacks a part of a model ({error}); {remedy}") from error
 
     def build(self) -> Transformer:
         """The model with these weights, ready for inference."""

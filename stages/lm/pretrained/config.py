@@ -8,10 +8,8 @@ from ..core.paths import shown
 from ..model.fused import EPSILON
 from ..model.transformer import ModelConfig
 from ..settings.loader import quoted
-from .files import base_json
+from .files import REMEDY, base_json
 from .hf_weights import LAYER_NORM_EPSILON
-
-REMEDY = "take another model, or set init_from to scratch."
 
 FIXED: dict[str, dict[str, Any]] = {
     "qwen3": {

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..core import paths
 from ..core.errors import UserError
-from ..core.files import explained, read_json, sha256_file
+from ..core.files import read_json, sha256_file, write_errors
 from ..core.paths import shown
 
 CONFIG = "config.json"
@@ -23,6 +23,8 @@ WANTED = (
 )
 """What is downloaded of a public model: nothing that has to be unpickled or run."""
 
+REMEDY = "take another model, or set init_from to scratch."
+"""What a user does about a model that cannot be used."""
 _SHARD = re.compile(r"\w[\w.-]*\.safetensors", re.ASCII)
 
 
@@ -74,7 +76,7 @@ def download_base(name: str) -> None:
             f"or bring its {CONFIG}, {WEIGHTS} and tokenizer.json (or vocab.json and merges.txt) "
             f"into {shown(folder)} by hand."
         ) from error
-    with explained(folder):
+    with write_errors(folder):
         shutil.rmtree(part / ".cache", ignore_errors=True)
         part.rename(folder)
 

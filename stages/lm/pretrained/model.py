@@ -14,13 +14,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..core import artifact
 from ..core.errors import UserError
 from ..core.paths import shown
 from ..model.checkpoint import Checkpoint, check_config
 from ..model.transformer import ModelConfig, Transformer
-from .config import REMEDY, read_config
-from .files import CONFIG, base_digest, find_base, weight_files
+from .config import read_config
+from .files import CONFIG, REMEDY, base_digest, find_base, weight_files
 from .hf_weights import huggingface_tensors
 
 BARE_GPT2 = ("wte.", "wpe.", "h.", "ln_f.")
@@ -169,8 +168,4 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         UserError: it is damaged or of another kind.
     """
-    try:
-        return Checkpoint.load(path)
-    except UserError as error:
-        remedy = "copy it there again, or set init_from to scratch."
-        raise UserError(str(error).replace(artifact.REMEDY, remedy)) from error
+    return Checkpoint.load(path, remedy="copy it there again, or set init_from to scratch.")

@@ -14,9 +14,8 @@ from ..core.paths import shown
 from ..settings.loader import quoted
 from ..text.byte_level import byte_characters
 from ..text.tokenizer import PATTERNS, Tokenizer
-from .files import base_json, find_base
+from .files import REMEDY, base_json, find_base
 
-REMEDY = "take another model, or set init_from to scratch."
 PATTERN_OF = {"gpt2": "gpt-2", "qwen3": "qwen2"}
 """How a vocabulary without a tokenizer.json cuts text, by the `model_type` in config.json."""
 PROBE = (
