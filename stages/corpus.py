@@ -1,12 +1,11 @@
-"""Stage `corpus`: makes sure there is something to train on, and that every setting is usable.
+"""Stage `corpus`: checks the text or the records, and every setting; writes `metrics/corpus.json`.
 
-The user's `data/input.txt` or `data/input.jsonl` is checked and never changed. Without either, the
-embedded sample is written; of the two files, the one that is not used is empty. All sections of
-`params.yaml` are read here, because DVC deletes a stage's outputs before it runs the stage: a bad
-setting must stop the pipeline before any model is gone.
+The user's `data/input.txt` or `data/input.jsonl` is never changed. Without either, the embedded
+sample is written to `data/input.txt`. The file that is not used is left empty, because DVC wants
+both to exist. All sections of `params.yaml` are checked here, because DVC deletes a stage's outputs
+before it runs the stage: a bad setting must stop the pipeline before any model is deleted.
 """
 
-import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from stages.lm.settings.runtime import RuntimeSettings
 from stages.lm.settings.tokenize import TokenizeSettings
 from stages.lm.settings.train import TrainSettings
 from stages.lm.text.records import read_records, split_records
-from stages.sample_text import sample_text
+from stages.sample_text import SAMPLE_SHA256, sample_text
 
 SECTIONS: list[type[Any]] = [
     TokenizeSettings,
@@ -39,13 +38,13 @@ SECTIONS: list[type[Any]] = [
 ]
 
 OWN = {"own": ("data/input.txt", "a text"), "records": ("data/input.jsonl", "records")}
-"""By what `metrics/corpus.json` calls a source: the user's file and what it holds."""
+"""The user's file and what it holds, by the `source` in `metrics/corpus.json`."""
 MIN_SPLIT_BYTES = 8
-"""Less in any split is no text to learn from or to measure on."""
+"""A split with less is refused: there is nothing to learn from it or to measure on it."""
 
 
 def main() -> None:
-    """Check the settings, then the text or the records, and record which they are."""
+    """Check the settings, then the text or the records, and write down which they are."""
     bring_text_into_experiment()
     paths.BASE.mkdir(parents=True, exist_ok=True)
     init_from = load_init_from()
@@ -60,10 +59,10 @@ def main() -> None:
     check_vocabulary(settings["tokenize"].tokenizer)
     check_other_text(settings["evaluate"].also)
     unused = paths.INPUT if from_records else paths.RECORDS
-    if size_of(unused) or not unused.exists():  # the sample, or nothing
-        write_bytes(unused, b"")  # DVC looks for both
+    if size_of(unused) or not unused.exists():  # it holds the sample at most
+        write_bytes(unused, b"")
     digest = sha256_file(used)
-    source = "records" if from_records else "sample" if is_sample() else "own"
+    source = "records" if from_records else "sample" if digest == SAMPLE_SHA256 else "own"
     record = {"source": source, "bytes": size, "sha256": digest, "init_from": init_from}
     record |= {"recipe": auto.recipe, "auto": auto.chosen()}
     write_json(paths.CORPUS_METRICS, record)
@@ -75,10 +74,13 @@ def choose_data() -> Path:
     """The file to train on: the records, the text, or the sample where there is neither.
 
     Raises:
-        UserError: there are both, or what this project trained on is missing.
+        UserError: there are both, one is not a file, or what this project trained on is missing.
     """
+    for path in (paths.INPUT, paths.RECORDS):
+        if path.exists() and not path.is_file():
+            raise UserError(f"{paths.shown(path)} is not a file; put one plain file there.")
     if size_of(paths.RECORDS):
-        if size_of(paths.INPUT) and not is_sample():
+        if size_of(paths.INPUT) and sha256_file(paths.INPUT) != SAMPLE_SHA256:
             raise UserError(
                 "data/input.jsonl holds records and data/input.txt holds a text of yours, but one "
                 "model learns from one of them; move the other out of data/."
@@ -97,10 +99,10 @@ def size_of(path: Path) -> int:
 
 
 def refuse_to_replace_own_data() -> None:
-    """Where the record says that the data are the user's own, the sample must not stand in.
+    """Refuse to write the sample where this project has trained on data of the user's own.
 
     Raises:
-        UserError: so it is.
+        UserError: `metrics/corpus.json` says that it has.
     """
     if not paths.CORPUS_METRICS.exists():
         return
@@ -116,25 +118,10 @@ def refuse_to_replace_own_data() -> None:
         )
 
 
-def is_sample() -> bool:
-    """Whether the text is the embedded sample."""
-    sample = sample_or_nothing()
-    there = bool(sample) and paths.INPUT.is_file()
-    return there and sha256_file(paths.INPUT) == hashlib.sha256(sample).hexdigest()
-
-
-def sample_or_nothing() -> bytes:
-    """The sample, or nothing where its source is not installed and so cannot be compared."""
-    try:
-        return sample_text().encode("utf-8")
-    except UserError:
-        return b""
-
-
 def bring_text_into_experiment() -> None:
-    """In an experiment's own copy of the project, fetch the workspace's data and base files.
+    """In DVC's copy of the project for an experiment, fetch the workspace's data and base files.
 
-    Git does not track them, so DVC leaves them behind.
+    Git does not track them, so DVC does not copy them.
     """
     origin = paths.experiment_origin()
     if origin is None:
@@ -148,10 +135,10 @@ def bring_text_into_experiment() -> None:
 
 
 def check_records(settings: TokenizeSettings) -> None:
-    """Refuse records that no model can be trained on.
+    """Read the records and print how many each split has.
 
     Raises:
-        UserError: so it is.
+        UserError: a line is no record, or there are too few for three splits.
     """
     records = read_records(paths.RECORDS)
     splits = split_records(records, settings.val_fraction, settings.test_fraction)
@@ -163,10 +150,8 @@ def check_text(settings: TokenizeSettings) -> None:
     """Refuse a text that no model can be trained on.
 
     Raises:
-        UserError: it is not a file, empty, blank, or too short to be split.
+        UserError: it is empty, blank, or too short to be split.
     """
-    if not paths.INPUT.is_file():
-        raise UserError("data/input.txt is not a file; put your text there as one plain file.")
     size = paths.INPUT.stat().st_size
     with paths.INPUT.open("rb") as file:
         if not any(block.strip() for block in iter(lambda: file.read(1 << 20), b"")):
@@ -183,7 +168,7 @@ def check_text(settings: TokenizeSettings) -> None:
 
 
 def base_settings(name: str) -> dict[str, Any]:
-    """What the weights to start from decide of the settings, after a look at each of them.
+    """The settings that the weights to start from fix, after checking that all can be read.
 
     Raises:
         UserError: they cannot be used.
@@ -200,10 +185,10 @@ def base_settings(name: str) -> dict[str, Any]:
 
 
 def check_other_text(name: str) -> None:
-    """Refuse an `evaluate.also` that is no text in `data/base/`.
+    """Check `evaluate.also`.
 
     Raises:
-        UserError: so it is.
+        UserError: `data/base/` has no such text, or it is too short.
     """
     sizes = {path.name: path.stat().st_size for path in paths.BASE.glob("*") if path.is_file()}
     if name and sizes.get(name, 0) < MIN_SPLIT_BYTES:
@@ -214,10 +199,10 @@ def check_other_text(name: str) -> None:
 
 
 def check_vocabulary(name: str) -> None:
-    """Refuse a vocabulary file that is not there.
+    """Check a `tokenize.tokenizer` that names a file.
 
     Raises:
-        UserError: so it is.
+        UserError: `data/base/` has no such file.
     """
     there = [path.name for path in paths.BASE.glob("*.tiktoken")]
     if name.endswith(".tiktoken") and name not in there:

@@ -10,7 +10,7 @@ import torch
 
 from stages.lm.core import paths
 from stages.lm.core.errors import UserError, run_stage
-from stages.lm.core.files import explained
+from stages.lm.core.files import write_errors
 from stages.lm.export.gguf_file import KINDS, write_gguf
 from stages.lm.export.huggingface import write_huggingface
 from stages.lm.export.pattern_names import pattern_name
@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
     loaded = load_model(asked.model)
     # Named alike every time, so that what a killed run left is overwritten by the next one.
     partial = folder.with_name(f".{folder.name}.tmp")
-    with explained(folder):
+    with write_errors(folder):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:

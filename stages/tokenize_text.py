@@ -8,15 +8,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any
 
 from tqdm import tqdm
 
 from stages.lm.core import paths
 from stages.lm.core.errors import UserError, run_stage
-from stages.lm.core.files import sha256_file, write_json, write_text
-from stages.lm.data.dataset import token_dtype, tokens_digest, write_merges, write_tokens
-from stages.lm.data.splits import SPLITS, read_chunks, split_bounds
+from stages.lm.data.dataset import write_meta, write_split
+from stages.lm.data.meta import RecordsMeta, SplitMeta, TokenizerMeta
+from stages.lm.data.splits import read_chunks, split_bounds
 from stages.lm.pretrained.tokenizer import base_tokenizer, tokenizer_settings
 from stages.lm.settings.init_from import SCRATCH, load_init_from
 from stages.lm.settings.loader import load_section
@@ -59,53 +58,54 @@ def main() -> None:
             f"vocabulary of {init_from}: {left_out:,} special tokens are left out, and their rows "
             "of the weights with them; text that looks like one is text"
         )
-    dtype = token_dtype(tokenizer.vocab_size)
-    splits: dict[str, dict[str, Any]] = {}
-    size = sum(part.size for part in parts.values())
-    with tqdm(total=size, desc="tokenize", unit="B", unit_scale=True) as bar:
-        for split, part in parts.items():
-
-            def encoded(part: Split = part) -> Iterator[list[int]]:
-                for chunk in part.read():
-                    yield tokenizer.encode(chunk)
-                    bar.update(len(chunk))
-
-            path = paths.TOKENS / f"{split}.npy"
-            count = write_tokens(path, encoded(), dtype)
-            splits[split] = {
-                "tokens": count,
-                "bytes": part.scored_bytes,
-                "sha256": sha256_file(path),
-            }
-    if splits["train"]["tokens"] < 2:
+    splits = encode_splits(parts, tokenizer)
+    if splits["train"].tokens < 2:
         raise UserError(
-            f"the training split is {splits['train']['tokens']} token long, and "
+            f"the training split is {splits['train'].tokens} token long, and "
             "a next token can only be learned from two; add text, or lower tokenize.vocab_size."
         )
-    vocabulary = tokenizer.to_text()
-    write_text(paths.TOKENS / "tokenizer.tiktoken", vocabulary)
-    merges = paths.TOKENS / "merges.npy"
-    write_merges(merges, tokenizer.merges())
-    meta: dict[str, Any] = {
-        "format": "tokens",
-        "version": 1,
-        "vocab_size": tokenizer.vocab_size,
-        "tokenizer": {"name": tokenizer.name, "pattern": tokenizer.pattern},
-        "splits": splits,
-        "merges_sha256": sha256_file(merges),
-    }
-    if from_records:
-        ends = {"prompt_end": PROMPT_END, "record_end": RECORD_END}
-        meta["records"] = {split: part.records for split, part in parts.items()}
-        meta["records"] |= {name: tokenizer.ranks[end] for name, end in ends.items()}
-        meta["records"]["bytes"] = paths.RECORDS.stat().st_size
-    meta["digest"] = tokens_digest(meta, vocabulary)
-    write_json(paths.TOKENS / "meta.json", meta)
-    total = sum(split["tokens"] for split in splits.values())
-    counts = ", ".join(f"{split} {splits[split]['tokens']:,}" for split in SPLITS)
+    write_meta(
+        paths.TOKENS,
+        TokenizerMeta(tokenizer.name, tokenizer.pattern),
+        tokenizer.to_text(),
+        tokenizer.merges(),
+        splits,
+        records_meta(parts, tokenizer, size) if from_records else None,
+    )
+    total = sum(split.tokens for split in splits.values())
+    counts = ", ".join(f"{name} {split.tokens:,}" for name, split in splits.items())
+    size = sum(part.size for part in parts.values())
     print(
         f"{total:,} tokens ({counts}), {size / total:.2f} bytes a token, "
         f"vocabulary {tokenizer.name} of {tokenizer.vocab_size:,}"
+    )
+
+
+def encode_splits(parts: dict[str, Split], tokenizer: Tokenizer) -> dict[str, SplitMeta]:
+    """Write the token ids of each split, with a progress bar."""
+    size = sum(part.size for part in parts.values())
+    with tqdm(total=size, desc="tokenize", unit="B", unit_scale=True) as bar:
+
+        def encoded(part: Split) -> Iterator[list[int]]:
+            for chunk in part.read():
+                yield tokenizer.encode(chunk)
+                bar.update(len(chunk))
+
+        return {
+            name: write_split(
+                paths.TOKENS, name, encoded(part), tokenizer.vocab_size, part.scored_bytes
+            )
+            for name, part in parts.items()
+        }
+
+
+def records_meta(parts: dict[str, Split], tokenizer: Tokenizer, size: int) -> RecordsMeta:
+    """What `meta.json` says of the records, from a file of `size` bytes."""
+    return RecordsMeta(
+        **{name: part.records for name, part in parts.items()},
+        prompt_end=tokenizer.ranks[PROMPT_END],
+        record_end=tokenizer.ranks[RECORD_END],
+        bytes=size,
     )
 
 

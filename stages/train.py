@@ -128,7 +128,7 @@ def prepare(
     base: PretrainedModel | None,
 ) -> Trainer:
     """A run that has yet to begin or to be resumed."""
-    vocab_size = data.meta["vocab_size"]
+    vocab_size = data.meta.vocab_size
     if base:
         config = base.config_for(vocab_size, model_settings.context, model_settings.dropout)
     else:
@@ -163,8 +163,8 @@ def contents(run: Trainer) -> str:
     rows = len(run.tokens) // (run.order.context + 1)
     left_out = f", {run.left_out:,} too long for the context left out" if run.left_out else ""
     return (
-        f"records: {data.records['train']:,} for training in {rows:,} rows{left_out}, "
-        f"{data.records['val']:,} for validation ({tokens}); completions alone are learned"
+        f"records: {data.records.train:,} for training in {rows:,} rows{left_out}, "
+        f"{data.records.val:,} for validation ({tokens}); completions alone are learned"
     )
 
 
@@ -229,10 +229,10 @@ def publish(run: Trainer, model_settings: ModelSettings, identity: RunIdentity) 
         "base_sha256": identity.ingredients.get(BASE_WEIGHTS),
         "model": asdict(model_settings),
         "train": asdict(run.settings),
-        "data": run.data.meta,
+        "data": run.data.meta.to_json(),
         "metrics": run.summary(),
     }
-    tokenizer = run.data.meta["tokenizer"] | {"vocabulary": run.data.vocabulary}
+    tokenizer = asdict(run.data.meta.tokenizer) | {"vocabulary": run.data.vocabulary}
     Checkpoint(run.model.config, run.best, tokenizer, provenance).save(paths.CHECKPOINT)
     write_json(paths.TRAIN_METRICS, run.summary())
     write_tsv(paths.LOSS_CURVE, CURVE, run.progress.curve)

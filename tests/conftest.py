@@ -10,6 +10,7 @@ import yaml
 from hypothesis import settings as hypothesis_settings
 
 from stages.lm.data.dataset import TokenData
+from stages.lm.data.meta import SplitMeta, TokenizerMeta, TokensMeta
 from stages.lm.model.checkpoint import Checkpoint
 from stages.lm.model.runtime import Machine
 from stages.lm.model.transformer import ModelConfig, Transformer, init_weights
@@ -149,10 +150,8 @@ def data():
     noise = random.random(len(tokens)) < 0.1
     tokens[noise] = random.integers(0, 75, noise.sum())
     train, val, test = np.split(tokens, [800, 1000])
-    meta = {
-        "vocab_size": 75,
-        "splits": {"val": {"tokens": len(val), "bytes": 3 * len(val)}},
-    }
+    splits = {"val": SplitMeta(len(val), 3 * len(val), "")}
+    meta = TokensMeta(75, TokenizerMeta("bpe", ""), splits, "", "")
     merges = np.arange(75).repeat(2).reshape(75, 2)
     merges[60:] = np.arange(30).reshape(15, 2)
     return TokenData(train, val, test, merges, meta, vocabulary="")

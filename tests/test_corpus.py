@@ -7,7 +7,9 @@ import pytest
 
 from stages import corpus
 from stages.lm.core import paths
+from stages.lm.core.errors import UserError
 from stages.lm.settings.recipes import automatic
+from stages.sample_text import sample_text
 
 
 @pytest.fixture
@@ -31,6 +33,20 @@ def test_the_record_names_the_text(record):
     found = record(text)
     assert found["source"] == "own" and found["bytes"] == 1200
     assert found["sha256"] == hashlib.sha256(text).hexdigest()
+
+
+def test_the_sample_is_recognised_without_making_it(record, monkeypatch):
+    sample = sample_text().encode()
+    monkeypatch.setattr(corpus, "sample_text", None)
+    assert record(sample)["source"] == "sample"
+    assert record(sample + b"mine\n")["source"] == "own"
+
+
+@pytest.mark.parametrize("name", ["INPUT", "RECORDS"])
+def test_a_folder_in_place_of_the_data_is_refused(record, name):
+    getattr(paths, name).mkdir()
+    with pytest.raises(UserError, match=r"input\.\w+ is not a file; put one plain file there"):
+        corpus.main()
 
 
 def test_the_record_has_one_value_for_each_automatic_setting(record):

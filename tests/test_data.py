@@ -1,7 +1,5 @@
 """Every byte of the text becomes tokens once, and every token is trained on in every epoch."""
 
-import hashlib
-import json
 import random
 from collections import Counter
 from itertools import chain
@@ -13,7 +11,8 @@ from hypothesis import strategies as st
 
 from stages.lm.core.errors import UserError
 from stages.lm.data import splits
-from stages.lm.data.dataset import TokenData, token_dtype, tokens_digest, write_merges, write_tokens
+from stages.lm.data.dataset import TokenData, token_dtype, write_meta, write_split, write_tokens
+from stages.lm.data.meta import TokenizerMeta
 from stages.lm.data.splits import read_chunks, split_bounds
 from stages.lm.data.windows import WindowSampler, epoch_starts, gather
 from stages.lm.text.tokenizer import PATTERNS, train_bpe
@@ -171,17 +170,15 @@ def test_written_tokens_are_what_numpy_reads(file, vocab_size, chunks):
 
 
 def folder_of_tokens(folder, **splits):
-    meta = {"vocab_size": 100, "splits": {}}
-    for name, ids in splits.items():
-        write_tokens(folder / f"{name}.npy", [ids], np.dtype("<u2"))
-        digest = hashlib.sha256((folder / f"{name}.npy").read_bytes()).hexdigest()
-        meta["splits"][name] = {"sha256": digest, "bytes": 10 * len(ids)}
-    write_merges(folder / "merges.npy", [(n, n) for n in range(99)] + [(3, 5)])
-    meta["merges_sha256"] = hashlib.sha256((folder / "merges.npy").read_bytes()).hexdigest()
-    meta["digest"] = tokens_digest(meta, "QQ== 0\n")
-    (folder / "meta.json").write_text(json.dumps(meta))
-    (folder / "tokenizer.tiktoken").write_text("QQ== 0\n")
+    metas = {
+        name: write_split(folder, name, [ids], 100, 10 * len(ids)) for name, ids in splits.items()
+    }
+    write_rest(folder, [(n, n) for n in range(99)] + [(3, 5)], metas)
     return folder
+
+
+def write_rest(folder, merges, splits):
+    write_meta(folder, TokenizerMeta("bpe", ""), "QQ== 0\n", merges, splits)
 
 
 @pytest.fixture
@@ -320,12 +317,8 @@ def test_gathered_windows_end_with_the_token_after_them():
 
 @pytest.mark.parametrize("pair", [(99, 3), (3, 99), (2, 100)])
 def test_merges_that_never_end_are_refused(tokens_folder, pair):
-    path = tokens_folder / "merges.npy"
-    write_merges(path, [(n, n) for n in range(99)] + [pair])
-    meta = json.loads((tokens_folder / "meta.json").read_text())
-    meta["merges_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    meta["digest"] = tokens_digest(meta, "QQ== 0\n")
-    (tokens_folder / "meta.json").write_text(json.dumps(meta))
+    splits = TokenData.load(tokens_folder).meta.splits
+    write_rest(tokens_folder, [(n, n) for n in range(99)] + [pair], splits)
     with pytest.raises(UserError, match=r"merges\.npy holds merges that never end"):
         TokenData.load(tokens_folder)
 

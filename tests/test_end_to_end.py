@@ -377,7 +377,7 @@ def test_any_text_works_or_is_refused_in_a_sentence(name, tmp_path, monkeypatch,
         corpus.main()
         tokenize_text.main()
         data = TokenData.load(paths.TOKENS)
-        assert sum(split["bytes"] for split in data.meta["splits"].values()) == len(text)
+        assert sum(split.bytes for split in data.meta.splits.values()) == len(text)
     assert paths.INPUT.read_bytes() == text
 
 

@@ -9,8 +9,8 @@ import torch
 
 from stages import quantize
 from stages.lm.core import paths
-from stages.lm.core.files import sha256_file, write_json
-from stages.lm.data.dataset import token_dtype, tokens_digest, write_merges, write_tokens
+from stages.lm.data.dataset import write_meta, write_split
+from stages.lm.data.meta import TokenizerMeta
 from stages.lm.data.splits import SPLITS
 from stages.lm.inference.loading import load_model
 from stages.lm.model.checkpoint import Checkpoint
@@ -46,20 +46,14 @@ def stage(tmp_path, monkeypatch, make_model, tokenizer):
         monkeypatch.setattr(paths, name, tmp_path / getattr(paths, name).name)
     model = make_model(vocab_size=tokenizer.vocab_size, kv_heads=2, width=64, ff_width=64)
     words = {"name": tokenizer.name, "pattern": tokenizer.pattern}
-    vocabulary = {"vocabulary": tokenizer.to_text()}
+    vocabulary = tokenizer.to_text()
     weights = dict(model.state_dict())
-    Checkpoint(model.config, weights, words | vocabulary, {}).save(paths.CHECKPOINT)
-    meta = {"vocab_size": tokenizer.vocab_size, "splits": {}, "tokenizer": words}
+    Checkpoint(model.config, weights, words | {"vocabulary": vocabulary}, {}).save(paths.CHECKPOINT)
+    splits = {}
     for split, size in zip(SPLITS, (700, 150, 90), strict=True):
         ids = np.random.default_rng(size).integers(0, tokenizer.vocab_size, size).tolist()
-        path = paths.TOKENS / f"{split}.npy"
-        write_tokens(path, [ids], token_dtype(tokenizer.vocab_size))
-        meta["splits"][split] = {"tokens": size, "bytes": 3 * size, "sha256": sha256_file(path)}
-    write_merges(paths.TOKENS / "merges.npy", tokenizer.merges())
-    meta["merges_sha256"] = sha256_file(paths.TOKENS / "merges.npy")
-    meta["digest"] = tokens_digest(meta, tokenizer.to_text())
-    write_json(paths.TOKENS / "meta.json", meta)
-    (paths.TOKENS / "tokenizer.tiktoken").write_text(tokenizer.to_text())
+        splits[split] = write_split(paths.TOKENS, split, [ids], tokenizer.vocab_size, 3 * size)
+    write_meta(paths.TOKENS, TokenizerMeta(**words), vocabulary, tokenizer.merges(), splits)
 
     def run(scheme, max_increase=0.005):
         sections = {

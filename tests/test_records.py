@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import asdict
 from itertools import chain
 
 import pytest
@@ -146,12 +147,12 @@ def test_tokens_are_those_of_each_record_and_hold_it_whole(project):
     tokenize_text.main()
     data = TokenData.load(paths.TOKENS)
     splits = split_records(SOME, 0.05, 0.05)
-    tokenizer = Tokenizer.from_text(data.vocabulary, **data.meta["tokenizer"])
+    tokenizer = Tokenizer.from_text(data.vocabulary, **asdict(data.meta.tokenizer))
     for split in SPLITS:
         ids = getattr(data, split)
         assert tokenizer.decode(ids) == b"".join(record.data() for record in splits[split])
-        assert data.records[split] == len(splits[split])
+        assert getattr(data.records, split) == len(splits[split])
         scored = sum(len(record.completion.encode()) + 1 for record in splits[split])
-        assert data.meta["splits"][split]["bytes"] == scored
-        assert (ids == data.records["record_end"]).sum() == len(splits[split])
+        assert data.meta.splits[split].bytes == scored
+        assert (ids == data.records.record_end).sum() == len(splits[split])
     assert data.text_bytes() == paths.RECORDS.stat().st_size

@@ -141,7 +141,7 @@ def test_a_state_that_cannot_be_read_now_is_left_as_it_is(make_store, monkeypatc
         raise OSError(errno.EIO, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(artifact, "_read", broken)
+        patch.setattr(artifact, "read_tensors_file", broken)
         with pytest.raises(UserError, match="Input/output error"):
             store.load()
     assert store.load() == ({"step": 5}, "continuing")

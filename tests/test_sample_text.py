@@ -7,15 +7,12 @@ import pytest
 
 from stages import sample_text as sample
 from stages.lm.core.errors import UserError
-from stages.sample_text import sample_text
-
-SIZE = 2_005_993
-SHA256 = "cbf0929936123da6e7182ee4164725194566536bba6b0ca061f46ad3a50da66e"
+from stages.sample_text import SAMPLE_SHA256, sample_text
 
 
 def test_the_sample_is_always_the_same_bytes():
     data = sample_text().encode("utf-8")
-    assert len(data) == SIZE and hashlib.sha256(data).hexdigest() == SHA256
+    assert len(data) == 2_005_993 and hashlib.sha256(data).hexdigest() == SAMPLE_SHA256
 
 
 def test_the_source_is_read_and_never_imported():

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from stages.lm.core.errors import UserError
 from stages.lm.data.dataset import TokenData
+from stages.lm.data.meta import RecordsMeta, SplitMeta, TokenizerMeta, TokensMeta
 from stages.lm.data.sequence_packing import (
     IGNORE_INDEX,
     pack,
@@ -162,8 +163,9 @@ def task(count, seed):
 @pytest.fixture(scope="module")
 def data():
     train, val = task(200, 1), task(40, 2)
-    meta = {"vocab_size": 75, "splits": {"val": {"tokens": len(val), "bytes": 120}}}
-    meta["records"] = {"train": 200, "val": 40, "prompt_end": PROMPT_END, "record_end": RECORD_END}
+    splits = {"val": SplitMeta(len(val), 120, "")}
+    records = RecordsMeta(200, 40, 40, PROMPT_END, RECORD_END, bytes=0)
+    meta = TokensMeta(75, TokenizerMeta("bpe", ""), splits, "", "", records)
     return TokenData(train, val, val, np.arange(75).repeat(2).reshape(75, 2), meta, vocabulary="")
 
 

@@ -34,11 +34,11 @@ from typing import Any
 import torch
 from isolation import held, run_isolated, watched
 
-from stages.lm.core import artifact
 from stages.lm.core.artifact import content_digest, read_artifact, write_artifact
 from stages.lm.core.errors import UserError
-from stages.lm.core.files import sha256_file, write_json
-from stages.lm.data.dataset import TokenData, token_dtype, tokens_digest, write_merges, write_tokens
+from stages.lm.core.pickle_reader import read_tensors_file
+from stages.lm.data.dataset import TokenData, write_meta, write_split
+from stages.lm.data.meta import TokenizerMeta
 from stages.lm.data.splits import SPLITS
 from stages.lm.inference.generation import SamplingSettings, generate_text
 from stages.lm.inference.loading import load_model
@@ -74,25 +74,19 @@ def make_files(folder: Path) -> dict[str, Callable[[], str]]:
     store = ResumeStore(folder / "resume", RunIdentity({"train.lr": 0.01}))
     store.save({"progress": progress, "best": weights, "random": torch.get_rng_state()[:500]})
     tokens = folder / "tokens"
-    meta = {"format": "tokens", "version": 1, "vocab_size": 256, "splits": {}}
-    meta["tokenizer"] = {"name": "bpe", "pattern": tokenizer.pattern}
+    splits = {}
     for split, size in zip(SPLITS, (1500, 100, 100), strict=True):
         ids = random.Random(1).choices(range(256), k=size)
-        count = write_tokens(tokens / f"{split}.npy", [ids], token_dtype(256))
-        digest = sha256_file(tokens / f"{split}.npy")
-        meta["splits"][split] = {"tokens": count, "bytes": size, "sha256": digest}
-    write_merges(tokens / "merges.npy", tokenizer.merges())
-    meta["merges_sha256"] = sha256_file(tokens / "merges.npy")
-    meta["digest"] = tokens_digest(meta, tokenizer.to_text())
-    write_json(tokens / "meta.json", meta)
-    (tokens / "tokenizer.tiktoken").write_text(tokenizer.to_text())
+        splits[split] = write_split(tokens, split, [ids], 256, size)
+    name = TokenizerMeta("bpe", tokenizer.pattern)
+    write_meta(tokens, name, tokenizer.to_text(), tokenizer.merges(), splits)
     # torch imports parts of itself at first use.
     repr(torch.zeros(1)), writes_text(folder / "checkpoint.pt")
 
     def read_tokens() -> str:
         data = TokenData.load(tokens)
         arrays = [getattr(data, name).tolist() for name in (*SPLITS, "merges")]
-        return content_digest([arrays, json.dumps(data.meta, sort_keys=True), data.vocabulary])
+        return content_digest([arrays, json.dumps(data.meta.to_json()), data.vocabulary])
 
     def read_state() -> str:
         content, message = store.load()
@@ -621,7 +615,7 @@ def write_mutated_pickle(path: Path, entries: dict[str, bytes], draw: random.Ran
             for entry, data in (entries | {name: program}).items():
                 file.writestr(entry, data)
         try:
-            document = artifact._read(path)
+            document = read_tensors_file(path)
             digest = content_digest(document["content"])
             program = program.replace(document["digest"].encode(), digest.encode())
         except Exception:  # it will be refused

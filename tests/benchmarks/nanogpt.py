@@ -33,6 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from stages.lm.data.dataset import TokenData  # noqa: E402
+from stages.lm.data.meta import TokenizerMeta, TokensMeta  # noqa: E402
 from stages.lm.model.runtime import pick_machine  # noqa: E402
 from stages.lm.model.scoring import score  # noqa: E402
 from stages.lm.model.transformer import ModelConfig, Transformer, init_weights  # noqa: E402
@@ -247,7 +248,7 @@ def our_start(tokens: Path, seed: int) -> tuple[float, float]:
     """The first part of training alone: seconds it takes, nats a held-out byte after it."""
     data = TokenData.load(tokens)
     machine = pick_machine(RUNTIME, "auto")
-    config = replace(SHAPE, arch="qwen3", vocab_size=data.meta["vocab_size"], width=256)
+    config = replace(SHAPE, arch="qwen3", vocab_size=data.meta.vocab_size, width=256)
     config = replace(config, head_size=64, ff_width=768, context=128, tie_embeddings=False)
     run = Trainer(Transformer(config), data, replace(SETTINGS, seed=seed), machine)
     began = time.perf_counter()
@@ -258,7 +259,7 @@ def our_start(tokens: Path, seed: int) -> tuple[float, float]:
     held_out = np.concatenate([data.val, data.test])
     lead = data.preceding("val", config.context)
     nats, _ = score(run.model, held_out, lead, machine, min_context=64)
-    return seconds, nats / sum(data.meta["splits"][split]["bytes"] for split in ("val", "test"))
+    return seconds, nats / sum(data.meta.splits[split].bytes for split in ("val", "test"))
 
 
 def training_seconds(log: str) -> float:
@@ -325,8 +326,9 @@ RUNTIME = RuntimeSettings(device="cpu", threads=0, checkpoint_steps=0)
 def our_tokens_per_second(steps: int = 200) -> float:
     """Tokens a second of the whole training step at nanoGPT's shape, on random tokens."""
     tokens = np.random.default_rng(1).integers(0, SHAPE.vocab_size, 200_000).astype(np.uint16)
+    meta = TokensMeta(SHAPE.vocab_size, TokenizerMeta("bpe", ""), {}, "", "")
     merges = np.zeros((SHAPE.vocab_size, 2), np.int64)
-    data = TokenData(tokens, tokens, tokens, merges, meta={}, vocabulary="")
+    data = TokenData(tokens, tokens, tokens, merges, meta, vocabulary="")
     run = Trainer(Transformer(SHAPE), data, SETTINGS, pick_machine(RUNTIME, "auto"))
     run.begin(from_bigrams=False)
     run.model.train()

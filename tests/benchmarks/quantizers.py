@@ -67,7 +67,7 @@ def bits_per_byte(model: nn.Module, data: TokenData, splits: tuple[str, ...]) ->
         lead = data.preceding(split, model.config.context)
         more = score(model, getattr(data, split), lead, machine)
         nats, count = nats + more[0], count + more[1]
-        size += data.meta["splits"][split]["bytes"]
+        size += data.meta.splits[split].bytes
     return loss_units(nats, count, size)["bits_per_byte"]
 
 

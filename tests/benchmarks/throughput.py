@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from stages.lm.data.dataset import TokenData  # noqa: E402
+from stages.lm.data.meta import TokenizerMeta, TokensMeta  # noqa: E402
 from stages.lm.model.runtime import Machine, pick_machine  # noqa: E402
 from stages.lm.model.transformer import ModelConfig, Transformer  # noqa: E402
 from stages.lm.settings.loader import load_section  # noqa: E402
@@ -144,8 +145,9 @@ def measure(
     window = settings.batch_size * settings.accumulate * config.context
     count = window * (ROUNDS * steps + 8)
     tokens = np.random.default_rng(1).integers(0, config.vocab_size, count).astype(np.uint16)
+    meta = TokensMeta(config.vocab_size, TokenizerMeta("bpe", ""), {}, "", "")
     merges = np.zeros((config.vocab_size, 2), np.int64)
-    data = TokenData(tokens, tokens, tokens, merges, meta={}, vocabulary="")
+    data = TokenData(tokens, tokens, tokens, merges, meta, vocabulary="")
     run = Trainer(Transformer(config), data, settings, machine)
     run.begin(from_bigrams=False)
     run.model.train()

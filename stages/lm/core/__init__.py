@@ -1,1 +1,1 @@
-"""What everything else stands on: errors, paths, safe writing of files, the artifact format."""
+"""Used by every other package: errors, paths, safe writing of files, the artifact format."""

@@ -1,4 +1,4 @@
-"""What a user can cause, told in one sentence. Knows nothing about models, data or settings."""
+"""Mistakes of the user become one line on standard error; defects of ours keep their traceback."""
 
 import sys
 from collections.abc import Callable
@@ -6,10 +6,10 @@ from typing import NoReturn
 
 
 class UserError(Exception):
-    """A mistake or accident the user can mend.
+    """A mistake or accident that the user can mend.
 
-    The message names the key or file, its value, the likely cause and the remedy. It is one line:
-    what it quotes may be of any length, so white space is joined and the middle left out.
+    The message names the key or file, its value, the likely cause and the remedy. It is made one
+    line of less than 2,000 characters, whatever it quotes.
     """
 
     def __init__(self, message: str) -> None:

@@ -13,8 +13,8 @@ from .paths import shown
 
 
 @contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Turn what the system says in the block into a sentence about `path`.
+def write_errors(path: Path) -> Iterator[None]:
+    """Turn an `OSError` raised in the block into a sentence that says `path` was not written.
 
     Raises:
         UserError: the disk is full or broken, or `path` cannot be written.
@@ -34,13 +34,13 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
     """A binary file that takes the place of `path` when the block ends without an exception.
 
     The bytes go to `.NAME.tmp` in the same folder, are synced to disk and then renamed. The
-    temporary name is fixed, so what a killed process left is overwritten by the next one.
+    temporary name is fixed, so the next process overwrites what a killed one left.
 
     Raises:
         UserError: the disk is full, or the folder cannot be written.
     """
     temporary = path.with_name(f".{path.name}.tmp")
-    with explained(path):
+    with write_errors(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as file:
@@ -50,7 +50,7 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
             temporary.replace(path)
             _sync_folder(path.parent)
         except BaseException:
-            with suppress(OSError):  # it may not be there, or the folder be a file, or read-only
+            with suppress(OSError):  # it may not exist, or its folder may be a file or read-only
                 temporary.unlink()
             raise
 

@@ -1,15 +1,15 @@
-"""Where every file of the project lies. Knows nothing about what is in them."""
+"""Where every file of the project lies."""
 
 import os
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
-"""The copy of the project this code belongs to: the workspace, or an experiment's own copy."""
+"""The folder that holds this code: the workspace, or DVC's copy of it for an experiment."""
 
 PARAMS = ROOT / "params.yaml"
 
 PROGRESS = ROOT / "models" / "resume" / "progress.json"
-"""How far a run is that goes on now; for people to look at, read by nothing that trains."""
+"""How far the training that runs now is; only the page reads it."""
 
 INPUT = ROOT / "data" / "input.txt"
 RECORDS = ROOT / "data" / "input.jsonl"
@@ -29,7 +29,7 @@ SAMPLES = ROOT / "metrics" / "samples.md"
 
 
 def experiment_origin() -> Path | None:
-    """The workspace this code was copied from, or None in the workspace itself.
+    """The workspace that this code was copied from, or None in the workspace itself.
 
     `dvc exp run --temp` and `--queue` run in a copy under `.dvc/tmp/exps`, which holds only what
     git tracks and is deleted when the run fails; DVC names the workspace in `DVC_ROOT`.
@@ -43,7 +43,7 @@ def experiment_origin() -> Path | None:
 
 
 def resume_folder() -> Path:
-    """The folder of unfinished runs; it outlives an experiment's copy."""
+    """The folder of unfinished runs, which must outlive an experiment's copy."""
     origin = experiment_origin()
     return origin / ".dvc" / "tmp" / "resume" if origin else ROOT / "models" / "resume"
 

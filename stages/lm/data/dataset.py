@@ -1,17 +1,17 @@
 """The output of `tokenize` on disk: token arrays written in chunks, memory-mapped on reading."""
 
-import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..core.errors import UserError
-from ..core.files import atomic_writer, read_json, sha256_file
+from ..core.files import atomic_writer, sha256_file, write_text
 from ..core.paths import shown
+from .meta import RecordsMeta, SplitMeta, TokenizerMeta, TokensMeta
 from .sequence_packing import pack, scored_tokens
 from .splits import SPLITS
 
@@ -42,69 +42,91 @@ def _npy_header(dtype: np.dtype[Any], count: int) -> bytes:
     return b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + body.ljust(117).encode() + b"\n"
 
 
-def tokens_digest(meta: dict[str, Any], vocabulary: str) -> str:
-    """SHA-256 over all that `meta.json` says of the tokens, their digests, and the vocabulary."""
-    rest = {key: value for key, value in meta.items() if key != "digest"}
-    text = json.dumps(rest, sort_keys=True) + vocabulary
-    return hashlib.sha256(text.encode()).hexdigest()
+def write_split(
+    folder: Path, split: str, chunks: Iterable[list[int]], vocab_size: int, size: int
+) -> SplitMeta:
+    """Write the ids of a split that scores `size` bytes of text."""
+    path = folder / f"{split}.npy"
+    count = write_tokens(path, chunks, token_dtype(vocab_size))
+    return SplitMeta(tokens=count, bytes=size, sha256=sha256_file(path))
+
+
+def write_meta(
+    folder: Path,
+    tokenizer: TokenizerMeta,
+    vocabulary: str,
+    merges: list[tuple[int, int]],
+    splits: dict[str, SplitMeta],
+    records: RecordsMeta | None = None,
+) -> None:
+    """Write what belongs to the ids: `tokenizer.tiktoken`, `merges.npy` and `meta.json`.
+
+    `merges` are, for each id, the two ids that it was merged from, or itself twice.
+    """
+    vocabulary_path, merges_path = folder / "tokenizer.tiktoken", folder / "merges.npy"
+    write_text(vocabulary_path, vocabulary)
+    ids = list(chain.from_iterable(merges))
+    write_tokens(merges_path, [ids], token_dtype(len(merges)))
+    TokensMeta(
+        vocab_size=len(merges),
+        tokenizer=tokenizer,
+        splits=splits,
+        vocabulary_sha256=sha256_file(vocabulary_path),
+        merges_sha256=sha256_file(merges_path),
+        records=records,
+    ).save(folder / "meta.json")
 
 
 @dataclass(frozen=True)
 class TokenData:
-    """The output of `tokenize`, opened: one memory-mapped array of ids a split."""
+    """The output of `tokenize`, opened: one memory-mapped array of ids per split."""
 
     train: np.ndarray
     val: np.ndarray
     test: np.ndarray
     merges: np.ndarray
     """(vocabulary, 2): the two tokens that each was merged from, or itself twice."""
-    meta: dict[str, Any]
-    """`meta.json`: the vocabulary's size and pattern, tokens, bytes and digest of each split."""
+    meta: TokensMeta
     vocabulary: str
     """`tokenizer.tiktoken`, to be kept beside weights that were trained on these ids."""
 
     @classmethod
     def load(cls, folder: Path) -> "TokenData":
-        """Open the arrays and check them against `meta.json`.
+        """Open the arrays and check every file against `meta.json`.
 
         Raises:
             UserError: a file is missing or its bytes are not those that were written.
         """
-        meta = read_json(folder / "meta.json")
-        arrays = {}
         try:
-            for split in SPLITS:
-                path = folder / f"{split}.npy"
-                if sha256_file(path) != meta["splits"][split]["sha256"]:
-                    raise ValueError(f"{shown(path)} is not what was written")
-                arrays[split] = np.load(path, mmap_mode="r", allow_pickle=False)
-                if arrays[split].ndim != 1 or arrays[split].max(initial=0) >= meta["vocab_size"]:
-                    raise ValueError(f"{shown(path)} holds ids beyond the vocabulary")
-            merges = read_merges(folder / "merges.npy", meta)
-            vocabulary = (folder / "tokenizer.tiktoken").read_text(encoding="ascii")
-            if tokens_digest(meta, vocabulary) != meta["digest"]:
-                raise ValueError("meta.json or tokenizer.tiktoken is not what was written")
+            meta = TokensMeta.load(folder / "meta.json")
+            splits = {
+                split: _read_ids(folder / f"{split}.npy", meta.splits[split].sha256, meta)
+                for split in SPLITS
+            }
+            merges = _read_merges(folder / "merges.npy", meta)
+            path = folder / "tokenizer.tiktoken"
+            _check_digest(path, meta.vocabulary_sha256)
+            vocabulary = path.read_text(encoding="ascii")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"the tokens in {shown(folder)} cannot be used ({error}); they are missing or "
                 f"damaged. Remove {shown(folder)} and run `dvc repro`."
             ) from error
-        return cls(**arrays, merges=merges, meta=meta, vocabulary=vocabulary)
+        return cls(**splits, merges=merges, meta=meta, vocabulary=vocabulary)
 
     @property
-    def records(self) -> dict[str, int] | None:
-        """Of data made of records: how many each split has, `bytes` of their file, and the ids of
-        the tokens `prompt_end` and `record_end`."""
-        return self.meta.get("records")
+    def records(self) -> RecordsMeta | None:
+        """Of data made of records: how many there are, and what ends them. None for a text."""
+        return self.meta.records
 
     @property
     def record_ends(self) -> tuple[int, int]:
         """The ids of the tokens that end a prompt and a record."""
         assert self.records
-        return self.records["prompt_end"], self.records["record_end"]
+        return self.records.prompt_end, self.records.record_end
 
     def packed(self, split: str, context: int) -> tuple[np.ndarray, int]:
-        """The records of a split in rows, and how many were too long: see `record_rows.pack`."""
+        """The records of a split in rows, and how many were too long: see `pack`."""
         return pack(getattr(self, split), self.record_ends[1], context, split)
 
     def scored_tokens(self, split: str) -> int:
@@ -113,18 +135,18 @@ class TokenData:
         return scored_tokens(tokens, *self.record_ends) if self.records else len(tokens)
 
     def scored_bytes(self, split: str, tokens: int) -> float:
-        """Bytes of so many scored tokens of a split, as if all were alike."""
-        return self.meta["splits"][split]["bytes"] * tokens / self.scored_tokens(split)
+        """Bytes that so many scored tokens stand for, at the split's mean bytes per token."""
+        return self.meta.splits[split].bytes * tokens / self.scored_tokens(split)
 
     def digest(self) -> str:
         """One digest for all the tokens and the vocabulary."""
-        return str(self.meta["digest"])
+        return self.meta.digest()
 
     def text_bytes(self) -> int:
-        """Bytes of the file that the tokens come from."""
+        """Size of the file that the tokens come from."""
         if self.records:
-            return int(self.records["bytes"])
-        return sum(int(split["bytes"]) for split in self.meta["splits"].values())
+            return self.records.bytes
+        return sum(split.bytes for split in self.meta.splits.values())
 
     def preceding(self, split: str, count: int) -> np.ndarray:
         """At most `count` tokens that stand right before a split, its first token's context."""
@@ -133,22 +155,24 @@ class TokenData:
         return np.concatenate([np.empty(0, self.train.dtype), *tails])[-count:]
 
 
-def write_merges(path: Path, merges: list[tuple[int, int]]) -> None:
-    """Write the two tokens that each was merged from, (vocabulary, 2), as one row of ids."""
-    write_tokens(path, [[part for pair in merges for part in pair]], token_dtype(len(merges)))
+def _read_ids(path: Path, digest: str, meta: TokensMeta) -> np.ndarray:
+    _check_digest(path, digest)
+    ids = np.load(path, mmap_mode="r", allow_pickle=False)
+    if ids.ndim != 1 or ids.max(initial=0) >= meta.vocab_size:
+        raise ValueError(f"{shown(path)} holds ids beyond the vocabulary")
+    return ids
 
 
-def read_merges(path: Path, meta: dict[str, Any]) -> np.ndarray:
-    """What `write_merges` wrote.
-
-    Raises:
-        ValueError: the file's bytes are others.
-    """
-    if sha256_file(path) != meta["merges_sha256"]:
-        raise ValueError(f"{shown(path)} is not what was written")
-    merges = np.load(path, allow_pickle=False).astype(np.int64).reshape(meta["vocab_size"], 2)
-    # Ids lower than the token's own, or its own twice: what is taken apart comes to an end.
+def _read_merges(path: Path, meta: TokensMeta) -> np.ndarray:
+    _check_digest(path, meta.merges_sha256)
+    merges = np.load(path, allow_pickle=False).astype(np.int64).reshape(meta.vocab_size, 2)
+    # Both ids are lower than the token's own, or both are its own: so undoing merges ends.
     own = np.arange(len(merges))[:, None]
     if not ((merges < own) | (merges == own).all(axis=1, keepdims=True)).all():
         raise ValueError(f"{shown(path)} holds merges that never end")
     return merges
+
+
+def _check_digest(path: Path, digest: str) -> None:
+    if sha256_file(path) != digest:
+        raise ValueError(f"{shown(path)} is not what was written")

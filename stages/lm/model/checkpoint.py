@@ -56,13 +56,12 @@ class Checkpoint:
 
     @classmethod
     def load(cls, path: Path, remedy: str = REMEDY) -> "Checkpoint":
-        """Read the file; `remedy` is the advice that ends every error message.
+        """Read the file.
 
         Raises:
-            UserError: the file is missing, damaged or of another kind.
+            UserError: the file is missing, damaged or of another kind; `remedy` ends the message.
         """
-        _, content = read_artifact(path, {KIND: VERSION}, remedy)
-        return cls.from_content(content, path, remedy)
+        return cls.from_content(read_artifact(path, {KIND: VERSION}, remedy)[1], path, remedy)
 
     @classmethod
     def from_content(

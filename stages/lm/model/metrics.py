@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from ..core.files import explained, write_text
+from ..core.files import write_errors, write_text
 
 
 def loss_units(nats: float, tokens: int, size: float) -> dict[str, float]:
@@ -46,7 +46,7 @@ def duration(seconds: float) -> str:
 
 def append_missing_lines(path: Path, lines: Iterable[str]) -> None:
     """Append those `lines` that a log does not hold yet (a killed run may have lost its last)."""
-    with explained(path):
+    with write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         text = path.read_text("utf-8", "replace") if path.exists() else ""
         held = set(text.splitlines())

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..core import paths
 from ..core.errors import UserError
-from ..core.files import explained, read_json, sha256_file
+from ..core.files import read_json, sha256_file, write_errors
 from ..core.paths import shown
 
 CONFIG = "config.json"
@@ -24,7 +24,9 @@ WANTED = (
 """Files to download of a public model: no pickles and no code."""
 
 OTHER_MODEL = "take another model, or set init_from to scratch."
+"""The remedy for a model that cannot be used."""
 COPY_AGAIN = "copy it there again, or set init_from to scratch."
+"""The remedy for a damaged file of it."""
 
 _SHARD = re.compile(r"\w[\w.-]*\.safetensors", re.ASCII)
 
@@ -77,7 +79,7 @@ def download_base(name: str) -> None:
             f"or bring its {CONFIG}, {WEIGHTS} and tokenizer.json (or vocab.json and merges.txt) "
             f"into {shown(folder)} by hand."
         ) from error
-    with explained(folder):
+    with write_errors(folder):
         shutil.rmtree(part / ".cache", ignore_errors=True)
         part.rename(folder)
 

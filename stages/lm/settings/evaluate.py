@@ -13,40 +13,39 @@ class EvaluateSettings:
     SECTION: ClassVar[str] = "evaluate"
 
     max_bytes: Annotated[int, Range(1, 10**12)]
-    """Bytes scored of each split, from its start; a smaller split is scored whole. Of records, all
-    completions are scored."""
+    """Most bytes of text to score in each split, from its start. Of records, all are scored."""
 
     max_records: Annotated[int, Range(1, 10**9)]
-    """Held-out records that are answered to see how many answers are right, spread evenly over val
-    and test. No effect on a text."""
+    """Held-out records that the model answers, spread evenly over val and test, to count exact
+    matches. No effect on a text."""
 
     also: str
-    """The name of another text in `data/base/`, of which `max_bytes` are scored too: what a model
-    that started from weights forgets of what it knew. Empty is none."""
+    """The name of another text in `data/base/`, of which `max_bytes` are scored too: it tells what
+    a model that started from weights has forgotten. Empty is none."""
 
     min_context: Annotated[int, Range(0, 131_072)]
-    """Tokens of context every scored token has at least (sliding window). More is slower and
-    scores better; at most `model.context - 1` is used."""
+    """Fewest tokens of context before a scored token (sliding window). More is slower and scores
+    better; at most `model.context - 1` is used."""
 
     samples: Annotated[int, Range(0, 1_000)]
-    """Texts written to `metrics/samples.md` and searched for copies of the training text; of
-    records, the held-out ones written there with their answers."""
+    """Texts that are generated, written to `metrics/samples.md` and searched for copies of the
+    training text; with records, held-out ones written there with the model's answers."""
 
     sample_tokens: Annotated[int, Range(1, 100_000)]
     """Tokens in each sample."""
 
     prompt: str
-    """Text every sample continues; empty starts as a new line would. No effect with records, whose
-    answers are the likeliest ones."""
+    """Text that every sample continues; empty continues a line break. No effect with records, which
+    are answered greedily."""
 
     temperature: Annotated[float, Range(0, 100)]
     """Divides the logits; 0 always takes the most likely token."""
 
     top_k: Annotated[int, Range(0, 1_000_000)]
-    """Choose among this many most likely tokens only. 0 is off."""
+    """Sample from this many most likely tokens only. 0 is off."""
 
     top_p: Annotated[float, Range(0, 1)]
-    """Choose among the fewest tokens whose probabilities reach this sum. 1 is off."""
+    """Sample from the fewest tokens whose probabilities add up to this (nucleus). 1 is off."""
 
     seed: Annotated[int, Range(0, 2**31 - 1)]
-    """Fixes the samples."""
+    """Seed of the samples."""

@@ -13,11 +13,11 @@ _NAME = re.compile(r"\w[\w.-]{,95}(/\w[\w.-]{,95})?", re.ASCII)
 
 
 def load_init_from(path: Path = PARAMS) -> str:
-    """`scratch`, or which weights there are.
+    """`scratch`, or the name of the weights to start from.
 
-    A name is that of a folder in `data/base/` with a GPT-2 or Qwen3 model as Hugging Face keeps
-    it, or of one of our own checkpoints there, which ends in `.pt`. A name with a slash, such as
-    `Qwen/Qwen3-0.6B`, is that of a public model, which `corpus` downloads into such a folder once.
+    The name is that of a folder in `data/base/` with a GPT-2 or Qwen3 model in Hugging Face's
+    format, or of one of our own checkpoints there, which ends in `.pt`. A name with a slash, such
+    as `Qwen/Qwen3-0.6B`, is a public model, which `corpus` downloads into such a folder once.
 
     Raises:
         UserError: the key is missing or is none of these.

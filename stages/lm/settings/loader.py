@@ -1,4 +1,8 @@
-"""From `params.yaml` to typed settings, or one sentence that says what is wrong with it."""
+"""Reads sections of `params.yaml` into dataclasses, or says in one sentence what is wrong.
+
+Each field of a section's dataclass is annotated with its type and, where it has limits, a `Range`
+or a `Choice`: `epochs: Annotated[int, Range(1, 100_000)]`.
+"""
 
 import dataclasses
 import difflib
@@ -18,7 +22,7 @@ from ..core.paths import PARAMS
 
 @dataclass(frozen=True)
 class Range:
-    """The values a number may take, ends included."""
+    """The numbers a setting may be, ends included."""
 
     low: float
     high: float
@@ -29,7 +33,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Choice:
-    """The words a text may be."""
+    """The words a setting may be."""
 
     words: tuple[str, ...]
 
@@ -38,44 +42,51 @@ class Choice:
 
 
 class Section(Protocol):
-    """A frozen dataclass that mirrors one section of `params.yaml`."""
+    """A frozen dataclass with a field for each key of one section of `params.yaml`.
+
+    Its `__post_init__` raises `ValueError` for values that contradict each other.
+    """
 
     SECTION: ClassVar[str]
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
 
 S = TypeVar("S", bound=Section)
-NO_AUTO: Mapping[str, Any] = MappingProxyType({})
+EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
-def load_section(cls: type[S], path: Path = PARAMS, auto: Mapping[str, Any] = NO_AUTO) -> S:
+def load_section(cls: type[S], path: Path = PARAMS, auto: Mapping[str, Any] = EMPTY) -> S:
     """The section of `params.yaml` that `cls` describes.
 
-    `auto` holds what the word stands for, by `section.key`, where a setting may be `auto`.
+    `auto` holds the values that replace the word `auto`, by `section.key`.
 
     Raises:
         UserError: a key is missing, unknown or has a value it cannot have.
     """
-    return _build(cls, read_params(path), path.name, auto)
+    return _section(cls, read_params(path), path.name, auto)
 
 
 def load_sections(
-    classes: list[type[Any]], path: Path = PARAMS, auto: Mapping[str, Any] = NO_AUTO
+    classes: list[type[Any]], path: Path = PARAMS, auto: Mapping[str, Any] = EMPTY
 ) -> dict[str, Any]:
-    """Every section, by name; a section that no class describes is an error too."""
+    """All sections, by name.
+
+    Raises:
+        UserError: as `load_section`, or a section is unknown.
+    """
     document = read_params(path)
     known = [cls.SECTION for cls in classes]
     for name in document:
         if name not in (*known, "recipe", "init_from"):
             raise UserError(f"{path.name}: unknown section {name!r}{_nearest(name, known)}.")
-    return {cls.SECTION: _build(cls, document, path.name, auto) for cls in classes}
+    return {cls.SECTION: _section(cls, document, path.name, auto) for cls in classes}
 
 
 def read_params(path: Path) -> dict[str, Any]:
-    """`params.yaml` as it stands.
+    """The contents of `params.yaml`, unchecked.
 
     Raises:
-        UserError: it is missing, or is not YAML, or holds no sections.
+        UserError: it is missing, is not YAML, or holds no sections.
     """
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -84,14 +95,14 @@ def read_params(path: Path) -> dict[str, Any]:
             f"{path.name} is missing; it holds every setting. Restore it, for example with "
             f"`git checkout {path.name}`."
         ) from None
-    except Exception as error:  # a date or a tag that makes no sense can raise nearly every type
+    except Exception as error:  # an impossible date or tag can raise nearly every type
         raise UserError(f"{path.name} is not readable as YAML: {error}.") from error
     if not isinstance(document, dict):
         raise UserError(f"{path.name} must hold sections such as `train:`, each with its keys.")
     return document
 
 
-def _build(cls: type[S], document: dict[str, Any], file: str, auto: Mapping[str, Any]) -> S:
+def _section(cls: type[S], document: dict[str, Any], file: str, auto: Mapping[str, Any]) -> S:
     section = cls.SECTION
     values = document.get(section)
     if not isinstance(values, dict):
@@ -102,30 +113,29 @@ def _build(cls: type[S], document: dict[str, Any], file: str, auto: Mapping[str,
     for key in values:
         if key not in names:
             raise UserError(f"{file}: unknown key {section}.{key}{_nearest(str(key), names)}.")
-    parsed = {}
+    converted = {}
     for name in names:
+        key, hint = f"{section}.{name}", hints[name]
         if name not in values:
-            raise UserError(
-                f"{file}: {section}.{name} is missing; add it back ({_expected(hints[name])})."
-            )
-        value, automatic = values[name], auto.get(f"{section}.{name}")
-        if value == "auto" and automatic is not None:
-            value = automatic
+            raise UserError(f"{file}: {key} is missing; add it back ({_expected(hint)}).")
+        value = values[name]
+        if value == "auto":
+            value = auto.get(key, value)
         try:
-            parsed[name] = convert(value, hints[name])
+            converted[name] = convert(value, hint)
         except (ValueError, OverflowError):
+            or_auto = ", or auto" if key in auto else ""
             raise UserError(
-                f"{file}: {section}.{name} is {quoted(value)}, but must be "
-                f"{_expected(hints[name])}{'' if automatic is None else ', or auto'}."
+                f"{file}: {key} is {quoted(value)}, but must be {_expected(hint)}{or_auto}."
             ) from None
     try:
-        return cls(**parsed)
+        return cls(**converted)
     except ValueError as error:
         raise UserError(f"{file}: {error}") from None
 
 
 def quoted(value: Any) -> str:
-    """A value as messages show it, groups in short: ten lines of YAML can stand for gigabytes."""
+    """A value for a message. Lists and dicts are cut: YAML's aliases let few lines be gigabytes."""
     try:
         return repr(value) if isinstance(value, int | str) else reprlib.repr(value)
     except ValueError:
@@ -138,31 +148,32 @@ def _nearest(name: str, known: list[str]) -> str:
 
 
 def _expected(hint: Any) -> str:
-    kind, limits = _parts(hint)
+    kind, limits = _type_and_limits(hint)
     noun = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
     return f"{noun} {limits}" if isinstance(limits, Range) else str(limits or noun)
 
 
-def _parts(hint: Any) -> tuple[type, Range | Choice | None]:
+def _type_and_limits(hint: Any) -> tuple[type, Range | Choice | None]:
+    """`int` and the `Range` of `Annotated[int, Range(...)]`; `int` and None of `int`."""
     metadata = getattr(hint, "__metadata__", (None,))
     return getattr(hint, "__origin__", hint), metadata[0]
 
 
 def convert(value: Any, hint: Any) -> Any:
-    """A value as its type hint has it.
+    """A value from YAML as the type that a field is annotated with, checked against its limits.
 
     Raises:
-        ValueError: it cannot be that.
+        ValueError: it has another type, or is outside the limits.
         OverflowError: it is a number beyond all floats.
     """
-    kind, limits = _parts(hint)
+    kind, limits = _type_and_limits(hint)
     if kind is bool or kind is str:
         if not isinstance(value, kind):
             raise ValueError
         if isinstance(limits, Choice) and value not in limits.words:
             raise ValueError
         if isinstance(value, str):
-            value.encode()  # "\ud800" is valid YAML, but no text
+            value.encode()  # refuses "\ud800", which is valid YAML but half a character
         return value
     # DVC writes 0.00001 as `1e-05`, which YAML 1.1 (and so PyYAML) reads as text.
     if isinstance(value, bool) or not isinstance(value, int | float | str):

@@ -20,32 +20,32 @@ class ModelSettings:
     """Transformer blocks."""
 
     heads: Annotated[int, Range(1, 256)]
-    """Attention heads; each is `width / heads` wide, or as wide as those of `init_from`."""
+    """Attention heads; each has `width / heads` dimensions, or as many as those of `init_from`."""
 
     kv_heads: Annotated[int, Range(1, 256)]
     """Key/value heads, a divisor of `heads` (grouped-query attention). `gpt2` needs
     `kv_heads = heads`."""
 
     width: Annotated[int, Range(8, 16_384)]
-    """Size of a token's vector; multiples of 64 are fast, of 256 quantize everywhere."""
+    """Size of a token's vector. Multiples of 64 are fast; llama.cpp's k-quants need those of 256."""
 
     ff_width: Annotated[int, Range(8, 131_072)]
-    """Inner size of the feed-forward layer. On short texts twice `width` served `qwen3` better than
-    the usual 8/3; `gpt2` has four times."""
+    """Inner size of the feed-forward layer. On short texts twice `width` was better for
+    `qwen3` than the usual 8/3; `gpt2` has four times."""
 
     context: Annotated[int, Range(8, 131_072)]
-    """Tokens the model sees at once."""
+    """Tokens that the model attends to at most: its context length."""
 
     tie_embeddings: bool
     """Use one matrix for the token embedding and the output head."""
 
     dropout: Annotated[float, Range(0, 0.9)]
-    """Share of activations dropped after the embedding and after each sublayer in training."""
+    """Share of activations set to zero in training, after the embedding and after each sublayer."""
 
     init: Annotated[str, Choice(("bigrams", "random", "base"))]
-    """How the weights begin. `bigrams` fits embedding and head to how often each token follows
-    each other one, before the first step; needs `qwen3` with untied embeddings. `base` takes those
-    that `init_from` names, and with them its head size."""
+    """The initial weights. `bigrams` fits embedding and head to the counts of token pairs before
+    the first step; needs `qwen3` with untied embeddings. `base` takes the weights that `init_from`
+    names, and their head size."""
 
     def __post_init__(self) -> None:
         if self.init != "base" and self.width % self.heads:

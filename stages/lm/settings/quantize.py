@@ -15,9 +15,10 @@ class QuantizeSettings:
     SECTION: ClassVar[str] = "quantize"
 
     scheme: Annotated[str, Choice(SCHEMES)]
-    """`auto`: the smallest file within `max_increase`. `gptq2`, `gptq3`, `gptq4`: codes of about so
-    many bits a weight, found on training text. `int4`: 4-bit codes with one float16 scale for 64
-    columns. `int8`: 8-bit codes with one a row. `f16`: float16, nothing more."""
+    """`auto`: the smallest file within `max_increase`. `gptq2`, `gptq3`, `gptq4`: about so many bits
+    per weight, by GPTQ on training text. `int4`: 4-bit codes with a float16 scale per 64 columns.
+    `int8`: 8-bit codes with a scale per row. `f16`: float16."""
+
     max_increase: Annotated[float, Range(0, 1)]
-    """The share of its bits per byte on the validation split that the model may lose; below 0.1
-    bits per byte, that share of 0.1."""
+    """Largest relative increase of bits per byte on the validation split that `auto` accepts. Below
+    0.1 bits per byte it is relative to 0.1."""

@@ -1,7 +1,8 @@
-"""What `auto` stands for: the values of each recipe, by the size of the training text.
+"""What `auto` stands for in `params.yaml`: the values of each recipe, by the size of the text.
 
-A recipe is nothing but values for settings. The README, "Recipes", tells which were measured; the
-rest are estimates between and beyond. A value set in `params.yaml` always wins.
+A recipe is nothing but values for settings, and a value in `params.yaml` always wins. A row of a
+table applies from its first number on, up to the next row; it replaces values of `COMMON`.
+`RECIPES.md` tells which rows were measured; the others are estimates between and beyond those.
 """
 
 from collections.abc import Mapping
@@ -11,9 +12,12 @@ from typing import Any
 
 from ..core.errors import UserError
 from ..core.paths import PARAMS
-from .loader import NO_AUTO, convert, quoted, read_params
+from .loader import EMPTY, convert, quoted, read_params
 
-COMMON: dict[str, Any] = {
+Values = dict[str, Any]
+"""Settings by `section.key`."""
+
+COMMON: Values = {
     "tokenize.tokenizer": "bpe",
     "tokenize.pattern": "gpt-2",
     "model.arch": "qwen3",
@@ -37,32 +41,12 @@ COMMON: dict[str, Any] = {
     "train.calibrate": False,
     "train.split_tokens": 0.0,
 }
-"""Of every recipe, unless it says otherwise. Two batches of 16 windows take half the memory of one
-of 32, which matters to the processor's caches too."""
-ADAMW: dict[str, Any] = {"train.lr": 0.003, "train.beta1": 0.9, "train.beta2": 0.95}
-"""Instead, where `train.optimizer` is `adamw`, or `train.adapt` is `lora`."""
-FROM_BASE: dict[str, list[tuple[int, dict[str, Any]]]] = {
-    "muon": [
-        (0, {"train.lr": 0.01, "train.embedding_lr": 0.015, "train.head_lr": 0.003}),
-        (512, {"train.lr": 0.002, "train.embedding_lr": 0.0003, "train.head_lr": 0.0003}),
-    ],
-    "adamw": [(0, {"train.lr": 0.0015}), (512, {"train.lr": 0.0001})],
-    "lora": [(0, {"train.lr": 0.007}), (512, {"train.lr": 0.0003})],
-}
-"""Instead, by `train.optimizer` (or for `train.adapt: lora`) and from a width on, where `init_from`
-names weights: steps that do not undo them. Half of the rates above served small models (README);
-those of wide ones are usual and not tried."""
-FEW_PASSES: dict[str, Any] = {
-    "model.dropout": 0.0,
-    "train.split_tokens": 0.0,
-    "train.calibrate": False,
-}
-"""With such weights too: within few passes, means against learning by heart cost more than they
-keep."""
-AT_MOST_FROM_BASE = {"train.epochs": 4, "model.context": 1024}
-"""With such weights, at most."""
+"""Values that every recipe begins with. Two passes of 16 windows need half the memory of one of 32,
+and more of it fits the processor's caches."""
 
-SLOW: dict[str, Any] = {
+# Rows of `quick` and `best` --------------------------------------------------------------------
+
+REGULARIZED: Values = {
     "model.context": 256,
     "model.dropout": 0.2,
     "train.batch_size": 8,
@@ -71,71 +55,120 @@ SLOW: dict[str, Any] = {
     "train.calibrate": True,
     "train.split_tokens": 0.15,
 }
-"""Of `best`, and of short texts: many passes need every means against learning by heart."""
-MIDDLE: dict[str, Any] = SLOW | {
+"""For many passes over a text, which would otherwise overfit."""
+LONG_CONTEXT: Values = REGULARIZED | {
     "model.context": 512,
     "model.dropout": 0.1,
     "train.batch_size": 4,
     "train.average": 0.99,
     "train.split_tokens": 0.2,
 }
-"""Of `best` for about a megabyte: as many tokens in a step, each with more before it."""
-FIVE_PASSES: dict[str, Any] = {"model.dropout": 0.1, "train.calibrate": True, "train.epochs": 5}
-SHORT: dict[str, Any] = SLOW | {
-    "model.dropout": 0.3,
+"""As many tokens in a step as `REGULARIZED`, in windows twice as long."""
+SMALL: Values = REGULARIZED | {
     "tokenize.vocab_size": 256,
     "model.width": 128,
+    "model.dropout": 0.3,
     "train.batch_size": 4,
     "train.accumulate": 1,
     "train.embedding_lr": 0.01,
     "train.head_lr": 0.003,
 }
+"""For texts below 200 kB: bytes as tokens, a narrow model, small steps."""
 
-BY_SIZE: dict[str, list[tuple[int, dict[str, Any]]]] = {
+BY_SIZE: dict[str, list[tuple[int, Values]]] = {
     "quick": [
-        (0, SHORT | {"train.epochs": 16}),
-        (200_000, FIVE_PASSES | {"tokenize.vocab_size": 512}),
+        (0, SMALL | {"train.epochs": 16}),
+        (
+            200_000,
+            {
+                "tokenize.vocab_size": 512,
+                "model.dropout": 0.1,
+                "train.calibrate": True,
+                "train.epochs": 5,
+            },
+        ),
         (700_000, {"tokenize.vocab_size": 1024, "train.epochs": 2}),
         (1_500_000, {"tokenize.vocab_size": 1024, "train.epochs": 1}),
         (4_000_000, {"tokenize.vocab_size": 4096, "train.epochs": 1}),
     ],
     "best": [
-        (0, SHORT | {"model.width": 192, "model.dropout": 0.4, "train.epochs": 24}),
-        (200_000, SLOW | {"tokenize.vocab_size": 512, "model.dropout": 0.3, "train.epochs": 14}),
-        (700_000, MIDDLE | {"tokenize.vocab_size": 1024, "train.epochs": 16}),
-        (2_000_000, SLOW | {"tokenize.vocab_size": 2048, "train.epochs": 8, "model.dropout": 0.1}),
-        (6_000_000, SLOW | {"tokenize.vocab_size": 4096, "train.epochs": 2, "model.dropout": 0.0}),
-        (20_000_000, SLOW | {"tokenize.vocab_size": 4096, "train.epochs": 1, "model.dropout": 0.0}),
+        (0, SMALL | {"model.width": 192, "model.dropout": 0.4, "train.epochs": 24}),
+        (
+            200_000,
+            REGULARIZED | {"tokenize.vocab_size": 512, "model.dropout": 0.3, "train.epochs": 14},
+        ),
+        (700_000, LONG_CONTEXT | {"tokenize.vocab_size": 1024, "train.epochs": 16}),
+        (
+            2_000_000,
+            REGULARIZED | {"tokenize.vocab_size": 2048, "model.dropout": 0.1, "train.epochs": 8},
+        ),
+        (
+            6_000_000,
+            REGULARIZED | {"tokenize.vocab_size": 4096, "model.dropout": 0.0, "train.epochs": 2},
+        ),
+        (
+            20_000_000,
+            REGULARIZED | {"tokenize.vocab_size": 4096, "model.dropout": 0.0, "train.epochs": 1},
+        ),
     ],
 }
-"""`quick`: the best model within a minute or two of training up to 2 MB of text, and one pass over
-it beyond. `best`: the best model within fifteen to twenty minutes. From so many bytes of text on,
-these values."""
+"""Each row applies from so many bytes of text on.
+
+`quick`: the best model within a minute or two of training up to 2 MB, and one pass beyond.
+`best`: the best model within fifteen to twenty minutes."""
 FF_RATIO = {"quick": 2, "best": 3}
-"""Inner size of qwen3's feed-forward layers, in widths: more of it repays only many passes."""
+"""`model.ff_width` of qwen3 in units of `model.width`; more pays off over many passes only."""
+GPT2_FF_RATIO = 4
+
+# What other settings change --------------------------------------------------------------------
+
 LARGEST_BIGRAMS = 8192
-"""Larger vocabularies start from random weights: bigrams are counted in a square table."""
+"""Larger vocabularies start from random weights, because bigrams are counted in a square table."""
+ADAMW: Values = {"train.lr": 0.003, "train.beta1": 0.9, "train.beta2": 0.95}
+"""Where `train.optimizer` is `adamw`, or `train.adapt` is `lora`."""
+
+# What weights to start from (`init_from`) change -----------------------------------------------
+
+FROM_BASE: dict[str, list[tuple[int, Values]]] = {
+    "muon": [
+        (0, {"train.lr": 0.01, "train.embedding_lr": 0.015, "train.head_lr": 0.003}),
+        (512, {"train.lr": 0.002, "train.embedding_lr": 0.0003, "train.head_lr": 0.0003}),
+    ],
+    "adamw": [(0, {"train.lr": 0.0015}), (512, {"train.lr": 0.0001})],
+    "lora": [(0, {"train.lr": 0.007}), (512, {"train.lr": 0.0003})],
+}
+"""Learning rates small enough to keep what the weights know, by `train.optimizer` or for
+`train.adapt: lora`. Each row applies from so many units of width on. Half of the usual rates served
+small models; the rates of wide ones are common practice and were not measured here."""
+FEW_PASSES: Values = {
+    "model.dropout": 0.0,
+    "train.split_tokens": 0.0,
+    "train.calibrate": False,
+}
+"""Fine-tuning runs few epochs: regularization costs more than it saves."""
+AT_MOST_FROM_BASE = {"train.epochs": 4, "model.context": 1024}
+"""Upper limits of what the recipe says."""
 
 
 @dataclass(frozen=True)
 class Automatic:
-    """What `auto` stands for in `params.yaml`, for a text of a certain size."""
+    """What `auto` stands for in `params.yaml`, for a text of `text_bytes`."""
 
     recipe: str
     text_bytes: int
-    values: dict[str, Any]
-    """By `section.key`, for every setting that may be `auto`."""
+    values: Values
+    """Of every setting that may be `auto`."""
     used: list[str]
-    """The settings that are."""
+    """The settings that `params.yaml` leaves `auto`."""
     base: Mapping[str, Any]
-    """Those of `values` that are as the weights of `init_from` have them."""
+    """The settings that the weights of `init_from` fix."""
 
-    def chosen(self) -> dict[str, Any]:
-        """The settings that are `auto` and their values."""
+    def chosen(self) -> Values:
+        """The values of the settings that are `auto`."""
         return {key: self.values[key] for key in self.used}
 
     def lines(self, section: str) -> list[str]:
-        """What a section's automatic settings are, a line each."""
+        """One line for each setting of a section that is `auto`: its value and where it is from."""
         recipe = f"recipe {self.recipe} for {self.text_bytes:,} bytes of text"
         return [
             f"{key} = {self.values[key]} (auto: {'init_from' if key in self.base else recipe})"
@@ -144,14 +177,14 @@ class Automatic:
         ]
 
 
-def automatic(text_bytes: int, path: Path = PARAMS, base: Mapping[str, Any] = NO_AUTO) -> Automatic:
+def automatic(text_bytes: int, path: Path = PARAMS, base: Mapping[str, Any] = EMPTY) -> Automatic:
     """The values of the recipe that `params.yaml` names, for a text of `text_bytes`.
 
-    `base` holds what the weights of `init_from` fix, by `section.key`; its `model.context` is the
-    longest they can have.
+    `base` holds the settings that the weights of `init_from` fix, where `model.context` is their
+    longest context.
 
     Raises:
-        UserError: there is no such recipe, or a setting contradicts the weights to start from.
+        UserError: there is no such recipe, or a setting contradicts `init_from`.
     """
     document = read_params(path)
     recipe = document.get("recipe")
@@ -171,10 +204,10 @@ def automatic(text_bytes: int, path: Path = PARAMS, base: Mapping[str, Any] = NO
 
 
 def refuse_contradictions(given: dict[str, Any], base: Mapping[str, Any], file: str) -> None:
-    """Hold the settings `given` against what the weights to start from are.
+    """Compare the settings `given` in `params.yaml` with those that `init_from` fixes (`base`).
 
     Raises:
-        UserError: one is another than theirs.
+        UserError: a setting differs from that of the weights, or needs weights and has none.
     """
     if not base:
         for key in ("tokenize.tokenizer", "model.init"):
@@ -188,37 +221,37 @@ def refuse_contradictions(given: dict[str, Any], base: Mapping[str, Any], file: 
                 f"{file}: train.adapt is lora, but init_from is scratch: there is nothing to "
                 "adapt. Set train.adapt to full, or init_from to the weights to start from."
             )
-    for key, theirs in base.items():
+    for key, fixed in base.items():
         value = given.get(key, "auto")
         try:
-            same = convert(value, type(theirs)) == theirs
-            shorter = key == "model.context" and convert(value, int) < theirs
+            same = convert(value, type(fixed)) == fixed
+            shorter = key == "model.context" and convert(value, int) < fixed
         except (ValueError, OverflowError):
-            continue  # auto, or refused by its own setting
+            continue  # it is auto, or its own setting refuses it later
         if value != "auto" and not same and not shorter:
             limit = " at most" if key == "model.context" else ""
             raise UserError(
                 f"{file}: {key} is {quoted(value)}, but the weights that init_from names have "
-                f"{quoted(theirs)}{limit}; set {key} to auto, or init_from to scratch."
+                f"{quoted(fixed)}{limit}; set {key} to auto, or init_from to scratch."
             )
 
 
 def derive(
-    recipe: str, text_bytes: int, given: dict[str, Any], base: Mapping[str, Any] = NO_AUTO
-) -> dict[str, Any]:
-    """The recipe's values; some follow the values `given` in `params.yaml`, or those of `base`."""
-    values = COMMON | [row for start, row in BY_SIZE[recipe] if start <= text_bytes][-1]
+    recipe: str, text_bytes: int, given: dict[str, Any], base: Mapping[str, Any] = EMPTY
+) -> Values:
+    """The recipe's values; some depend on those `given` in `params.yaml`, or on `base`."""
+    values = COMMON | _row(BY_SIZE[recipe], text_bytes)
     said = {key: value for key, value in given.items() if value != "auto"}
     width = _whole(given.get("model.width")) or values["model.width"]
     heads = _whole(given.get("model.heads"))
     if heads is None:
-        # Of an even size each, which rotary positions need.
+        # About 64 wide, and of an even size, which rotary positions need.
         counts = range(min(256, max(1, width // 64)), 0, -1)
         heads = next((count for count in counts if width % (2 * count) == 0), 1)
     gpt2, adamw = said.get("model.arch") == "gpt2", said.get("train.optimizer") == "adamw"
     lora = said.get("train.adapt") == "lora"
     values |= {"model.heads": heads, "model.kv_heads": heads}
-    values["model.ff_width"] = (4 if gpt2 else FF_RATIO[recipe]) * width
+    values["model.ff_width"] = (GPT2_FF_RATIO if gpt2 else FF_RATIO[recipe]) * width
     vocabulary = _whole(given.get("tokenize.vocab_size")) or values["tokenize.vocab_size"]
     large = said.get("tokenize.tokenizer", "bpe") != "bpe" or vocabulary > LARGEST_BIGRAMS
     if gpt2 or large or said.get("model.tie_embeddings") is True:
@@ -226,14 +259,19 @@ def derive(
     if adamw or lora:
         values |= ADAMW
     if base:
-        rows = FROM_BASE["lora" if lora else "adamw" if adamw else "muon"]
-        values |= [row for start, row in rows if start <= base.get("model.width", 0)][-1]
+        rates = FROM_BASE["lora" if lora else "adamw" if adamw else "muon"]
+        values |= _row(rates, base.get("model.width", 0))
         values |= FEW_PASSES | dict(base)
         values |= {key: min(values[key], most) for key, most in AT_MOST_FROM_BASE.items()}
     return values
 
 
+def _row(table: list[tuple[int, Values]], size: int) -> Values:
+    return [row for start, row in table if start <= size][-1]
+
+
 def _whole(value: Any) -> int | None:
+    """`value` as a whole number; None where it is none, which its own setting refuses later."""
     try:
         return int(convert(value, int))
     except (ValueError, OverflowError):

@@ -1,4 +1,4 @@
-"""The `runtime:` section of `params.yaml`: where and how a run computes, never what."""
+"""The `runtime:` section of `params.yaml`: settings that do not change what a run computes."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
@@ -13,10 +13,10 @@ class RuntimeSettings:
     SECTION: ClassVar[str] = "runtime"
 
     device: Annotated[str, Choice(("auto", "cpu", "cuda", "mps"))]
-    """`auto` takes a CUDA GPU, else Apple's, else the CPU."""
+    """`auto` takes a CUDA GPU, else Apple's GPU, else the CPU."""
 
     threads: Annotated[int, Range(0, 1_024)]
     """CPU threads for matrix products. 0 lets torch choose."""
 
     checkpoint_steps: Annotated[int, Range(0, 1_000_000_000)]
-    """Save the resume state every this many steps too, besides every epoch's end. 0 is off."""
+    """Steps between saves of the resume state, which each epoch's end saves as well. 0 is off."""

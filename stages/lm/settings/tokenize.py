@@ -17,23 +17,23 @@ class TokenizeSettings:
     tokenizer: str
     """`bpe` trains a byte-level BPE on the training split. `base` is the vocabulary of the weights
     that `init_from` names, without special tokens. A tiktoken name (`gpt2`,
-    `cl100k_base`, `o200k_base`) uses that vocabulary, downloaded once by tiktoken. A file name
-    ending in `.tiktoken` is read from `data/base/`."""
+    `cl100k_base`, `o200k_base`) is a published vocabulary, downloaded once by tiktoken. A file name
+    that ends in `.tiktoken` is read from `data/base/`."""
 
     vocab_size: Annotated[int, Range(256, 200_000)]
     """Tokens in a `bpe` vocabulary, the 256 bytes included. No effect on the other tokenizers."""
 
     pattern: Annotated[str, Choice(("gpt-2", "qwen2", "llama-bpe", "gpt-4o"))]
-    """How text is cut before byte pairs are merged, by llama.cpp's name for it. Used by `bpe`
-    and by `.tiktoken` files; `base` and a tiktoken name bring their own."""
+    """The regular expression that cuts text before byte pairs are merged, by llama.cpp's name. Used
+    by `bpe` and by `.tiktoken` files; `base` and a tiktoken name bring their own."""
 
     val_fraction: Annotated[float, Range(0.001, 0.5)]
-    """Share of the text's bytes, after the training split, or of the records that chooses: best
-    epoch, early stop, quantization."""
+    """Share of the text's bytes (between training and test split) or of the records that is held
+    out to choose the best epoch, an early stop and the quantization scheme."""
 
     test_fraction: Annotated[float, Range(0.001, 0.5)]
-    """Share of the text's bytes, at its end, or of the records that nothing looks at before
-    `evaluate`."""
+    """Share of the text's bytes (at its end) or of the records that is held out for `evaluate`
+    alone."""
 
     def __post_init__(self) -> None:
         known = tiktoken.list_encoding_names()

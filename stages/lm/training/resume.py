@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from ..core.artifact import read_artifact, write_artifact
 from ..core.errors import UserError
-from ..core.files import explained, read_json, sha256_file, write_json
+from ..core.files import read_json, sha256_file, write_errors, write_json
 from ..core.paths import ROOT, shown
 
 KIND = "training state"
@@ -152,7 +152,7 @@ def only_trainer(path: Path) -> Iterator[None]:
     """
     holder = path.with_name(path.name + ".pid")
     lock = FileLock(path, blocking=False)
-    with explained(path):
+    with write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire()
@@ -167,7 +167,7 @@ def only_trainer(path: Path) -> Iterator[None]:
                 "continues."
             ) from None
     try:
-        with explained(holder):
+        with write_errors(holder):
             holder.write_text(f"{os.getpid()}\n")
         yield
     finally:

@@ -472,7 +472,7 @@ class Trainer:
     def bits_per_byte(self, val_loss: float) -> float:
         """A validation loss in the unit that compares across tokenizers."""
         tokens = self.data.scored_tokens("val")
-        size = self.data.meta["splits"]["val"]["bytes"]
+        size = self.data.meta.splits["val"].bytes
         return loss_units(val_loss * tokens, tokens, size)["bits_per_byte"]
 
     def summary(self) -> dict[str, Any]:

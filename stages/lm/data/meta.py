@@ -1,0 +1,93 @@
+"""`meta.json` beside the token arrays: what they were made of and how, with a digest of each file.
+
+The dataclasses hold the same keys as the JSON. The checkpoint keeps them as its provenance.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..core.files import read_json, write_json
+
+
+@dataclass(frozen=True)
+class TokenizerMeta:
+    """Which tokenizer made the ids; its vocabulary is a file of its own."""
+
+    name: str
+    pattern: str
+    """The regular expression that cuts text before merging."""
+
+
+@dataclass(frozen=True)
+class SplitMeta:
+    """One of train, val and test."""
+
+    tokens: int
+    bytes: int
+    """Of the text; of records, those a model is scored on: completions and one for each end."""
+    sha256: str
+    """Of the split's `.npy` file."""
+
+
+@dataclass(frozen=True)
+class RecordsMeta:
+    """What only data made of records have."""
+
+    train: int
+    """Number of records, as in the next two."""
+    val: int
+    test: int
+    prompt_end: int
+    """Id of the token that ends a prompt."""
+    record_end: int
+    """Id of the token that ends a record."""
+    bytes: int
+    """Size of the file of records."""
+
+
+@dataclass(frozen=True)
+class TokensMeta:
+    """All that `meta.json` holds but its digest, which `digest` computes."""
+
+    vocab_size: int
+    tokenizer: TokenizerMeta
+    splits: dict[str, SplitMeta]
+    vocabulary_sha256: str
+    """Of `tokenizer.tiktoken`."""
+    merges_sha256: str
+    """Of `merges.npy`."""
+    records: RecordsMeta | None = None
+    """None where the data are a text."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The plain values that `meta.json` and a checkpoint's provenance hold."""
+        return asdict(self) | {"digest": self.digest()}
+
+    def digest(self) -> str:
+        """SHA-256 of everything above, and so of the tokens, the merges and the vocabulary."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+    def save(self, path: Path) -> None:
+        """Write `meta.json`."""
+        write_json(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: Path) -> "TokensMeta":
+        """Read `meta.json` and check it against its digest.
+
+        Raises:
+            UserError: it is missing or no JSON.
+            ValueError, KeyError, TypeError, AttributeError: it is not what was written.
+        """
+        values = read_json(path)
+        digest = values.pop("digest")
+        values["tokenizer"] = TokenizerMeta(**values["tokenizer"])
+        values["splits"] = {name: SplitMeta(**split) for name, split in values["splits"].items()}
+        values["records"] = RecordsMeta(**values["records"]) if values["records"] else None
+        meta = cls(**values)
+        if meta.digest() != digest:
+            raise ValueError(f"{path.name} is not what was written")
+        return meta
