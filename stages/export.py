@@ -1,4 +1,4 @@
-"""`python -m stages.export FOLDER`: a model in the formats that other programs open."""
+"""`python -m stages.export FOLDER`: a model as files for other programs (Hugging Face, GGUF)."""
 
 import argparse
 import importlib.util
@@ -17,26 +17,26 @@ from stages.lm.export.pattern_names import pattern_name
 from stages.lm.inference.loading import LoadedModel, load_model
 
 FORMATS = ("huggingface", *(f"gguf-{kind}" for kind in KINDS))
-CHECKED = "It's a test: 12345 Wölfe, привет, 我们 🙂\n\n\t  the end ... "
-"""What transformers reads to see that it gives the same logits, unless another text is given."""
-GPT_4O = (
-    "note: the pattern gpt-4o as llama.cpp has it cuts combining marks (of Hindi, of decomposed "
-    "accents) off their letters; text with such marks gets other token ids there."
+CHECK_TEXT = "It's a test: 12345 Wölfe, привет, 我们 🙂\n\n\t  the end ... "
+"""Default text for the comparison of logits with transformers."""
+GPT_4O_NOTE = (
+    "note: llama.cpp's version of the pattern gpt-4o splits combining marks (of Hindi, of "
+    "decomposed accents) from their letters, so text with such marks gets other token ids there."
 )
 TOLERANCE = 1e-3
-"""Logits that differ by more are another model's; float32 rounds to about a millionth of them."""
+"""Largest absolute difference of logits; float32 rounds to about a millionth of them."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Tells a wrong argument in one sentence instead of a usage listing."""
+    """Reports a wrong argument in one sentence instead of a usage listing."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise it."""
+        """Raise a `UserError`."""
         raise UserError(f"{message}. `python -m stages.export --help` explains every argument.")
 
 
 def parser() -> Parser:
-    """The arguments."""
+    """The parser of the command line."""
     made = Parser(prog="python -m stages.export", description="Write a model for other programs.")
     made.add_argument("folder", type=Path, help="a folder that does not exist yet or is empty")
     made.add_argument(
@@ -52,18 +52,18 @@ def parser() -> Parser:
         default=paths.CHECKPOINT,
         help=f"a model file ({paths.shown(paths.CHECKPOINT)}), or {paths.shown(paths.QUANTIZED)}",
     )
-    made.add_argument("--check", default=CHECKED, help="a text to compare the logits on")
+    made.add_argument("--check", default=CHECK_TEXT, help="a text to compare the logits on")
     return made
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Write the folder, whole or not at all."""
+    """Write the folder, completely or not at all."""
     asked = parser().parse_args(arguments)
     folder = asked.folder.absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{paths.shown(folder)} exists and is not empty; name another folder.")
     loaded = load_model(asked.model)
-    # Named alike every time, so that what a killed run left is overwritten by the next one.
+    # A fixed name, so that the next run removes what a killed one left.
     partial = folder.with_name(f".{folder.name}.tmp")
     with write_errors(folder):
         shutil.rmtree(partial, ignore_errors=True)
@@ -71,14 +71,14 @@ def main(arguments: list[str] | None = None) -> None:
         try:
             write(loaded, partial, asked.format)
             if "huggingface" in asked.format:
-                print(compared(loaded, partial, asked.check or CHECKED))
+                print(compare(loaded, partial, asked.check or CHECK_TEXT))
             if folder.exists():
                 folder.rmdir()
             partial.replace(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     if asked.format != ["huggingface"] and pattern_name(loaded.tokenizer) == "gpt-4o":
-        print(GPT_4O)
+        print(GPT_4O_NOTE)
     for file in sorted(folder.iterdir()):
         print(f"{paths.shown(file)}: {file.stat().st_size:,} bytes")
 
@@ -94,11 +94,11 @@ def write(loaded: LoadedModel, folder: Path, formats: list[str]) -> None:
 
 
 @torch.inference_mode()
-def compared(loaded: LoadedModel, folder: Path, text: str) -> str:
-    """A sentence on how far what transformers makes of a folder is from the model.
+def compare(loaded: LoadedModel, folder: Path, text: str) -> str:
+    """Compare transformers' token ids and logits for a written folder with ours, in a sentence.
 
     Raises:
-        UserError: it makes something else of it.
+        UserError: they differ.
     """
     if importlib.util.find_spec("transformers") is None:
         return "not compared with transformers, which is not installed"
@@ -111,17 +111,17 @@ def compared(loaded: LoadedModel, folder: Path, text: str) -> str:
     rows = torch.tensor([ids])
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(rows).logits
     ours = loaded.model(rows)
-    apart, largest = (theirs - ours).abs().max().item(), ours.abs().max().item()
-    told = (
-        f"on {len(ids)} tokens, transformers' logits differ by at most {apart:.1e} (the largest is "
-        f"{largest:.1f})"
+    difference, largest = (theirs - ours).abs().max().item(), ours.abs().max().item()
+    result = (
+        f"on {len(ids)} tokens, transformers' logits differ by at most {difference:.1e} (the "
+        f"largest is {largest:.1f})"
     )
-    if not same or not apart < TOLERANCE:
+    if not same or not difference < TOLERANCE:
         raise UserError(
-            f"the export is wrong and was not kept: {told}, and its token ids are "
-            f"{'the same' if same else 'others'}; the installed transformers may be too old."
+            f"the export is wrong and was not kept: {result}, and its token ids "
+            f"{'are the same' if same else 'differ'}; the installed transformers may be too old."
         )
-    return f"{told}; token ids are the same"
+    return f"{result}; token ids are the same"
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""The model in other programs' formats: Hugging Face, GGUF."""
+"""Writers of other programs' model formats: Hugging Face folders and GGUF files."""

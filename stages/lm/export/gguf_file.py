@@ -1,4 +1,9 @@
-"""One GGUF file, which llama.cpp and all that builds on it open. Written by the `gguf` library."""
+"""Writes a GGUF file, the format of llama.cpp and of programs built on it.
+
+The file has key-value metadata (architecture, sizes, tokenizer) and the tensors. The format is
+specified in `docs/gguf.md` of ggml; the `gguf` package of llama.cpp does the encoding, and the key
+and tensor names are those of its `gguf/constants.py`.
+"""
 
 from pathlib import Path
 
@@ -36,7 +41,7 @@ NAMES = {
     "feed_forward.up": "blk.{}.ffn_up",
     "feed_forward.down": "blk.{}.ffn_down",
 }
-"""llama.cpp's names of both architectures' tensors."""
+"""llama.cpp's module names for both architectures; `{}` is the number of the layer."""
 
 KINDS = {
     "f32": (Kind.F32, gguf.LlamaFileType.ALL_F32),
@@ -44,11 +49,11 @@ KINDS = {
     "q8_0": (Kind.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
     "q4_0": (Kind.Q4_0, gguf.LlamaFileType.MOSTLY_Q4_0),
 }
-"""Number formats of matrices: as the tensors have it, and as the file says it."""
+"""Number formats of matrices: the type of the tensors, and `general.file_type` of the file."""
 
 
 def write_gguf(loaded: LoadedModel, path: Path, kind: str) -> None:
-    """Write a model to a new file with its matrices in one of `KINDS`.
+    """Write a model to a new file, with its matrices in the number format `kind`, a key of `KINDS`.
 
     Raises:
         UserError: llama.cpp has no name for the tokenizer's pattern.
@@ -70,7 +75,7 @@ def write_gguf(loaded: LoadedModel, path: Path, kind: str) -> None:
 
 
 def add_shape(writer: gguf.GGUFWriter, config: ModelConfig) -> None:
-    """Tell the model's sizes."""
+    """Add the architecture's sizes to the metadata."""
     writer.add_context_length(config.context)
     writer.add_embedding_length(config.width)
     writer.add_block_count(config.layers)
@@ -88,7 +93,7 @@ def add_shape(writer: gguf.GGUFWriter, config: ModelConfig) -> None:
 
 
 def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer) -> None:
-    """Tell vocabulary, merges and the pattern's name."""
+    """Add the vocabulary, the merges and the name of the pattern to the metadata."""
     printed = printed_tokens(tokenizer.tokens)
     merges = printed_merges(printed, tokenizer.merges())
     writer.add_tokenizer_model("gpt2")
@@ -96,8 +101,8 @@ def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer) -> None:
     writer.add_token_list(printed)
     writer.add_token_types([gguf.TokenType.NORMAL] * len(printed))
     writer.add_token_merges([" ".join(pair) for pair in merges])
-    # It ends an answer. Models of texts know no end, but llama.cpp insists on one: untold it takes
-    # token 11, which is the comma in GPT-2's vocabulary. No text in UTF-8 holds the byte.
+    # Ends an answer. A model of a text has no end token, but without one here llama.cpp takes token
+    # 11, which is the comma in GPT-2's vocabulary. The byte 0xFF never occurs in UTF-8 text.
     end = tokenizer.ranks[RECORD_END]
     writer.add_bos_token_id(end)
     writer.add_eos_token_id(end)
@@ -107,10 +112,10 @@ def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer) -> None:
 
 
 def stored_kind(name: str, tensor: Tensor, kind: str, config: ModelConfig) -> Kind:
-    """The number format of one tensor in a file of `kind`, by llama.cpp's own habits.
+    """The number format of one tensor in a file of `kind`, following llama.cpp's conventions.
 
-    Vectors and GPT-2's positions stay float32. In a 4-bit file the matrix that gives the logits has
-    8 bits. What blocks of 32 do not divide is float16.
+    Vectors and GPT-2's position embedding are float32. In a 4-bit file the output matrix has 8
+    bits. A matrix whose rows are no multiple of the block size of 32 is float16.
     """
     if kind == "f32" or tensor.ndim == 1 or name.startswith("position"):
         return Kind.F32
@@ -123,7 +128,7 @@ def stored_kind(name: str, tensor: Tensor, kind: str, config: ModelConfig) -> Ki
 
 
 def stored_numbers(tensor: Tensor, kind: Kind) -> np.ndarray:
-    """A tensor's numbers in a format; blocks as bytes."""
+    """A tensor in a number format; quantized rows as uint8, (rows, bytes per row)."""
     if kind == Kind.F16:
         return to_f16(tensor).cpu().numpy()
     numbers = tensor.float().cpu().contiguous().numpy()

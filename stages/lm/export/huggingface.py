@@ -1,11 +1,16 @@
-"""A folder that transformers opens, and with it vLLM, MLX and others."""
+"""Writes a model folder in Hugging Face's format, which transformers, vLLM, MLX and others read.
+
+`model.safetensors` (weights; format: huggingface.co/docs/safetensors), `config.json` (the keys of
+transformers' `GPT2Config` and `Qwen3Config`), `tokenizer.json` (written by `tokenizers`) with
+`tokenizer_config.json`, `generation_config.json` (sampling defaults), and a model card.
+"""
 
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 from tokenizers import Regex, decoders, pre_tokenizers
-from tokenizers import Tokenizer as Written
+from tokenizers import Tokenizer as HFTokenizer
 from tokenizers.models import BPE
 
 from ..core.files import write_json, write_text
@@ -21,7 +26,7 @@ from .pattern_names import pattern_name
 
 
 def write_huggingface(loaded: LoadedModel, folder: Path) -> None:
-    """Write a model's float32 weights, its configuration, tokenizer and card into a folder.
+    """Write all files of a model, its weights in float32, into an existing folder.
 
     Raises:
         UserError: the tokenizer's pattern cannot be exported, or a file cannot be written.
@@ -29,11 +34,11 @@ def write_huggingface(loaded: LoadedModel, folder: Path) -> None:
     config = loaded.config
     tensors = huggingface_tensors(config, loaded.model.state_dict())
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    tokenizer = written_tokenizer(loaded.tokenizer)
+    tokenizer = hf_tokenizer(loaded.tokenizer)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     tokenizer.save(str(folder / "tokenizer.json"))
     end = loaded.tokenizer.ranks[RECORD_END] if loaded.answers else None
-    write_json(folder / "config.json", written_config(config, end))
+    write_json(folder / "config.json", config_json(config, end))
     write_json(
         folder / "tokenizer_config.json",
         {
@@ -57,8 +62,8 @@ def write_huggingface(loaded: LoadedModel, folder: Path) -> None:
     write_text(folder / "README.md", card(loaded))
 
 
-def written_config(config: ModelConfig, end: int | None) -> dict[str, Any]:
-    """`config.json`: the model's shape in transformers' words, and the token that ends a text."""
+def config_json(config: ModelConfig, end: int | None) -> dict[str, Any]:
+    """The content of `config.json`; `end` is the id of the token that ends a text, if any."""
     shared = {
         "dtype": "float32",
         "vocab_size": config.vocab_size,
@@ -79,7 +84,7 @@ def written_config(config: ModelConfig, end: int | None) -> dict[str, Any]:
             "hidden_act": "silu",
             "max_position_embeddings": config.context,
             "rms_norm_eps": EPSILON,
-            # The second is how transformers before version 5 and other programs call it.
+            # transformers 5 reads `rope_parameters`; older ones and other programs, `rope_theta`.
             "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_base},
             "rope_theta": config.rope_base,
             "attention_bias": False,
@@ -100,25 +105,25 @@ def written_config(config: ModelConfig, end: int | None) -> dict[str, Any]:
     }
 
 
-def written_tokenizer(tokenizer: Tokenizer) -> Written:
-    """The tokenizer in the form of Hugging Face `tokenizers`."""
+def hf_tokenizer(tokenizer: Tokenizer) -> HFTokenizer:
+    """The tokenizer as one of Hugging Face's `tokenizers`."""
     printed = printed_tokens(tokenizer.tokens)
     merges = printed_merges(printed, tokenizer.merges())
-    # As tiktoken does: a piece of text that is a token is taken whole, whatever the merges say.
+    # ignore_merges, as in tiktoken: a piece of text that is a token becomes that token directly.
     model = BPE({token: i for i, token in enumerate(printed)}, merges, ignore_merges=True)
-    written = Written(model)
-    written.pre_tokenizer = pre_tokenizers.Sequence(
+    result = HFTokenizer(model)
+    result.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(PATTERNS[pattern_name(tokenizer)]), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    written.decoder = decoders.ByteLevel()
-    return written
+    result.decoder = decoders.ByteLevel()
+    return result
 
 
 def card(loaded: LoadedModel) -> str:
-    """`README.md`: what the model is and how to use it."""
+    """The model card `README.md`: what the model is and how to use it."""
     config = loaded.config
     lines = [
         "---",
@@ -134,15 +139,15 @@ def card(loaded: LoadedModel) -> str:
     ]
     if loaded.scheme != "float32":
         lines += ["", f"The weights were quantized ({loaded.scheme}) and are stored as float32."]
-    lines += ["", *trained_on(loaded.provenance)]
-    told = "It continues text. It knows no special tokens, no end of text and no chat."
+    lines += ["", training_data(loaded.provenance)]
+    usage = "It continues text. It has no special tokens, no end-of-text token and no chat format."
     example = [
         'prompt = tokenizer("Once upon a time", return_tensors="pt")',
         "print(tokenizer.decode(model.generate(**prompt)[0]))",
     ]
     if loaded.answers:
         begin, end = (loaded.tokenizer.ranks[mark] for mark in (PROMPT_END, RECORD_END))
-        told = (
+        usage = (
             f"It answers prompts: token {begin} (the byte 0xFE) ends a prompt, token {end} (the "
             "byte 0xFF) the answer."
         )
@@ -153,7 +158,7 @@ def card(loaded: LoadedModel) -> str:
         ]
     lines += [
         "",
-        told,
+        usage,
         "",
         "```python",
         *(["import torch"] if loaded.answers else []),
@@ -167,12 +172,11 @@ def card(loaded: LoadedModel) -> str:
     return "\n".join(lines) + "\n"
 
 
-def trained_on(provenance: dict[str, Any]) -> list[str]:
-    """A sentence on the training, as far as the model file tells."""
+def training_data(provenance: dict[str, Any]) -> str:
+    """A sentence about the training data, from the provenance in the model file."""
     try:
         train = provenance["data"]["splits"]["train"]
         epochs = provenance["metrics"]["best_epoch"]
-        text = f"Trained on {train['bytes']:,} bytes ({train['tokens']:,} tokens), {epochs} epochs."
+        return f"Trained on {train['bytes']:,} bytes ({train['tokens']:,} tokens), {epochs} epochs."
     except (LookupError, TypeError, ValueError):
-        return ["What it was trained on is not recorded."]
-    return [text]
+        return "What it was trained on is not recorded."

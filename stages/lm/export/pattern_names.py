@@ -1,4 +1,7 @@
-"""The names that other programs have for the patterns by which vocabularies cut text."""
+"""llama.cpp's names for the regular expressions that split text before BPE merging.
+
+Other programs know these patterns by name only; a model with another pattern cannot be exported.
+"""
 
 from ..core.errors import UserError
 from ..text.tokenizer import PATTERNS, Tokenizer
@@ -10,11 +13,11 @@ PUBLISHED = {
     "cl100k_base": "llama-bpe",
     "o200k_base": "gpt-4o",
 }
-"""Vocabularies of tiktoken whose own pattern cuts as one of `PATTERNS` does, written otherwise."""
+"""tiktoken vocabularies whose pattern is equivalent to one of `PATTERNS`, but written otherwise."""
 
 
 def pattern_name(tokenizer: Tokenizer) -> str:
-    """The key of `PATTERNS` whose pattern cuts text as this tokenizer does.
+    """The key of `PATTERNS` whose pattern splits text as this tokenizer does.
 
     Raises:
         UserError: there is none.
@@ -23,7 +26,7 @@ def pattern_name(tokenizer: Tokenizer) -> str:
         if tokenizer.pattern == pattern or PUBLISHED.get(tokenizer.name) == name:
             return name
     raise UserError(
-        f"the model's vocabulary {tokenizer.name} cuts text by the pattern "
+        f"the model's vocabulary {tokenizer.name} splits text by the pattern "
         f"{tokenizer.pattern[:60]!r}, which other programs have no name for, so it cannot be "
         f"exported; train with tokenize.pattern set to one of {', '.join(PATTERNS)}."
     )
