@@ -1,7 +1,7 @@
 """Stage `tokenize`: `data/input.txt` or `data/input.jsonl` -> `data/tokens/`.
 
-A text takes bounded memory, records are held whole. The module is not called `tokenize`: that
-name belongs to the standard library.
+A text is read in chunks; records are held in memory. Not called `tokenize`, which is a module of
+the standard library.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -25,24 +25,25 @@ from stages.lm.text.records import PROMPT_END, RECORD_END, Record, read_records,
 from stages.lm.text.tokenizer import PATTERNS, Tokenizer, named_tokenizer, train_bpe
 
 BPE_SAMPLE_BYTES = 32 << 20
-"""A vocabulary is learned from this much of the training split, spread evenly over it."""
+"""A vocabulary is learned from about so many bytes, spread evenly over the training split."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """What becomes one array of tokens."""
+    """The bytes that become one array of token ids."""
 
     read: Callable[[], Iterable[bytes]]
-    """In pieces that no token spans."""
+    """Reads them in chunks that no token spans."""
     size: int
-    """Bytes of all pieces."""
+    """Bytes of all chunks."""
     scored_bytes: int
-    """Those that a model is scored on."""
+    """Bytes that a model is scored on."""
     records: int = 0
+    """Number of records; 0 of a text."""
 
 
 def main() -> None:
-    """Split, learn or load the vocabulary, encode."""
+    """Split the data, learn or load the vocabulary, encode."""
     from_records = paths.RECORDS.exists() and paths.RECORDS.stat().st_size > 0
     size = (paths.RECORDS if from_records else paths.INPUT).stat().st_size
     init_from = load_init_from()
@@ -55,14 +56,14 @@ def main() -> None:
     tokenizer = make_tokenizer(settings, parts["train"]) if base is None else base
     if left_out:
         print(
-            f"vocabulary of {init_from}: {left_out:,} special tokens are left out, and their rows "
-            "of the weights with them; text that looks like one is text"
+            f"vocabulary of {init_from}: {left_out:,} special tokens and their rows of the weights "
+            "are left out; text that looks like a special token is encoded as text"
         )
     splits = encode_splits(parts, tokenizer)
     if splits["train"].tokens < 2:
         raise UserError(
-            f"the training split is {splits['train'].tokens} token long, and "
-            "a next token can only be learned from two; add text, or lower tokenize.vocab_size."
+            f"the training split is {splits['train'].tokens} token long, but training needs two, a "
+            "token and the next one; add text, or lower tokenize.vocab_size."
         )
     write_meta(
         paths.TOKENS,
@@ -152,13 +153,12 @@ def make_tokenizer(settings: TokenizeSettings, training: Split) -> Tokenizer:
 
 
 def training_sample(training: Split) -> Iterator[str]:
-    """Text to learn a vocabulary from.
+    """Texts to learn a vocabulary from; bytes that are not UTF-8 are left out.
 
-    Bytes that are not UTF-8 teach nothing and are left out; in records they end a text.
+    Prompts and completions of records are texts of their own.
     """
-    # Of every `wanted` chunks take the first, so that the sample is spread over the split.
-    wanted = -(-training.size // BPE_SAMPLE_BYTES)
-    for chunk in islice(training.read(), 0, None, wanted):
+    stride = -(-training.size // BPE_SAMPLE_BYTES)  # every so many chunks
+    for chunk in islice(training.read(), 0, None, stride):
         for text in chunk.replace(PROMPT_END, RECORD_END).split(RECORD_END):
             yield text.decode("utf-8", "ignore")
 

@@ -17,22 +17,25 @@ PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text("utf-8"))
 STAGES = PIPELINE["stages"]
 LIBRARY = sorted((ROOT / "stages" / "lm").rglob("[!_]*.py"))
 ENTRIES = sorted((ROOT / "stages").glob("[!_]*.py"))
+APP = ROOT / "app"
+PAGES = sorted(APP.glob("*.py"))
 
 
 def imported_files(path: Path) -> set[Path]:
-    """The project's modules that a file imports directly."""
+    """The project's modules that a file imports directly; those of `app` import each other bare."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.ImportFrom):
-            folder = path.parents[node.level - 1] if node.level else ROOT
-            base = folder.joinpath(*(node.module or "").split(".")) if node.module else folder
-            names = [base, *(base / alias.name for alias in node.names)]
+            folders = [path.parents[node.level - 1]] if node.level else [ROOT, APP]
+            module = (node.module or "").replace(".", "/")
+            names = [module, *(f"{module}/{alias.name}" for alias in node.names)]
         elif isinstance(node, ast.Import):
-            names = [ROOT.joinpath(*alias.name.split(".")) for alias in node.names]
+            folders = [ROOT, APP]
+            names = [alias.name.replace(".", "/") for alias in node.names]
         else:
             continue
-        found |= {name.with_suffix(".py") for name in names if name.with_suffix(".py").exists()}
-    return {file for file in found if file.is_relative_to(ROOT)}
+        found |= {folder / f"{name.strip('/')}.py" for folder in folders for name in names}
+    return {file for file in found if file.is_file()}
 
 
 def closure(path: Path) -> set[Path]:
@@ -99,6 +102,11 @@ def test_the_library_imports_no_stage_and_no_app(path):
     assert all("lm" in file.parts for file in imported_files(path))
 
 
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_the_app_imports_the_library_and_no_stage(path):
+    assert all("lm" in file.parts or file.parent == APP for file in imported_files(path))
+
+
 @pytest.mark.parametrize("path", ENTRIES, ids=lambda path: path.stem)
 def test_stages_do_not_import_each_other(path):
     others = imported_files(path) - {ROOT / "stages" / "sample_text.py"}
@@ -125,11 +133,10 @@ def test_every_third_party_import_is_a_requirement():
     names = {"pyyaml": "yaml", "tiktoken": "tiktoken"}
     lines = (ROOT / "requirements.txt").read_text("utf-8").splitlines()
     required = {line.split("==")[0] for line in lines if "==" in line}
-    pages = list((ROOT / "app").glob("*.py"))
     modules = {names.get(name, name) for name in required}
-    modules |= {"stages"} | {page.stem for page in pages}
+    modules |= {"stages"} | {page.stem for page in PAGES}
     used = set()
-    for file in [*LIBRARY, *ENTRIES, *pages]:
+    for file in [*LIBRARY, *ENTRIES, *PAGES]:
         for node in ast.walk(ast.parse(file.read_text("utf-8"))):
             if isinstance(node, ast.Import):
                 used |= {alias.name.split(".")[0] for alias in node.names}

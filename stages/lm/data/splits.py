@@ -1,4 +1,4 @@
-"""Where the train, val and test parts of a text lie, and reading them in chunks no token spans."""
+"""Which bytes of a text are train, val and test, and reading them in chunks no token spans."""
 
 import re
 from collections.abc import Iterator
@@ -8,25 +8,22 @@ from ..core.errors import UserError
 from ..core.paths import shown
 
 SPLITS = ("train", "val", "test")
-"""In the order in which they lie in the text."""
-
-
+"""In the order in which they follow each other in the text."""
 CHUNK_BYTES = 1 << 20
-
-
+"""Bytes read at once."""
 MAX_CHUNK_BYTES = 2 << 20
+"""From this length on a chunk is cut between any two characters."""
 
-
-# A newline between a character that is not white space and one that is neither white space nor
-# "/": no pattern in `tokenizer.PATTERNS` makes a token across the point after it. The classes are
-# of bytes, and leave out every byte that can end or begin a white-space character in UTF-8.
+# The point after a newline that follows a character other than white space and precedes one other
+# than white space and "/": no pattern in `tokenizer.PATTERNS` matches across it. The classes hold
+# bytes, and leave out every byte that can end or begin a white-space character in UTF-8.
 _SAFE_CUT = re.compile(
     rb"(?<=[!-~\xab-\xae\xb0-\xbf]\n)(?=[!-.0-~\xc3-\xdf\xe4-\xf4]|\xe3[\x81-\xbf])"
 )
 
 
 def split_bounds(size: int, val_fraction: float, test_fraction: float) -> dict[str, range]:
-    """Where each split of a text of `size` bytes lies: train first, then val, then test."""
+    """The bytes of each split of a text of `size` bytes: train first, then val, then test."""
     train_end = int(size * (1 - val_fraction - test_fraction) + 1e-6)
     test_start = max(train_end, int(size * (1 - test_fraction) + 1e-6))
     return {
@@ -37,28 +34,31 @@ def split_bounds(size: int, val_fraction: float, test_fraction: float) -> dict[s
 
 
 def read_chunks(path: Path, part: range) -> Iterator[bytes]:
-    """The bytes of `part` of a file, about a MiB at a time, cut where no token can span.
+    """The bytes of `part` of a file, about a MiB at a time, cut where no token can span the cut.
 
-    Text without such a place (a line of more than 2 MiB) is cut between two characters.
+    Text without such a point (a line of more than 2 MiB) is cut between two characters.
+
+    Raises:
+        UserError: the file becomes shorter while it is read.
     """
     with path.open("rb") as file:
         file.seek(part.start)
-        left, held = len(part), b""
+        left, pending = len(part), b""
         while left:
             fresh = file.read(min(CHUNK_BYTES, left))
             if not fresh:
                 raise UserError(f"{shown(path)} became shorter while it was read; try again.")
             left -= len(fresh)
-            held += fresh
+            pending += fresh
             cut = 0
-            for match in _SAFE_CUT.finditer(held, max(0, len(held) - len(fresh) - 4)):
+            for match in _SAFE_CUT.finditer(pending, max(0, len(pending) - len(fresh) - 4)):
                 cut = match.start()
-            if not cut and len(held) >= MAX_CHUNK_BYTES:
-                cut = len(held) - 1
-                while cut > len(held) - 4 and held[cut] & 0xC0 == 0x80:
+            if not cut and len(pending) >= MAX_CHUNK_BYTES:
+                cut = len(pending) - 1
+                while cut > len(pending) - 4 and pending[cut] & 0xC0 == 0x80:
                     cut -= 1
             if cut and left:
-                yield held[:cut]
-                held = held[cut:]
-        if held:
-            yield held
+                yield pending[:cut]
+                pending = pending[cut:]
+        if pending:
+            yield pending

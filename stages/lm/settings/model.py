@@ -27,7 +27,8 @@ class ModelSettings:
     `kv_heads = heads`."""
 
     width: Annotated[int, Range(8, 16_384)]
-    """Size of a token's vector. Multiples of 64 are fast; llama.cpp's k-quants need those of 256."""
+    """Size of a token's vector. Multiples of 64 are fast, and llama.cpp's k-quants need multiples
+    of 256."""
 
     ff_width: Annotated[int, Range(8, 131_072)]
     """Inner size of the feed-forward layer. On short texts twice `width` was better for

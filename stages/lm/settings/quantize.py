@@ -15,9 +15,9 @@ class QuantizeSettings:
     SECTION: ClassVar[str] = "quantize"
 
     scheme: Annotated[str, Choice(SCHEMES)]
-    """`auto`: the smallest file within `max_increase`. `gptq2`, `gptq3`, `gptq4`: about so many bits
-    per weight, by GPTQ on training text. `int4`: 4-bit codes with a float16 scale per 64 columns.
-    `int8`: 8-bit codes with a scale per row. `f16`: float16."""
+    """`auto`: the smallest file within `max_increase`. `gptq2`, `gptq3`, `gptq4`: GPTQ on
+    training text, with about so many bits per weight. `int4`: 4-bit codes with a float16 scale per
+    64 columns. `int8`: 8-bit codes with a scale per row. `f16`: float16."""
 
     max_increase: Annotated[float, Range(0, 1)]
     """Largest relative increase of bits per byte on the validation split that `auto` accepts. Below

@@ -1,8 +1,8 @@
-"""Records of a task, a prompt and its completion each: read from JSON lines, split, as bytes.
+"""Records of a task, each a prompt and its completion: read from JSON lines, split, as bytes.
 
-The bytes of a record are `prompt 0xFE completion 0xFF`. No text in UTF-8 holds either of the two,
-and a tokenizer makes each a token of its own, so any vocabulary serves and nothing in a text can
-be taken for them. Knows nothing about token ids.
+The bytes of a record are `prompt 0xFE completion 0xFF`. UTF-8 uses neither of the two bytes, and
+a tokenizer makes each a token of its own: so any vocabulary has both marks, and no text can forge
+them.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ FORM = '{"prompt": "...", "completion": "..."}'
 
 @dataclass(frozen=True, order=True)
 class Record:
-    """What is asked and what is to be answered."""
+    """A prompt and the completion that the model learns to answer it with."""
 
     prompt: str
     completion: str
@@ -44,16 +44,19 @@ def records_in(data: bytes) -> list[Record]:
 
 
 def read_records(path: Path) -> list[Record]:
-    """The records of a file, one a line, each pair once; other keys and blank lines are ignored.
+    """The records of a file, one per line, without repetitions.
+
+    Other keys than `prompt` and `completion` are ignored, and so are blank lines.
 
     Raises:
-        UserError: a line is no record, or there is none.
+        UserError: a line is no record, or the file holds none.
     """
     try:
         with path.open("rb") as file:
-            lines = enumerate(file, 1)
             found = [
-                parsed(line, f"line {n} of {shown(path)}") for n, line in lines if line.strip()
+                parse_record(line, f"line {number} of {shown(path)}")
+                for number, line in enumerate(file, 1)
+                if line.strip()
             ]
     except OSError as error:
         raise UserError(
@@ -65,40 +68,44 @@ def read_records(path: Path) -> list[Record]:
     return list(dict.fromkeys(found))
 
 
-def parsed(line: bytes, place: str) -> Record:
-    """The record in a line; `place` is for messages.
+def parse_record(line: bytes, where: str) -> Record:
+    """The record in a line; `where` names the line in messages.
 
     Raises:
-        UserError: it is none.
+        UserError: the line is no record.
     """
     try:
-        # Windows' editors put a mark before the first line.
+        # "-sig" skips the byte order mark that Windows' editors put before the first line.
         values = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError:
-        raise UserError(f"{place} is not UTF-8; save the file in that encoding.") from None
+        raise UserError(f"{where} is not UTF-8; save the file in that encoding.") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{place} is not JSON ({error}); write each record as {FORM}.") from None
+        raise UserError(f"{where} is not JSON ({error}); write each record as {FORM}.") from None
     if not isinstance(values, dict):
-        raise UserError(f"{place} is JSON, but no object; write each record as {FORM}.")
-    return Record(text_of(values, "prompt", place), text_of(values, "completion", place))
+        raise UserError(f"{where} is JSON, but no object; write each record as {FORM}.")
+    return Record(text_of(values, "prompt", where), text_of(values, "completion", where))
 
 
-def text_of(values: dict[str, Any], key: str, place: str) -> str:
-    """The text under a key of a record."""
+def text_of(values: dict[str, Any], key: str, where: str) -> str:
+    """The text under a key of a record; `where` names the line in messages.
+
+    Raises:
+        UserError: there is none, or it is no text in UTF-8.
+    """
     if key not in values:
         others = ", ".join(sorted(values)) or "none"
-        raise UserError(f"{place} has no {key!r} (its keys: {others}); write {FORM}.")
+        raise UserError(f"{where} has no {key!r} (its keys: {others}); write {FORM}.")
     text = values[key]
     if not isinstance(text, str):
         shown_value = json.dumps(text)[:40]
-        raise UserError(f"{place}: {key!r} is {shown_value}, but must be text in quotation marks.")
+        raise UserError(f"{where}: {key!r} is {shown_value}, but must be text in quotation marks.")
     if not text:
-        raise UserError(f"{place}: {key!r} is empty; give it text, or remove the line.")
+        raise UserError(f"{where}: {key!r} is empty; give it text, or remove the line.")
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise UserError(
-            f"{place}: {key!r} holds half of a character ({text[error.start]!r} at character "
+            f"{where}: {key!r} holds half of a character ({text[error.start]!r} at character "
             f"{error.start + 1}), which no text in UTF-8 has; remove it."
         ) from None
     return text
@@ -107,10 +114,10 @@ def text_of(values: dict[str, Any], key: str, place: str) -> str:
 def split_records(
     records: list[Record], val_fraction: float, test_fraction: float
 ) -> dict[str, list[Record]]:
-    """The records by split, in the order of their prompts' SHA-256, whatever order they come in.
+    """The records of each split, in the order of their prompts' SHA-256.
 
-    Records of one prompt are in one split, so that no answer is known beforehand; each split has
-    at least one.
+    So the splits do not depend on the order in the file. Records of one prompt are in one split,
+    so that no held-out prompt was trained on; each split has at least one prompt.
 
     Raises:
         UserError: there are fewer than three prompts.
@@ -122,15 +129,15 @@ def split_records(
             "which cannot be split into train, val and test; add records."
         )
     ordered = sorted(records, key=lambda record: (prompts[record.prompt], record))
-    firsts = [
-        place
-        for place, record in enumerate(ordered)
-        if not place or record.prompt != ordered[place - 1].prompt
+    starts = [  # index of each prompt's first record
+        index
+        for index, record in enumerate(ordered)
+        if not index or record.prompt != ordered[index - 1].prompt
     ]
-    # The first prompts that begin at or after the cuts.
+    # Each cut moves on to the next prompt.
     shares = (1 - val_fraction - test_fraction, 1 - test_fraction)
-    val, test = (bisect_left(firsts, share * len(ordered) - 1e-6) for share in shares)
-    val = min(max(val, 1), len(firsts) - 2)
-    test = min(max(test, val + 1), len(firsts) - 1)
-    val, test = firsts[val], firsts[test]
+    val, test = (bisect_left(starts, share * len(ordered) - 1e-6) for share in shares)
+    val = min(max(val, 1), len(starts) - 2)
+    test = min(max(test, val + 1), len(starts) - 1)
+    val, test = starts[val], starts[test]
     return {"train": ordered[:val], "val": ordered[val:test], "test": ordered[test:]}

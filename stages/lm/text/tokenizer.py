@@ -1,7 +1,4 @@
-"""Bytes to token ids and back, without loss. Encoding is always tiktoken's.
-
-Knows nothing about splits, files of tokens or models.
-"""
+"""Bytes to token ids and back, without loss: byte-pair encoding, always by tiktoken."""
 
 import base64
 import binascii
@@ -36,12 +33,12 @@ PATTERNS = {
     + r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|"
     + _SPACES,
 }
-"""Regular expressions that cut text before merging, by the name llama.cpp gives them. A tokenizer
-with one of these can be exported; any other pattern has no name there."""
+"""Regular expressions that cut text before merging, by llama.cpp's names for them. A tokenizer with
+any other pattern cannot be exported to GGUF, which stores the name."""
 
 MAX_RUN = 25_000
-"""Longest run of characters without (or of nothing but) white space handed to tiktoken at once.
-It fails on a megabyte of spaces; Llama 3's tokenizer cuts at the same length."""
+"""Longest run of white space, or of other characters, that tiktoken is given at once. It fails on a
+megabyte of spaces; Llama 3's tokenizer cuts at the same length."""
 
 _INVALID = re.compile("([\udc80-\udcff]+)")
 _LONG_SPACE = re.compile(rf"\s{{{MAX_RUN + 1}}}")
@@ -52,11 +49,11 @@ class Tokenizer:
     """A byte-pair vocabulary and the pattern that cuts text before its merges apply.
 
     `ranks` maps each token's bytes to its id; ids run from 0 without gaps and hold all 256 bytes,
-    so that any bytes can be encoded. Special tokens do not exist: text that looks like one is
-    text.
+    so that any bytes can be encoded. There are no special tokens: text that looks like one is
+    encoded as text.
 
     Raises:
-        UserError: the vocabulary has gaps, or lacks a byte.
+        UserError: the ids have gaps, or a byte has none.
     """
 
     def __init__(self, ranks: dict[bytes, int], pattern: str, name: str) -> None:
@@ -87,9 +84,9 @@ class Tokenizer:
         return len(self.ranks)
 
     def encode(self, data: bytes) -> list[int]:
-        """The ids of any bytes. Bytes that are not UTF-8 become one token each."""
+        """The token ids of any bytes. Bytes that are not UTF-8 become one token each."""
         ids: list[int] = []
-        # With surrogateescape each invalid byte becomes one character that no valid text has.
+        # "surrogateescape" turns each invalid byte into a character that valid text cannot have.
         for piece in _INVALID.split(data.decode("utf-8", "surrogateescape")):
             if _INVALID.match(piece):
                 ids += [self._byte_ids[ord(char) - 0xDC00] for char in piece]
@@ -101,7 +98,7 @@ class Tokenizer:
     def _encode_text(self, text: str) -> list[int]:
         try:
             return self._encoding.encode_ordinary(text)
-        except BaseException as error:  # tiktoken's panics are no Exceptions
+        except BaseException as error:  # panics of tiktoken's Rust code are no Exceptions
             if type(error).__module__ != "pyo3_runtime":
                 raise
             raise UserError(
@@ -114,49 +111,51 @@ class Tokenizer:
         return b"".join(self.tokens[token] for token in ids)
 
     def to_text(self) -> str:
-        """The vocabulary in tiktoken's file format: a line a token, its bytes in base64, its id."""
+        """The vocabulary in tiktoken's file format: each line a token in base64 and its id."""
         return "".join(
             f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(self.tokens)
         )
 
     def merges(self) -> list[tuple[int, int]]:
-        """By id, the two tokens whose merge is the last of a token's; a single byte's are itself.
+        """For each id, the ids of the two tokens that are merged into it.
 
-        So are those of a token that no merges lead to; some published vocabularies have such.
+        A single byte has its own id twice, and so has a token that no merges lead to: some
+        published vocabularies have such tokens.
         """
         return [self._last_merge(token) for token in self.tokens]
 
     def _last_merge(self, token: bytes) -> tuple[int, int]:
-        # Merges as tiktoken does, the lowest id first and the leftmost of equals; by a queue, for
-        # a text that repeats itself has tokens of many thousand bytes.
+        # Merges the token's bytes as tiktoken does, the lowest id first and the leftmost of equals,
+        # until two parts remain. With a queue, because repetitive texts give tokens of many
+        # thousand bytes. Parts are a linked list: `before` and `after` hold offsets into the token.
         own, size = self.ranks[token], len(token)
         parts = [self.ranks[bytes([byte])] for byte in token]
         before, after = list(range(-1, size - 1)), list(range(1, size + 1))
         queue: list[tuple[int, int, int, int]] = []
 
-        def offer(place: int) -> None:
-            if place < 0 or after[place] >= size:
+        def offer(start: int) -> None:
+            if start < 0 or after[start] >= size:
                 return
-            left, right = parts[place], parts[after[place]]
+            left, right = parts[start], parts[after[start]]
             merged = self.ranks.get(self.tokens[left] + self.tokens[right], own)
             if merged < own:
-                heappush(queue, (merged, place, left, right))
+                heappush(queue, (merged, start, left, right))
 
-        for place in range(size):
-            offer(place)
+        for start in range(size):
+            offer(start)
         count = size
         while count > 2 and queue:
-            merged, place, left, right = heappop(queue)
-            end = after[place]
-            if parts[place] != left or end >= size or parts[end] != right:
-                continue  # one of the two has become part of another
-            parts[place], parts[end] = merged, -1
-            after[place] = after[end]
+            merged, start, left, right = heappop(queue)
+            end = after[start]
+            if parts[start] != left or end >= size or parts[end] != right:
+                continue  # one of the two was merged with another meanwhile
+            parts[start], parts[end] = merged, -1
+            after[start] = after[end]
             if after[end] < size:
-                before[after[end]] = place
+                before[after[end]] = start
             count -= 1
-            offer(before[place])
-            offer(place)
+            offer(before[start])
+            offer(start)
         return (parts[0], parts[after[0]]) if count == 2 else (own, own)
 
     @classmethod
@@ -182,10 +181,11 @@ class Tokenizer:
 
 
 def _bounded_runs(text: str) -> list[str]:
+    """`text` in parts without a run of more than `MAX_RUN` characters."""
     longest = max((len(word) for word in text.split()), default=0)
     if longest <= MAX_RUN and not _LONG_SPACE.search(text):
         return [text]
-    # Cut only inside the long runs: words around them must stay with their neighbours.
+    # Cut inside long runs only: elsewhere a cut would change how the pattern matches.
     parts, start = [], 0
     for run in _RUNS.finditer(text):
         if run.end() - run.start() == MAX_RUN:
@@ -195,11 +195,11 @@ def _bounded_runs(text: str) -> list[str]:
 
 
 def train_bpe(texts: Iterator[str], vocab_size: int, pattern_name: str) -> Tokenizer:
-    """A byte-level BPE vocabulary of at most `vocab_size` tokens learned from `texts`.
+    """A byte-level BPE vocabulary of at most `vocab_size` tokens, learned from `texts`.
 
-    Hugging Face `tokenizers` finds the merges (Sennrich et al. 2016, on bytes as in GPT-2); a
-    token's id is its place in the order of merging, after the 256 bytes, which is what tiktoken
-    encodes by. Short texts give fewer tokens.
+    Hugging Face `tokenizers` finds the merges (Sennrich et al. 2016, on bytes as in GPT-2). Ids are
+    the 256 bytes and then the tokens in the order of merging, which tiktoken takes as priority.
+    Short texts give fewer tokens.
     """
     alphabet = byte_characters()
     trainable = BPETrainable(BPE())
@@ -225,7 +225,7 @@ def train_bpe(texts: Iterator[str], vocab_size: int, pattern_name: str) -> Token
 
 
 def named_tokenizer(name: str) -> Tokenizer:
-    """A vocabulary tiktoken knows by name; it downloads the file once and keeps it.
+    """A vocabulary that tiktoken knows by name, and downloads once.
 
     Raises:
         UserError: the download fails.
