@@ -1,4 +1,4 @@
-"""Does a training run survive what can happen to it? Linux only.
+"""Kills and failing system calls during training must not change its result. Linux only.
 
     python tests/benchmarks/crash.py --every 5 --kills 50      a look, in a minute or two
     python tests/benchmarks/crash.py --every 1 --kills 1000    every case, in an hour or two
@@ -67,7 +67,7 @@ OUTPUTS = (paths.CHECKPOINT, paths.TRAIN_METRICS, paths.LOSS_CURVE)
 FOLDERS = (WORK / "models", WORK / "metrics")
 Hook = Callable[[], None]
 Cases = Iterator[tuple[str, str]]
-"""What was done, and what then was wrong, or nothing."""
+"""What was done, and what was wrong afterwards (empty: nothing)."""
 
 
 # The project ------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Damaged and forged files: each is refused in one sentence, or provably harmless.
+"""Damaged and forged files: each is refused with one sentence, or proved harmless.
 
     python tests/benchmarks/damage.py                # all of it; about half an hour on one core
     python tests/benchmarks/damage.py --mutated 1000 --every 50
@@ -110,7 +110,7 @@ def make_files(folder: Path) -> dict[str, Callable[[], str]]:
 
 
 def read_model(path: Path) -> str:
-    """A digest of all that a model file holds."""
+    """A digest of all contents of a model file."""
     loaded = load_model(path)
     model, tokenizer = loaded.model, loaded.tokenizer
     values = [dict(model.state_dict()), vars(model.config), loaded.scheme, loaded.provenance]
@@ -153,7 +153,7 @@ def writes_text(path: Path) -> str:
 
 
 def damaged(path: Path, read: Callable[[], str], every: int = 1) -> tuple[int, Callable]:
-    """The number of truncations and flipped bits of a file, and what becomes of each.
+    """The number of truncations and flipped bits of a file, and the outcome of each.
 
     With `every`, only one in so many of the flips and truncations.
     """
@@ -325,7 +325,7 @@ def forged_pickles() -> Iterator[tuple[str, bytes]]:
 
 
 def forged_archives(honest: bytes) -> Iterator[tuple[str, bytes]]:
-    """Files whose ZIP archive lies; `honest` is a whole checkpoint."""
+    """Files whose ZIP directory is forged; `honest` is a valid checkpoint."""
     with zipfile.ZipFile(io.BytesIO(honest)) as file:
         entries = {entry.filename: file.read(entry) for entry in file.infolist()}
     first = next(iter(entries))
@@ -397,7 +397,7 @@ def forged_archives(honest: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 def forged_files(path: Path) -> tuple[int, Callable[[int], str]]:
-    """The number of forged pickles and archives, and what becomes of each in place of `path`."""
+    """The number of forged pickles and archives, and the outcome of each under the name `path`."""
     honest, expected = path.read_bytes(), read_model(path)
     files = [*forged_pickles(), *forged_archives(honest)]
 
@@ -431,7 +431,7 @@ ODD = [None, True, "", "x", "\ud800", [], {}, [1], {"a": 1}, torch.zeros(3), tor
 
 
 def value_changes(folder: Path) -> Iterator[tuple[Path, Callable[[], None]]]:
-    """Files, and how to write each anew with a right digest over values that lie."""
+    """Files, and for each a function that writes it with forged values and a valid digest."""
     for name, kind in (("checkpoint.pt", "checkpoint"), ("quantized.pt", "quantized model")):
         path = folder / name
         _, content = read_artifact(path, KINDS)
@@ -461,7 +461,7 @@ def value_changes(folder: Path) -> Iterator[tuple[Path, Callable[[], None]]]:
 
 
 def forged_values(folder: Path) -> tuple[int, Callable[[int], str]]:
-    """The number of files with forged values, and what becomes of each."""
+    """The number of files with forged values, and the outcome of each."""
     changes = list(value_changes(folder))
     honest = {path: path.read_bytes() for path, _ in changes}
     expected = {path: read_model(path) for path in honest}
@@ -568,7 +568,7 @@ def mutate_pickle(program: bytes, draw: random.Random) -> bytes:
 
 
 def mutated(folder: Path, count: int, seed: int) -> tuple[int, Callable[[int], str]]:
-    """Mutated checkpoints and quantized models, and what becomes of each."""
+    """Mutated checkpoints and quantized models, and the outcome of each."""
     files = {}
     for name in ("checkpoint.pt", "quantized.pt"):
         path = folder / name

@@ -1,4 +1,4 @@
-"""Any text and any settings: they work, or are refused in one sentence with nothing lost.
+"""Any text and any settings work, or are refused with one sentence and no file changed.
 
     python tests/benchmarks/fuzz.py texts --count 2000
     python tests/benchmarks/fuzz.py settings
@@ -84,7 +84,7 @@ def project(folder: Path) -> Iterator[Path]:
 
 
 def silently(function: Callable[[], Any]) -> Any:
-    """Call it without what it prints."""
+    """Call a function with its output discarded."""
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         return function()
 
@@ -147,7 +147,7 @@ def text_number(number: int, seed: int) -> bytes:
 
 
 def text_case(folder: Path, seed: int, number: int) -> str:
-    """What becomes of a text."""
+    """The outcome for a text."""
     text = text_number(number, seed)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -235,7 +235,7 @@ def settings_cases() -> list[tuple[str, str, str | None]]:
 
 
 def settings_case(folder: Path, cases: list[tuple[str, str, str | None]], number: int) -> str:
-    """What `corpus` says to a setting."""
+    """The outcome of `corpus` for a setting."""
     section, key, raw = cases[number]
     if not folder.exists():
         folder.mkdir()

@@ -2,8 +2,8 @@
 
     python tests/benchmarks/installed_text.py --bytes 5000000 --out text.txt
 
-takes what lies under `--packages` (one or more folders; the running interpreter's site-packages
-unless given): docstrings and other long strings of modules, read with `ast` and never imported,
+reads `--packages` (one or more folders; by default the running interpreter's site-packages):
+docstrings and other long strings of modules, read with `ast` and never imported,
 `.md`, `.rst` and `.txt` files, and the descriptions in `.json` files (of web services, mostly). The
 same folders give the same bytes. For more text than the project's own packages hold, fill a folder:
 
@@ -11,9 +11,9 @@ same folders give the same bytes. For more text than the project's own packages 
         django pulumi-aws aws-cdk-lib oci sympy salt astropy pandas kubernetes nltk matplotlib
     python tests/benchmarks/installed_text.py --packages packages SITE_PACKAGES ...
 
-Packages repeat themselves and each other, and xz finds a repeat at any distance up to 64 MiB; what
-a compressor then saves is no measure of how well it predicts prose. So a paragraph is left out when
-many of its runs of words stood in an earlier one (shingling, Broder 1997).
+Packages repeat themselves and each other, and xz finds repeats within 64 MiB: its compression would
+not measure how well it predicts prose. So a paragraph is dropped when many of its runs of words
+occurred in an earlier one (shingling, Broder 1997).
 """
 
 import argparse
@@ -33,9 +33,9 @@ PROSE = (".md", ".rst", ".txt")
 MIN_STRING = 200
 """Characters of a string in a module that may be prose without being a docstring."""
 SHINGLE_WORDS = 5
-"""Words in a run that is remembered."""
+"""Words in a run (shingle)."""
 MAX_SEEN = 0.15
-"""Largest share of a paragraph's runs that may have been seen before."""
+"""Maximum share of a paragraph's runs that occurred before."""
 MIN_WORDS = 12
 """Shorter paragraphs are headings, signatures and cross-references."""
 MIN_LETTERS = 0.75
@@ -66,7 +66,7 @@ Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def main() -> None:
-    """Collect, leave out what repeats, write."""
+    """Collect documents, drop repeated paragraphs, write the text."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--bytes", type=int, required=True, help="size of the text, at most")
     parser.add_argument("--out", type=Path, required=True)
@@ -81,8 +81,8 @@ def main() -> None:
     documents = {text for folder in arguments.packages for text in read_documents(folder)}
     found = sum(len(text.encode("utf-8", "ignore")) for text in documents)
     print(f"found   {len(documents):>9,} documents, {found:>13,} bytes")
-    # Ordered anew afterwards: what came late had less left that was new, and nothing of that may
-    # make the end of the text, which is held out, another kind than the rest.
+    # Shuffled again after deduplication: documents that came late lost more paragraphs, and the end
+    # of the text, which is held out, must not differ from the rest.
     kept = in_hash_order(distinct(in_hash_order(documents, "choice")), "place")
     left = sum(len(text.encode()) + 2 for text in kept)
     print(f"kept    {len(kept):>9,} documents, {left:>13,} bytes of distinct English prose")
@@ -110,7 +110,7 @@ def module_strings(source: bytes) -> Iterator[str]:
     """The docstrings and long strings of a module; of one that is not this Python's, none."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the escapes in other people's strings
+            warnings.simplefilter("ignore")  # invalid escapes in the packages' strings
             tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return
@@ -140,7 +140,7 @@ def json_strings(content: bytes) -> Iterator[str]:
 
 
 def in_hash_order(documents: Iterable[str], key: str) -> list[str]:
-    """Any part of this order is of the same kind as the rest; another key is another order."""
+    """A fixed pseudo-random order, which depends on `key`, so that every part is a fair sample."""
 
     def digest(text: str) -> bytes:
         return hashlib.sha256((key + text).encode("utf-8", "ignore")).digest()
@@ -149,7 +149,7 @@ def in_hash_order(documents: Iterable[str], key: str) -> list[str]:
 
 
 def distinct(documents: list[str]) -> Iterator[str]:
-    """What is left of each document: its paragraphs of English prose that say something new."""
+    """Each document reduced to its paragraphs of English prose that occurred in none before."""
     numbers: dict[str, int] = {}
     seen: set[int] = set()
     for document in documents:
@@ -184,7 +184,7 @@ def is_prose(paragraph: str, words: list[str]) -> bool:
     if len(words) < MIN_WORDS or _LEGAL.search(paragraph) or _NOT_PROSE.search(paragraph):
         return False
     letters = sum(character.isalpha() for character in paragraph) + len(words)
-    # An indentation is no part of what is said.
+    # Indentation does not count.
     if letters < MIN_LETTERS * len(" ".join(paragraph.split())):
         return False
     return sum(word in _FUNCTION_WORDS for word in words) >= MIN_FUNCTION_WORDS * len(words)

@@ -55,7 +55,7 @@ OURS: dict[str, dict[str, str]] = {
     "quick": {"recipe": "quick"},
     "best": {"recipe": "best"},
 }
-"""Names for settings of `params.yaml` that differ from those that are committed."""
+"""Variants by name: the settings in which each differs from the committed `params.yaml`."""
 
 HELD_OUT = 0.1
 """Share of the text, at its end, that neither side trains on."""
@@ -108,7 +108,7 @@ def main() -> None:
 
 
 def print_table(rows: list[tuple[str, int, list[tuple[float, float]], float | None]]) -> None:
-    """A line for every point that was measured."""
+    """Print a line for every measured point."""
     print(f"\n{'':<16} {'seed':>5} {'training s':>11} {'nats/byte':>10}  its own log")
     for name, seed, curve, logged in rows:
         for seconds, loss in curve:

@@ -30,7 +30,7 @@ from stages.lm.model.transformer import KVCache, Transformer
 from stages.quantize import RATES, Trial
 
 DECODED = 100
-"""Tokens written one by one to measure speed."""
+"""Tokens decoded one by one to measure the speed."""
 
 
 class HeadedTransformer(nn.Module):
@@ -60,7 +60,7 @@ class HeadedTransformer(nn.Module):
 
 
 def bits_per_byte(model: nn.Module, data: TokenData, splits: tuple[str, ...]) -> float:
-    """Loss over whole splits, sums over sums."""
+    """Bits per byte over all of `splits`."""
     machine = Machine(torch.device("cpu"), "float32", torch.get_num_threads())
     nats, count, size = 0.0, 0, 0
     for split in splits:
@@ -73,7 +73,7 @@ def bits_per_byte(model: nn.Module, data: TokenData, splits: tuple[str, ...]) ->
 
 @torch.inference_mode()
 def decoding_ms(model: nn.Module) -> float:
-    """Milliseconds a token, the fastest of five times as many as `DECODED` or the context has."""
+    """Milliseconds per token, the best of five runs of up to `DECODED` tokens."""
     count = min(DECODED, model.config.context - 1)
     times = []
     for _ in range(5):

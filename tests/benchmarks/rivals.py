@@ -36,14 +36,14 @@ from test_end_to_end import (
 )
 
 LONG = {"train": {"epochs": 20}}
-"""Some seconds of training, for others to come in."""
+"""Settings that make training last some seconds, so that a second process can interfere."""
 BUSY = ("another training process", "busy", "Unable to acquire lock")
-"""What a rival is told: by the trainer or by DVC."""
+"""Messages for a second process, by the trainer or by DVC."""
 Case = tuple[str, Callable[[], None]]
 
 
 class Rivals:
-    """Projects to disturb, and what an undisturbed run of each makes."""
+    """Project copies to disturb, and the results of an undisturbed run of each."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -77,7 +77,7 @@ class Rivals:
 
 
 def check(project: Path) -> None:
-    """Nothing left to do, and a cache whose every object is what its name says."""
+    """Assert that nothing is left to do and each object of the cache has the digest in its name."""
     status = dvc(project, "status").stdout
     assert "up to date" in status, status
     objects = [path for path in (project / ".dvc/cache/files/md5").rglob("*") if path.is_file()]
@@ -102,14 +102,14 @@ class Background:
 
 
 def refused(code: int, output: str) -> None:
-    """A rival went away with a sentence."""
+    """Assert that a second process was refused with a message."""
     assert code != 0, output
     assert any(words in output for words in BUSY), output
     assert "Traceback" not in output, output
 
 
 def orphans(rivals: Rivals) -> Iterator[Case]:
-    """`dvc` alone is killed; its trainer lives on and is met by the next run."""
+    """Only `dvc` is killed: its trainer keeps running while the next `dvc repro` starts."""
 
     def case(seconds: float, then: str, seed: int) -> None:
         with rivals.project(1) as project:
@@ -135,7 +135,7 @@ def orphans(rivals: Rivals) -> Iterator[Case]:
 
 
 def doubles(rivals: Rivals) -> Iterator[Case]:
-    """Several `dvc repro` at once: each ends well or in a sentence, and one ends well."""
+    """Several `dvc repro` at once: each succeeds or ends with a message, and one succeeds."""
 
     def case(delays: tuple[float, ...]) -> None:
         with rivals.project(1) as project:
