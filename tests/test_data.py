@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from stages.lm.core.errors import UserError
 from stages.lm.data import splits
 from stages.lm.data.dataset import TokenData, token_dtype, write_meta, write_split, write_tokens
-from stages.lm.data.meta import TokenizerMeta
+from stages.lm.data.meta import RecordsMeta, SplitMeta, TokenizerMeta, TokensMeta
 from stages.lm.data.splits import read_chunks, split_bounds
 from stages.lm.data.windows import WindowSampler, epoch_starts, gather
 from stages.lm.text.tokenizer import PATTERNS, train_bpe
@@ -226,6 +226,21 @@ def test_damaged_meta_is_refused(tokens_folder, content):
     (tokens_folder / "meta.json").write_text(content)
     with pytest.raises(UserError, match="`dvc repro`"):
         TokenData.load(tokens_folder)
+
+
+def test_a_changed_value_of_meta_is_refused(tokens_folder):
+    path = tokens_folder / "meta.json"
+    path.write_text(path.read_text().replace('"bytes": 50', '"bytes": 51'))
+    with pytest.raises(UserError, match=r"meta\.json is not what was written"):
+        TokenData.load(tokens_folder)
+
+
+@pytest.mark.parametrize("records", [None, RecordsMeta(1, 2, 3, 254, 255, bytes=99)])
+def test_meta_comes_back_as_it_was_written(tmp_path, records):
+    splits = {"val": SplitMeta(5, 20, "digest")}
+    meta = TokensMeta(300, TokenizerMeta("bpe", " ?\\p{L}+"), splits, "a", "b", records)
+    meta.save(tmp_path / "meta.json")
+    assert TokensMeta.load(tmp_path / "meta.json") == meta
 
 
 @pytest.mark.parametrize(
