@@ -3,6 +3,7 @@
 The keys are those of transformers' `GPT2Config` and `Qwen3Config`.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,12 @@ def read_config(path: Path) -> ModelConfig:
         raise refuse("n_head", f"a divisor of n_embd {sizes['width']}")
     if document.get("layer_types") not in (None, ["full_attention"] * sizes["layers"]):
         raise refuse("layer_types", "full_attention in every layer")
+    rope_base = _rope_base(document, refuse)
+    return ModelConfig(arch=arch, **sizes, tie_embeddings=tied, dropout=0.0, rope_base=rope_base)
+
+
+def _rope_base(document: dict[str, Any], refuse: Callable[..., UserError]) -> float:
+    """The base of the rotary frequencies, under its keys of old and new transformers."""
     rope_base = document.get("rope_theta", ModelConfig.rope_base)
     for key in ("rope_parameters", "rope_scaling"):
         rope = document.get(key) or {}
@@ -107,6 +114,4 @@ def read_config(path: Path) -> ModelConfig:
         rope_base = rope.get("rope_theta", rope_base)
     if type(rope_base) not in (int, float) or not 1 <= rope_base <= 1e9:
         raise refuse("rope_theta", "a number from 1 to 1e9", rope_base)
-    return ModelConfig(
-        arch=arch, **sizes, tie_embeddings=tied, dropout=0.0, rope_base=float(rope_base)
-    )
+    return float(rope_base)
