@@ -65,8 +65,8 @@ def refusal(path, kinds=KINDS):
 def test_damage_is_told_rather_than_what_it_led_to(written, damaged):
     whole = written.read_bytes()
     if damaged:
-        place = whole.index(content()["tensors"]["float"].numpy().tobytes())
-        written.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        offset = whole.index(content()["tensors"]["float"].numpy().tobytes())
+        written.write_bytes(whole[:offset] + bytes([whole[offset] ^ 1]) + whole[offset + 1 :])
     expected = (UserError, "match their digest") if damaged else (ValueError, "no model")
     with pytest.raises(expected[0], match=expected[1]), opened_artifact(written, KINDS):
         raise ValueError("no model")
@@ -147,25 +147,25 @@ def test_a_failed_write_leaves_the_old_file(written, monkeypatch):
 def test_a_flipped_byte_is_noticed_or_changes_nothing(written):
     whole, expected = written.read_bytes(), plain(content())
     refused = 0
-    places = random.Random(0).sample(range(len(whole)), 200)
-    for place in places:
+    offsets = random.Random(0).sample(range(len(whole)), 200)
+    for offset in offsets:
         damaged = bytearray(whole)
-        damaged[place] ^= 0xFF
+        damaged[offset] ^= 0xFF
         written.write_bytes(damaged)
         try:
             _, read = read_artifact(written, KINDS)
         except UserError:
             refused += 1
         else:
-            assert plain(read) == expected, place
+            assert plain(read) == expected, offset
     assert refused > 10
 
 
 def test_a_flipped_bit_of_any_weight_is_noticed(written):
-    place = written.read_bytes().index(content()["tensors"]["float"].numpy().tobytes())
+    start = written.read_bytes().index(content()["tensors"]["float"].numpy().tobytes())
     for offset in range(0, 8 * 6 * 4, 7):
         damaged = bytearray(written.read_bytes())
-        damaged[place + offset] ^= 1
+        damaged[start + offset] ^= 1
         written.with_name("damaged.pt").write_bytes(damaged)
         assert "damaged" in refusal(written.with_name("damaged.pt"))
 

@@ -195,11 +195,11 @@ def test_token_data_opens_what_was_written(tokens_folder):
     assert loaded.merges.shape == (100, 2) and loaded.merges[98:].tolist() == [[98, 98], [3, 5]]
 
 
-@pytest.mark.parametrize("place", [0, 9, 20, 127, 128, -1])
-def test_a_changed_byte_of_the_tokens_is_refused(tokens_folder, place):
+@pytest.mark.parametrize("offset", [0, 9, 20, 127, 128, -1])
+def test_a_changed_byte_of_the_tokens_is_refused(tokens_folder, offset):
     path = tokens_folder / "val.npy"
     content = bytearray(path.read_bytes())
-    content[place] ^= 1
+    content[offset] ^= 1
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"val\.npy is not what was written.*`dvc repro`"):
         TokenData.load(tokens_folder)

@@ -70,8 +70,8 @@ def write(tmp_path):
 
     def write(recipe="quick", **given):
         document = yaml.safe_load(PARAMS.read_text("utf-8")) | {"recipe": recipe}
-        for place, value in (dict.fromkeys(AUTOMATIC, "auto") | given).items():
-            section, key = place.split(".")
+        for setting, value in (dict.fromkeys(AUTOMATIC, "auto") | given).items():
+            section, key = setting.split(".")
             document[section][key] = value
         path.write_text(yaml.safe_dump(document), "utf-8")
         return path
@@ -116,9 +116,11 @@ def test_a_recipe_begins_at_nothing_and_its_rows_rise_and_set_the_same(recipe):
 
 def test_the_shipped_file_names_a_recipe_and_every_automatic_setting_in_it_has_a_value():
     auto = automatic(1_000_000)
-    said = {
-        place for place in SETTINGS if DOCUMENT[place.split(".")[0]][place.split(".")[1]] == "auto"
-    }
+    said = set()
+    for setting in SETTINGS:
+        section, key = setting.split(".")
+        if DOCUMENT[section][key] == "auto":
+            said.add(setting)
     assert auto.recipe == DOCUMENT["recipe"] in BY_SIZE
     assert set(auto.used) == said - OWN and not OWN & set(auto.values)
 
@@ -274,22 +276,22 @@ def test_a_missing_recipe_is_one_sentence(write):
     assert "params.yaml: recipe is missing" in message and "quick, best" in message
 
 
-@pytest.mark.parametrize("place", sorted(set(SETTINGS) - set(AUTOMATIC)))
-def test_auto_where_nothing_is_automatic_is_refused_and_not_offered(write, place):
+@pytest.mark.parametrize("setting", sorted(set(SETTINGS) - set(AUTOMATIC)))
+def test_auto_where_nothing_is_automatic_is_refused_and_not_offered(write, setting):
     # `auto` is text, which this takes, or a word of theirs.
-    if place in ("evaluate.prompt", "evaluate.also"):
-        assert load(write(**{place: "auto"}), 1000)[0][place] == "auto"
+    if setting in ("evaluate.prompt", "evaluate.also"):
+        assert load(write(**{setting: "auto"}), 1000)[0][setting] == "auto"
         return
-    junk = "junk" if place in OWN else "auto"
-    message = refusal(load, write(**{place: junk}), 1000)
-    assert message.startswith(f"params.yaml: {place} is {junk!r}, but must be ")
+    junk = "junk" if setting in OWN else "auto"
+    message = refusal(load, write(**{setting: junk}), 1000)
+    assert message.startswith(f"params.yaml: {setting} is {junk!r}, but must be ")
     assert ", or auto" not in message
 
 
-@pytest.mark.parametrize("place", AUTOMATIC)
-def test_auto_is_offered_where_it_may_stand(write, place):
-    message = refusal(load, write(**{place: "junk"}), 1000)
-    assert message.startswith(f"params.yaml: {place} is 'junk', but must be ")
+@pytest.mark.parametrize("setting", AUTOMATIC)
+def test_auto_is_offered_where_it_may_stand(write, setting):
+    message = refusal(load, write(**{setting: "junk"}), 1000)
+    assert message.startswith(f"params.yaml: {setting} is 'junk', but must be ")
     assert message.endswith(", or auto.")
 
 
