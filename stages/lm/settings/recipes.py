@@ -49,8 +49,8 @@ FROM_BASE: dict[str, list[tuple[int, dict[str, Any]]]] = {
     "adamw": [(0, {"train.lr": 0.0015}), (512, {"train.lr": 0.0001})],
     "lora": [(0, {"train.lr": 0.007}), (512, {"train.lr": 0.0003})],
 }
-"""Instead, where `init_from` names weights: by `train.optimizer` (or `train.adapt: lora`) and from a
-width on. Lower rates do not undo the weights. Half of the rates above served small models, see
+"""Instead, where `init_from` names weights: by `train.optimizer` (or `train.adapt: lora`) and from
+a width on. Lower rates do not undo the weights. Half of the rates above served small models, see
 RECIPES.md; those of wide models are usual values and were not tried."""
 FEW_PASSES: dict[str, Any] = {
     "model.dropout": 0.0,
