@@ -53,6 +53,13 @@ def test_a_setting_that_a_page_names_exists(page, key):
     assert name in yaml.safe_load((ROOT / "params.yaml").read_text("utf-8"))[section], page
 
 
+@pytest.mark.parametrize("block", re.findall(r"```yaml\n(.*?)```", "".join(PAGES.values()), re.S))
+def test_a_setting_in_a_block_of_settings_exists(block):
+    known = yaml.safe_load((ROOT / "params.yaml").read_text("utf-8"))
+    for section, values in yaml.safe_load(block).items():
+        assert values.keys() <= known[section].keys()
+
+
 @pytest.mark.parametrize(
     ("page", "module"),
     [

@@ -1,7 +1,7 @@
 """What `auto` stands for: the values of each recipe, by the size of the training text.
 
-A recipe is nothing but values for settings. RECIPES.md tells which were measured; the rest are
-estimates between and beyond. A value set in `params.yaml` always wins.
+A recipe is nothing but values for settings. The README, "Recipes", tells which were measured; the
+rest are estimates between and beyond. A value set in `params.yaml` always wins.
 """
 
 from collections.abc import Mapping
@@ -49,9 +49,9 @@ FROM_BASE: dict[str, list[tuple[int, dict[str, Any]]]] = {
     "adamw": [(0, {"train.lr": 0.0015}), (512, {"train.lr": 0.0001})],
     "lora": [(0, {"train.lr": 0.007}), (512, {"train.lr": 0.0003})],
 }
-"""Instead, where `init_from` names weights: by `train.optimizer` (or `train.adapt: lora`) and from
-a width on. Lower rates do not undo the weights. Half of the rates above served small models, see
-RECIPES.md; those of wide models are usual values and were not tried."""
+"""Instead, by `train.optimizer` (or for `train.adapt: lora`) and from a width on, where `init_from`
+names weights: steps that do not undo them. Half of the rates above served small models (README);
+those of wide ones are usual and not tried."""
 FEW_PASSES: dict[str, Any] = {
     "model.dropout": 0.0,
     "train.split_tokens": 0.0,
