@@ -33,7 +33,7 @@ COMMON: dict[str, Any] = {
     "train.weight_decay": 0.0,
     "train.beta1": 0.8,
     "train.beta2": 0.95,
-    "train.average": 0.0,
+    "train.ema_decay": 0.0,
     "train.calibrate": False,
     "train.split_tokens": 0.0,
 }
@@ -67,7 +67,7 @@ SLOW: dict[str, Any] = {
     "model.dropout": 0.2,
     "train.batch_size": 8,
     "train.weight_decay": 0.3,
-    "train.average": 0.98,
+    "train.ema_decay": 0.98,
     "train.calibrate": True,
     "train.split_tokens": 0.15,
 }
@@ -76,7 +76,7 @@ MIDDLE: dict[str, Any] = SLOW | {
     "model.context": 512,
     "model.dropout": 0.1,
     "train.batch_size": 4,
-    "train.average": 0.99,
+    "train.ema_decay": 0.99,
     "train.split_tokens": 0.2,
 }
 """Of `best` for about a megabyte: as many tokens in a step, each with more before it."""
