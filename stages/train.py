@@ -24,8 +24,9 @@ from stages.lm.settings.model import ModelSettings
 from stages.lm.settings.recipes import automatic
 from stages.lm.settings.runtime import RuntimeSettings
 from stages.lm.settings.train import TrainSettings
+from stages.lm.training.history import log_lines, summary
 from stages.lm.training.resume import ResumeStore, RunIdentity, code_digests, only_trainer
-from stages.lm.training.trainer import Trainer
+from stages.lm.training.trainer import NotFiniteError, Trainer
 
 BASE_WEIGHTS = "the base weights"
 """Their name among a run's ingredients."""
@@ -51,25 +52,25 @@ class StopSignal:
 class Reporter:
     """Writes once a second how far the run is, for the page to show."""
 
-    def __init__(self, run: Trainer) -> None:
-        self.run = run
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
         self.due = time.monotonic()
 
     def __call__(self, loss: float, speed: float) -> None:
-        """See `Trainer.run`."""
+        """See `Trainer.fit`."""
         if time.monotonic() < self.due:
             return
         self.due = time.monotonic() + 1
-        run = self.run
-        left = (run.total_steps - run.progress.step) * run.order.batch * run.order.length
+        trainer, batches, step = self.trainer, self.trainer.batches, self.trainer.progress.step
+        tokens_left = (batches.total_steps - step) * batches.tokens_per_step
         figures = {
-            "step": run.progress.step,
-            "steps": run.total_steps,
-            "epoch": run.epochs_done() + 1,
-            "epochs": run.settings.epochs,
+            "step": step,
+            "steps": batches.total_steps,
+            "epoch": batches.epochs_done(step) + 1,
+            "epochs": trainer.settings.epochs,
             "loss": loss,
             "tokens_per_second": speed,
-            "seconds_left": left / speed if speed else None,
+            "seconds_left": tokens_left / speed if speed else None,
         }
         with suppress(UserError):  # nothing depends on it
             write_json(paths.PROGRESS, figures)
@@ -94,13 +95,15 @@ def main() -> int:
         with only_trainer(store.path.parent / "lock"):
             try:
                 machine = pick_machine(runtime, settings.precision)
-                run = prepare(model_settings, settings, data, machine, base)
-                if not resume(run, store):
-                    run.begin(
+                trainer = build_trainer(model_settings, settings, data, machine, base)
+                if not resume(trainer, store):
+                    trainer.initialize(
                         from_bigrams=model_settings.init == "bigrams",
-                        weights=base.state_dict(run.model.config) if base else None,
+                        pretrained=base.state_dict(trainer.model.config) if base else None,
                     )
-                return train(run, store, model_settings, stop, runtime.checkpoint_steps)
+                return train(trainer, store, model_settings, stop, runtime.checkpoint_steps)
+            except NotFiniteError as error:
+                raise diverged(error, settings) from error
             except RuntimeError as error:
                 raise out_of_memory(error, settings, model_settings) from error
 
@@ -120,14 +123,14 @@ def identify(
     return RunIdentity(values | code_digests())
 
 
-def prepare(
+def build_trainer(
     model_settings: ModelSettings,
     settings: TrainSettings,
     data: TokenData,
     machine: Machine,
     base: PretrainedModel | None,
 ) -> Trainer:
-    """A run that has yet to begin or to be resumed."""
+    """A trainer whose weights have yet to be initialized or restored."""
     vocab_size = data.meta.vocab_size
     if base:
         config = base.config_for(vocab_size, model_settings.context, model_settings.dropout)
@@ -136,58 +139,63 @@ def prepare(
         shape = {key: value for key, value in asdict(model_settings).items() if key != "init"}
         config = ModelConfig(**shape, vocab_size=vocab_size, head_size=head_size)
     model = Transformer(config)
-    run = Trainer(model, data, settings, machine)
+    trainer = Trainer(model, data, settings, machine)
     print(
         f"model: {config.arch}, {config.layers} layers of width {config.width}, "
-        f"{run.parameters:,} parameters, vocabulary {vocab_size:,}\n"
-        f"{contents(run)}\n"
-        f"plan: {settings.epochs} epochs = {run.total_steps:,} steps of "
-        f"{run.order.batch * run.order.length:,} tokens on {machine.device.type} "
+        f"{trainer.num_parameters:,} parameters, vocabulary {vocab_size:,}\n"
+        f"{describe_data(trainer)}\n"
+        f"plan: {settings.epochs} epochs = {trainer.total_steps:,} steps of "
+        f"{trainer.batches.tokens_per_step:,} tokens on {machine.device.type} "
         f"({machine.precision}, {machine.threads} threads)"
     )
     if settings.adapt == "lora":
-        share = run.trained_parameters() / run.parameters
+        share = trainer.num_trained / trainer.num_parameters
         print(
             f"adapters: rank {settings.lora_rank} on {settings.lora_targets}, "
-            f"{run.trained_parameters():,} trained parameters, {share:.2%} of the model's"
+            f"{trainer.num_trained:,} trained parameters, {share:.2%} of the model's"
         )
-    return run
+    return trainer
 
 
-def contents(run: Trainer) -> str:
+def describe_data(trainer: Trainer) -> str:
     """In words, what the run learns from."""
-    data = run.data
+    data, batches = trainer.data, trainer.batches
     tokens = f"{len(data.train):,} training tokens, {len(data.val):,} validation tokens"
     if not data.records:
         return f"text: {tokens}"
-    rows = len(run.tokens) // (run.order.context + 1)
-    left_out = f", {run.left_out:,} too long for the context left out" if run.left_out else ""
+    too_long = f", {batches.too_long:,} too long for the context left out"
     return (
-        f"records: {data.records.train:,} for training in {rows:,} rows{left_out}, "
+        f"records: {data.records.train:,} for training in {batches.num_windows:,} rows"
+        f"{too_long if batches.too_long else ''}, "
         f"{data.records.val:,} for validation ({tokens}); completions alone are learned"
     )
 
 
-def resume(run: Trainer, store: ResumeStore) -> bool:
+def resume(trainer: Trainer, store: ResumeStore) -> bool:
     """Continue from the stored state, if there is one, and say so; returns whether there was."""
     state, message = store.load()
     if state is not None:
-        warning = run.restore(state)
-        place = f"step {run.progress.step:,} of {run.total_steps:,}"
+        warning = trainer.restore(state)
+        step = f"step {trainer.progress.step:,} of {trainer.total_steps:,}"
         message = (
-            f"already finished at {place}" if run.progress.finished else f"continuing at {place}"
+            f"already finished at {step}" if trainer.progress.finished else f"continuing at {step}"
         )
         message += f"; {warning}" if warning else ""
     print(f"run {store.identity.fingerprint}: {message}")
     append_missing_lines(
         paths.TRAINING_LOG,
-        [*run.progress.log, f"{timestamp()}  run {store.identity.fingerprint}: {message}"],
+        [*lines_of(trainer), f"{timestamp()}  run {store.identity.fingerprint}: {message}"],
     )
     return state is not None
 
 
+def lines_of(trainer: Trainer) -> list[str]:
+    """The lines of `training.log`, one for each validation."""
+    return log_lines(trainer.progress, trainer.settings, trainer.validator)
+
+
 def train(
-    run: Trainer,
+    trainer: Trainer,
     store: ResumeStore,
     model_settings: ModelSettings,
     stop: StopSignal,
@@ -196,46 +204,62 @@ def train(
     """Run the loop, saving and publishing; returns the exit code."""
 
     def save() -> None:
-        store.save(run.state())
-        publish(run, model_settings, store.identity)
+        store.save(trainer.state_dict())
+        publish(trainer, model_settings, store.identity)
 
-    publish(run, model_settings, store.identity)
+    publish(trainer, model_settings, store.identity)
     try:
-        run.run(save, stop.requested, checkpoint_steps, Reporter(run))
-    except UserError as error:
+        trainer.fit(save, stop.requested, checkpoint_steps, Reporter(trainer))
+    except (UserError, NotFiniteError) as error:
         with suppress(UserError):  # a full disk, say; what stopped the run matters more
             append_missing_lines(paths.TRAINING_LOG, [f"{timestamp()}  {error}"])
         raise
     finally:
         paths.PROGRESS.unlink(missing_ok=True)
     save()
-    if run.progress.finished:
-        print(f"best epoch {run.progress.best_epoch}, written to {paths.shown(paths.CHECKPOINT)}")
+    progress = trainer.progress
+    if progress.finished:
+        print(f"best epoch {progress.best_epoch}, written to {paths.shown(paths.CHECKPOINT)}")
         return 0
     print(
-        f"stopped after step {run.progress.step:,} of {run.total_steps:,}; everything is saved. "
+        f"stopped after step {progress.step:,} of {trainer.total_steps:,}; everything is saved. "
         "Run the same command again to continue."
     )
     return 128 + stop.number
 
 
-def publish(run: Trainer, model_settings: ModelSettings, identity: RunIdentity) -> None:
+def publish(trainer: Trainer, model_settings: ModelSettings, identity: RunIdentity) -> None:
     """Write the stage's outputs from the run's state; the same state gives the same bytes."""
-    append_missing_lines(paths.TRAINING_LOG, run.progress.log)
-    if not run.epochs_done():
+    append_missing_lines(paths.TRAINING_LOG, lines_of(trainer))
+    progress, batches, data = trainer.progress, trainer.batches, trainer.data
+    if not batches.epochs_done(progress.step):
         return
+    metrics = summary(progress, batches, trainer.validator) | {
+        "parameters": trainer.num_parameters,
+        "trained_parameters": trainer.num_trained,
+    }
     provenance = {
         "init_from": identity.ingredients["init_from"],
         "base_sha256": identity.ingredients.get(BASE_WEIGHTS),
         "model": asdict(model_settings),
-        "train": asdict(run.settings),
-        "data": run.data.meta.to_json(),
-        "metrics": run.summary(),
+        "train": asdict(trainer.settings),
+        "data": data.meta.to_json(),
+        "metrics": metrics,
     }
-    tokenizer = asdict(run.data.meta.tokenizer) | {"vocabulary": run.data.vocabulary}
-    Checkpoint(run.model.config, run.best, tokenizer, provenance).save(paths.CHECKPOINT)
-    write_json(paths.TRAIN_METRICS, run.summary())
-    write_tsv(paths.LOSS_CURVE, CURVE, run.progress.curve)
+    tokenizer = asdict(data.meta.tokenizer) | {"vocabulary": data.vocabulary}
+    Checkpoint(trainer.model.config, trainer.best, tokenizer, provenance).save(paths.CHECKPOINT)
+    write_json(paths.TRAIN_METRICS, metrics)
+    write_tsv(paths.LOSS_CURVE, CURVE, progress.curve)
+
+
+def diverged(error: NotFiniteError, settings: TrainSettings) -> UserError:
+    """A sentence for a loss, a gradient or a weight that is not finite."""
+    return UserError(
+        f"{error}, so the step was not taken. The usual causes are too high a learning rate "
+        f"(train.lr is {settings.lr:g}), too short a warm-up (train.warmup_steps is "
+        f"{settings.warmup_steps}) or too little precision (train.precision is "
+        f"{settings.precision}); change one and run the same command again."
+    )
 
 
 def out_of_memory(

@@ -129,7 +129,7 @@ def make_train_settings():
             "beta1": 0.9,
             "beta2": 0.95,
             "grad_clip": 1.0,
-            "average": 0.0,
+            "ema_decay": 0.0,
             "calibrate": False,
             "split_tokens": 0.0,
             "patience": 0,

@@ -23,7 +23,7 @@ def make_run(initialised_model, make_train_settings, data):
         torch.manual_seed(settings.seed)
         machine = Machine(torch.device(device), settings.precision, 1)
         run = Trainer(initialised_model(arch), data, settings, machine)
-        run.begin(from_bigrams=False)
+        run.initialize(from_bigrams=False)
         return run
 
     return make
@@ -31,7 +31,7 @@ def make_run(initialised_model, make_train_settings, data):
 
 def losses(run):
     """Training losses at every point of the curve, and the validation losses."""
-    run.run(lambda: None, lambda: False)
+    run.fit(lambda: None, lambda: False)
     return [value for row in run.progress.curve for key, value in row.items() if "loss" in key]
 
 
@@ -39,8 +39,8 @@ def losses(run):
 @pytest.mark.parametrize("compiled", ["off", "on"])
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_a_run_on_a_gpu_learns_what_one_on_a_cpu_does(make_run, arch, compiled, accumulate):
-    expected = losses(make_run("cpu", arch, accumulate=accumulate, average=0.9))
-    run = make_run("cuda", arch, accumulate=accumulate, average=0.9, compile=compiled)
+    expected = losses(make_run("cpu", arch, accumulate=accumulate, ema_decay=0.9))
+    run = make_run("cuda", arch, accumulate=accumulate, ema_decay=0.9, compile=compiled)
     assert run.compiled == (compiled == "on")
     np.testing.assert_allclose(losses(run), expected, rtol=0.01)
 
@@ -62,7 +62,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(make_run, compiled):
     whole = losses(make_run("cuda", compile=compiled))
     first = make_run("cuda", compile=compiled)
     first.run(lambda: None, lambda: first.progress.step == 7)
-    state = copy.deepcopy(first.state())
+    state = copy.deepcopy(first.state_dict())
     second = make_run("cuda", compile=compiled)
     second.restore(state)
     np.testing.assert_allclose(losses(second), whole, rtol=1e-3)

@@ -285,7 +285,7 @@ def test_every_token_is_input_and_target_in_every_epoch(order, epoch):
 
 @given(order=ORDERS, epochs=st.integers(1, 4))
 def test_batches_are_full_and_hold_each_window_of_each_epoch_once(order, epochs):
-    steps = order.steps(epochs)
+    steps = order.num_batches(epochs)
     batches = [order.batch_starts(step) for step in range(steps)]
     assert {len(batch) for batch in batches} == {order.batch}
     joined = np.concatenate(batches)

@@ -48,7 +48,7 @@ def begun(make_run, base):
     def make(**fields):
         run = make_run(**fields)
         torch.seed()
-        run.begin(from_bigrams=False, weights=base.state_dict())
+        run.initialize(from_bigrams=False, pretrained=base.state_dict())
         return run
 
     return make
@@ -69,7 +69,7 @@ def frozen(model):
 
 def run_to_the_end(run, steps=10**9):
     asked = iter(range(1, steps + 1))
-    run.run(lambda: None, lambda: next(asked) == steps)
+    run.fit(lambda: None, lambda: next(asked) == steps)
     return run
 
 
@@ -79,14 +79,16 @@ def run_to_the_end(run, steps=10**9):
 @pytest.mark.parametrize("targets", TARGETS)
 def test_every_matrix_of_the_targets_has_an_adapter_of_its_own(base, adapted, targets):
     model, names = adapted(targets, rank=3), dict(base.named_parameters())
-    heights = {id(parameter): rows for parameter, rows in base.block_matrices()}
+    split_sizes = {id(parameter): rows for parameter, rows in base.block_matrices()}
     parts = {name.split(".")[2] for name in adapted_layers(model)}
     assert parts == set(TARGETS[targets])
     assert len(adapted_layers(model)) == 2 * 2 * len(parts)
     for name, layer in adapted_layers(model).items():
         weight = names[f"{name}.weight"]
-        assert layer.heights == heights[id(weight)] and sum(layer.heights) == weight.size(0)
-        assert layer.lora_a.shape == (3 * len(layer.heights), weight.size(1))
+        assert layer.split_sizes == split_sizes[id(weight)] and sum(
+            layer.split_sizes
+        ) == weight.size(0)
+        assert layer.lora_a.shape == (3 * len(layer.split_sizes), weight.size(1))
         assert layer.lora_b.shape == (weight.size(0), 3)
     assert {n for n, p in model.named_parameters() if p.requires_grad} == adapter_names(model)
 
@@ -94,10 +96,10 @@ def test_every_matrix_of_the_targets_has_an_adapter_of_its_own(base, adapted, ta
 def test_the_matrices_of_one_pile_are_adapted_apart(adapted, base):
     """Each by alpha / rank times its own B A."""
     layer = adapted().blocks[0].attention.qkv
-    change = (layer.merged() - base.blocks[0].attention.qkv.weight).split(layer.heights)
+    change = (layer.merged() - base.blocks[0].attention.qkv.weight).split(layer.split_sizes)
     assert len(change) == 3
     first = 0
-    for number, (part, rows) in enumerate(zip(change, layer.heights, strict=True)):
+    for number, (part, rows) in enumerate(zip(change, layer.split_sizes, strict=True)):
         b, a = layer.lora_b[first : first + rows], layer.lora_a[3 * number : 3 * number + 3]
         torch.testing.assert_close(part, 2.0 * b @ a)
         first += rows
@@ -148,48 +150,50 @@ def test_only_the_adapters_move_and_all_of_them(begun, optimizer):
 
 
 def test_figures_tell_the_model_and_what_is_trained_apart(begun, base):
-    summary = run_to_the_end(begun(lora_targets="attention", lora_rank=2)).summary()
+    run = run_to_the_end(begun(lora_targets="attention", lora_rank=2))
     config = base.config
     rows = (config.heads + 2 * config.kv_heads) * config.head_size
     per_layer = 2 * (3 * config.width + rows) + 2 * (config.heads * config.head_size + config.width)
-    assert summary["parameters"] == base.parameter_count()
-    assert summary["trained_parameters"] == config.layers * per_layer
+    assert run.num_parameters == base.parameter_count()
+    assert run.num_trained == config.layers * per_layer
 
 
 def test_what_is_kept_is_what_was_validated(begun, base, make_train_settings, machine):
     """The average of the adapters, merged."""
-    run = run_to_the_end(begun(average=0.9))
+    run = run_to_the_end(begun(ema_decay=0.9))
     assert run.progress.best_epoch == run.settings.epochs
     kept = Transformer(base.config)
     kept.load_state_dict(run.best)
     other = Trainer(kept, run.data, make_train_settings(), machine)
-    assert other.validate() == pytest.approx(run.progress.best_val_loss, abs=1e-5)
+    assert other.validator.loss() == pytest.approx(run.progress.best_val_loss, abs=1e-5)
     torch.testing.assert_close(
         {n: run.best[n] for n in run.best if "norm" in n or "embedding" in n},
         {n: t for n, t in base.state_dict().items() if "norm" in n or "embedding" in n},
     )
-    assert run.validate() != pytest.approx(run.progress.best_val_loss, abs=1e-5)
+    assert run.validator.loss() != pytest.approx(run.progress.best_val_loss, abs=1e-5)
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-@pytest.mark.parametrize("average", [0.0, 0.9])
+@pytest.mark.parametrize("decay", [0.0, 0.9])
 def test_a_run_stopped_after_every_step_continues_as_if_it_had_not(
-    begun, make_run, tmp_path, optimizer, average
+    begun, make_run, tmp_path, optimizer, decay
 ):
-    fields = {"optimizer": optimizer, "average": average, "epochs": 2}
+    fields = {"optimizer": optimizer, "ema_decay": decay, "epochs": 2}
     straight = run_to_the_end(begun(**fields))
     piece = begun(**fields)
     for _ in range(straight.total_steps):
         run_to_the_end(piece, steps=1)
-        write_artifact(tmp_path / "state.pt", "training state", 1, piece.state())
+        write_artifact(tmp_path / "state.pt", "training state", 1, piece.state_dict())
         piece = make_run(**fields)
         torch.manual_seed(12345)
         assert piece.restore(read_artifact(tmp_path / "state.pt", {"training state": 1})[1]) == ""
     for group in (
         lambda run: run.model.state_dict(),
         lambda run: run.best,
-        lambda run: run.average,
+        lambda run: run.ema.averages,
         lambda run: run.optimizers.state_dict(),
     ):
         torch.testing.assert_close(group(straight), group(piece), rtol=0, atol=0)
-    assert straight.summary() == piece.summary() and piece.progress.finished
+    assert (
+        straight.progress.best_val_loss == piece.progress.best_val_loss and piece.progress.finished
+    )

@@ -51,17 +51,17 @@ def test_the_trainer_tells_what_the_page_reads(monkeypatch: pytest.MonkeyPatch) 
     class Progress:
         step = 3
 
-    class Order:
-        batch, length = 2, 50
+    class Batches:
+        total_steps, tokens_per_step = 12, 100
+
+        def epochs_done(self, step: int) -> int:
+            return 1
 
     class Settings:
         epochs = 4
 
     class Run:
-        progress, order, settings, total_steps = Progress, Order, Settings, 12
-
-        def epochs_done(self) -> int:
-            return 1
+        progress, batches, settings = Progress, Batches(), Settings
 
     report = train.Reporter(Run())  # type: ignore[arg-type]
     report(1.25, 100.0)

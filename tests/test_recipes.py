@@ -47,7 +47,7 @@ SET = {
     "train.epochs": 13,
     "train.batch_size": 5,
     "train.accumulate": 3,
-    "train.average": 0.4375,
+    "train.ema_decay": 0.4375,
     "train.calibrate": True,
     "train.split_tokens": 0.5625,
     "train.lr": 0.0625,

@@ -22,6 +22,7 @@ from stages.lm.data.sequence_packing import (
 )
 from stages.lm.data.windows import PackedRowSampler
 from stages.lm.model.scoring import score_records
+from stages.lm.training.history import summary
 from stages.lm.training.trainer import Trainer
 
 PROMPT_END, RECORD_END = 73, 74
@@ -148,7 +149,7 @@ def test_a_row_without_anything_to_learn_has_no_loss_and_no_gradient(make_model)
 def test_rows_come_once_an_epoch_in_an_order_of_its_own():
     order = PackedRowSampler(tokens=17 * 10, context=16, batch=5, seed=1)
     epochs = [np.concatenate([order.batch_starts(2 * n + k) for k in (0, 1)]) for n in range(3)]
-    assert (order.per_epoch, order.length, order.steps(3)) == (10, 16, 6)
+    assert (order.per_epoch, order.length, order.num_batches(3)) == (10, 16, 6)
     assert all(sorted(starts) == list(range(0, 170, 17)) for starts in epochs)
     assert len({tuple(starts) for starts in epochs}) == 3
 
@@ -175,7 +176,7 @@ def make_run(initialised_model, make_train_settings, machine, data):
         fields = {"accumulate": 2, "split_tokens": 0.1, "epochs": 8} | fields
         model = initialised_model("qwen3", dropout=0.1, context=context)
         run = Trainer(model, data, make_train_settings(**fields), machine)
-        run.begin(from_bigrams=True)
+        run.initialize(from_bigrams=True)
         return run
 
     return make
@@ -183,24 +184,24 @@ def make_run(initialised_model, make_train_settings, machine, data):
 
 def test_a_run_learns_the_task_and_reports_completions_alone(make_run):
     run = make_run()
-    run.run(lambda: None, lambda: False)
-    summary = run.summary()
-    assert summary["val_loss"] < 0.35 * math.log(6), (
+    run.fit(lambda: None, lambda: False)
+    figures = summary(run.progress, run.batches, run.validator)
+    assert figures["val_loss"] < 0.35 * math.log(6), (
         "guessing both and knowing the end is 2/3 of it"
     )
-    assert run.bits_per_byte(0.5) == pytest.approx(0.5 / math.log(2), abs=1e-6)
+    assert run.validator.bits_per_byte(0.5) == pytest.approx(0.5 / math.log(2), abs=1e-6)
 
 
 def test_a_stopped_run_ends_as_if_it_had_not(make_run):
     whole = make_run(epochs=2)
-    whole.run(lambda: None, lambda: False)
+    whole.fit(lambda: None, lambda: False)
     first = make_run(epochs=2)
-    first.run(lambda: None, lambda: first.progress.step == 7)
+    first.fit(lambda: None, lambda: first.progress.step == 7)
     assert not first.progress.finished
-    state = first.state()
+    state = first.state_dict()
     second = make_run(epochs=2)
     second.restore(state)
-    second.run(lambda: None, lambda: False)
+    second.fit(lambda: None, lambda: False)
     for name, weight in whole.model.state_dict().items():
         assert torch.equal(weight, second.model.state_dict()[name]), name
 

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from stages.lm.core.artifact import read_artifact, write_artifact
-from stages.lm.core.errors import UserError
-from stages.lm.model.runtime import Machine, can_compile
+from stages.lm.model.runtime import can_compile
 from stages.lm.model.scoring import score
-from stages.lm.training import trainer
-from stages.lm.training.trainer import Progress, Trainer
+from stages.lm.training import compilation, trainer
+from stages.lm.training.calibration import MAX_TEMPERATURE, MIN_TEMPERATURE, temperature_scaled
+from stages.lm.training.history import Progress, log_lines, summary
+from stages.lm.training.trainer import NotFiniteError, Trainer
 
 WALL_CLOCK = {"elapsed", "log"}
 
@@ -35,7 +36,7 @@ def begun(make_run):
     def make(from_bigrams=True, **fields):
         run = make_run(model_seed=99, **fields)
         torch.seed()
-        run.begin(from_bigrams)
+        run.initialize(from_bigrams)
         return run
 
     return make
@@ -47,10 +48,19 @@ def trained(make_run):
 
     def train(*args, save=None, checkpoint_steps=0, **fields):
         run = make_run(*args, **fields)
-        run.run(lambda: save(run) if save else None, never, checkpoint_steps)
+        run.fit(lambda: save(run) if save else None, never, checkpoint_steps)
         return run
 
     return train
+
+
+def lines(run):
+    """The lines of the run's log."""
+    return log_lines(run.progress, run.settings, run.validator)
+
+
+def summary_of(run):
+    return summary(run.progress, run.batches, run.validator)
 
 
 def never():
@@ -80,7 +90,7 @@ def assert_equal(first, second):
     for group, other in zip(tensors, other_tensors, strict=True):
         torch.testing.assert_close(group, other, rtol=0, atol=0)
     assert len(first.progress.log) == len(second.progress.log)
-    assert first.summary() == second.summary()
+    assert summary_of(first) == summary_of(second)
 
 
 @pytest.fixture(scope="module", params=["qwen3", "gpt2"])
@@ -94,15 +104,15 @@ def test_a_stopped_run_continues_as_if_it_had_not(make_run, trained, tmp_path, a
     assert straight.total_steps == 20 and straight.progress.finished
 
     stopped = make_run(arch)
-    stopped.run(nothing, after(steps))
+    stopped.fit(nothing, after(steps))
     assert stopped.progress.step == steps
-    write_artifact(tmp_path / "state.pt", "training state", 1, stopped.state())
+    write_artifact(tmp_path / "state.pt", "training state", 1, stopped.state_dict())
 
     continued = make_run(arch, model_seed=99)
     torch.manual_seed(12345)
     warning = continued.restore(read_artifact(tmp_path / "state.pt", {"training state": 1})[1])
     assert warning == ""
-    continued.run(nothing, never)
+    continued.fit(nothing, never)
     assert_equal(straight, continued)
 
 
@@ -111,14 +121,14 @@ def test_a_stopped_run_continues_as_if_it_had_not(make_run, trained, tmp_path, a
 def test_a_run_stopped_after_every_step_continues_as_if_it_had_not(
     begun, make_run, tmp_path, optimizer, from_bigrams
 ):
-    fields = {"optimizer": optimizer, "average": 0.9, "split_tokens": 0.3, "calibrate": True}
+    fields = {"optimizer": optimizer, "ema_decay": 0.9, "split_tokens": 0.3, "calibrate": True}
     straight = begun(from_bigrams, **fields)
-    straight.run(nothing, never)
+    straight.fit(nothing, never)
     assert straight.settings.accumulate == 2 and straight.model.config.dropout > 0
     piece = begun(from_bigrams, **fields)
     for _ in range(straight.total_steps):
-        piece.run(nothing, after(1))
-        write_artifact(tmp_path / "state.pt", "training state", 1, piece.state())
+        piece.fit(nothing, after(1))
+        write_artifact(tmp_path / "state.pt", "training state", 1, piece.state_dict())
         piece = make_run(model_seed=98, **fields)
         torch.manual_seed(12345)
         assert piece.restore(read_artifact(tmp_path / "state.pt", {"training state": 1})[1]) == ""
@@ -128,7 +138,7 @@ def test_a_run_stopped_after_every_step_continues_as_if_it_had_not(
 def test_saving_often_does_not_change_the_run(trained):
     states = []
     quiet = trained()
-    saved = trained(save=lambda run: states.append(run.state()), checkpoint_steps=1)
+    saved = trained(save=lambda run: states.append(run.state_dict()), checkpoint_steps=1)
     assert len(states) > saved.total_steps
     assert_equal(quiet, saved)
 
@@ -145,10 +155,10 @@ def test_a_state_is_due_every_so_many_steps_and_at_every_epochs_end(trained):
 
 def test_a_finished_run_restored_does_nothing_more(make_run):
     run = make_run()
-    run.run(nothing, never)
+    run.fit(nothing, never)
     again = make_run(model_seed=99)
-    again.restore(run.state())
-    again.run(lambda: pytest.fail("saved again"), lambda: pytest.fail("took a step"))
+    again.restore(run.state_dict())
+    again.fit(lambda: pytest.fail("saved again"), lambda: pytest.fail("took a step"))
     assert_equal(run, again)
 
 
@@ -161,9 +171,9 @@ def test_a_finished_run_restored_does_nothing_more(make_run):
 )
 def test_another_machine_is_one_warning(make_run, key, value):
     run = make_run()
-    state = run.state()
+    state = run.state_dict()
     state["machine"] = state["machine"] | {key: value}
-    here = run.describe()[key]
+    here = run.describe_machine()[key]
     assert f"{key} was {value}, is {here}" in make_run().restore(state)
 
 
@@ -179,7 +189,7 @@ def test_the_same_settings_train_the_same_weights_and_another_seed_others(traine
 
 def test_the_seed_alone_decides_the_first_weights(make_run, begun, initialised_model, arch):
     run = make_run(arch, model_seed=99, seed=7)
-    run.begin(from_bigrams=False)
+    run.initialize(from_bigrams=False)
     expected = initialised_model(arch, seed=7).state_dict()
     torch.testing.assert_close(run.model.state_dict(), expected, rtol=0, atol=0)
     weights = [begun(seed=seed).model.state_dict() for seed in (7, 7, 8)]
@@ -189,11 +199,14 @@ def test_the_seed_alone_decides_the_first_weights(make_run, begun, initialised_m
 
 def test_the_pairs_are_a_point_and_a_line_before_the_first_step(begun):
     run = begun()
-    loss = run.validate()
+    loss = run.validator.loss()
     assert loss < math.log(75) - 1
     assert run.progress.curve == [{"step": 0, "epoch": 0, "val_loss": loss}]
-    (line,) = run.progress.log
-    assert f"bigrams  val {loss:.4f}" in line and f"{run.bits_per_byte(loss):.4f} bits/" in line
+    (line,) = lines(run)
+    assert (
+        f"bigrams  val {loss:.4f}" in line
+        and f"{run.validator.bits_per_byte(loss):.4f} bits/" in line
+    )
     assert run.progress.step == 0 and run.progress.best_epoch == 0
     assert run.progress.best_val_loss == loss
     torch.testing.assert_close(run.best, run.model.state_dict(), rtol=0, atol=0)
@@ -203,8 +216,8 @@ def test_the_seconds_of_the_pairs_count(begun, monkeypatch):
     clock = iter(range(0, 10_000, 10))
     monkeypatch.setattr(trainer.time, "monotonic", lambda: next(clock))
     run = begun()
-    assert run.progress.elapsed == 10 and run.progress.log[0].endswith("0:00:10 elapsed")
-    run.run(nothing, after(1))
+    assert run.progress.elapsed == 10 and lines(run)[0].endswith("0:00:10 elapsed")
+    run.fit(nothing, after(1))
     assert run.progress.elapsed >= 20
 
 
@@ -216,13 +229,13 @@ def test_without_pairs_nothing_is_told_before_the_first_step(begun):
 def test_the_pairs_are_kept_where_no_epoch_is_better(begun):
     run = begun(lr=9.0, embedding_lr=9.0, head_lr=9.0, grad_clip=0.0)
     start = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
-    run.run(nothing, never)
+    run.fit(nothing, never)
     assert run.progress.best_epoch == 0
     torch.testing.assert_close(run.best, start, rtol=0, atol=0)
 
 
 def test_the_average_is_what_is_validated_and_kept(begun):
-    run = begun(average=0.9)
+    run = begun(ema_decay=0.9)
     weights, expected = list(run.model.parameters()), []
     run.model.train()
     for step in range(run.total_steps):
@@ -234,54 +247,56 @@ def test_the_average_is_what_is_validated_and_kept(begun):
         now = [weight.detach().clone() for weight in weights]
         expected = expected or now
         expected = [a * memory + b * (1 - memory) for a, b in zip(expected, now, strict=True)]
-    torch.testing.assert_close(run.average, expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(run.ema.averages, expected, rtol=1e-4, atol=1e-6)
     trained = [weight.detach().clone() for weight in weights]
-    with run._averaged():
-        loss = run.validate()
-        assert all(map(torch.equal, weights, run.average))
-    assert all(map(torch.equal, weights, trained)) and loss != run.validate()
+    with run.ema.ema_weights():
+        loss = run.validator.loss()
+        assert all(map(torch.equal, weights, run.ema.averages))
+    assert all(map(torch.equal, weights, trained)) and loss != run.validator.loss()
 
 
 @pytest.mark.parametrize("average", [0.0, 0.9])
 def test_the_kept_weights_are_calibrated_and_training_does_not_notice(trained, arch, average):
-    plain = trained(arch, average=average)
-    run = trained(arch, average=average, calibrate=True)
+    plain = trained(arch, ema_decay=average)
+    run = trained(arch, ema_decay=average, calibrate=True)
     torch.testing.assert_close(run.model.state_dict(), plain.model.state_dict(), rtol=0, atol=0)
     assert run.progress.best_epoch == plain.progress.best_epoch == 3
     temperature = run.progress.temperature
-    assert f"temperature {temperature:.3f}" in run.progress.log[-1] and temperature != 1.0
-    assert plain.progress.temperature == 1.0 and "temperature" not in plain.progress.log[-1]
+    assert f"temperature {temperature:.3f}" in lines(run)[-1] and temperature != 1.0
+    assert plain.progress.temperature == 1.0 and "temperature" not in lines(plain)[-1]
 
     run.model.load_state_dict(run.best)
     plain.model.load_state_dict(plain.best)
     tokens = torch.arange(12).view(1, -1)
     cooled, hot = (each.model.eval()(tokens) for each in (run, plain))
     torch.testing.assert_close(cooled * temperature, hot)
-    assert run.validate() == run.progress.best_val_loss < plain.validate()
+    assert run.validator.loss() == run.progress.best_val_loss < plain.validator.loss()
     for other in (0.98, 1.02):
-        with run._cooled(other):
-            assert run.validate() > run.progress.best_val_loss
-    assert run.validate() == run.progress.best_val_loss
+        with temperature_scaled(run.model, other):
+            assert run.validator.loss() > run.progress.best_val_loss
+    assert run.validator.loss() == run.progress.best_val_loss
 
 
 @pytest.mark.parametrize("surer", [1e-6, 0.7, 1.0, 1.5, 1e6])
 def test_the_temperature_is_found_from_either_side_and_within_limits(trained, surer):
     run = trained(epochs=6)
-    right = run._best_temperature()
+    right = run.validator.best_temperature(run.progress.temperature)
     with torch.no_grad():
         run.model.final_norm.weight.mul_(surer)
-    limits = trainer.LEAST_TEMPERATURE, trainer.MOST_TEMPERATURE
-    assert run._best_temperature() == pytest.approx(np.clip(right * surer, *limits), rel=0.003)
+    limits = MIN_TEMPERATURE, MAX_TEMPERATURE
+    assert run.validator.best_temperature(run.progress.temperature) == pytest.approx(
+        np.clip(right * surer, *limits), rel=0.003
+    )
 
 
 def test_the_point_before_the_first_step_is_no_epoch(begun):
     run = begun()
-    run.run(nothing, never)
+    run.fit(nothing, never)
     steps = [row["step"] for row in run.progress.curve]
     assert steps == sorted(set(steps)) and steps[:1] == [0] and steps[-1] == run.total_steps
     assert sum("epoch_loss" in row for row in run.progress.curve) == run.settings.epochs
     assert len(run.progress.log) == 1 + run.settings.epochs
-    assert run.summary()["epochs"] == run.settings.epochs
+    assert summary_of(run)["epochs"] == run.settings.epochs
 
 
 # Compiling ----------------------------------------------------------------------------------------
@@ -296,13 +311,13 @@ def asked(monkeypatch):
         devices.append(device)
         return False
 
-    monkeypatch.setattr(trainer, "can_compile", no)
+    monkeypatch.setattr(compilation, "can_compile", no)
     return devices
 
 
 @pytest.mark.parametrize(("setting", "pays"), [("on", True), ("off", False)])
 def test_a_run_told_to_compile_or_not_to_obeys(make_run, monkeypatch, asked, setting, pays):
-    monkeypatch.setattr(trainer, "COMPILE_FROM_FLOPS", math.inf if pays else 0.0)
+    monkeypatch.setattr(compilation, "COMPILE_FROM_FLOPS", math.inf if pays else 0.0)
     make_run(compile=setting)
     assert len(asked) == pays
 
@@ -313,24 +328,29 @@ def test_only_a_long_run_compiles_by_itself_and_a_resumed_one_as_before(
     run = make_run(compile="auto")
     assert not asked
     flops = 6 * run.model.parameter_count() * run.total_steps * 8 * 16
-    monkeypatch.setattr(trainer, "COMPILE_FROM_FLOPS", flops)
-    assert not make_run(compile="auto")._pays_to_compile()
-    assert make_run(compile="auto", epochs=4)._pays_to_compile()
-    monkeypatch.setattr(trainer, "COMPILE_FROM_FLOPS", flops - 1)
+    monkeypatch.setattr(compilation, "COMPILE_FROM_FLOPS", flops)
+    make_run(compile="auto")
+    assert not asked
+    make_run(compile="auto", epochs=4)
+    assert len(asked) == 1
+    monkeypatch.setattr(compilation, "COMPILE_FROM_FLOPS", flops - 1)
     run = make_run(compile="auto")
-    run.run(nothing, after(15))
+    run.fit(nothing, after(15))
     resumed = make_run(compile="auto")
-    resumed.restore(run.state())
-    assert run._pays_to_compile() and resumed._pays_to_compile()
+    resumed.restore(run.state_dict())
+    assert len(asked) == 3
 
 
-def test_a_run_on_a_gpu_compiles_where_it_goes_through_enough_batches(make_run, monkeypatch):
+@pytest.mark.parametrize(("passes", "pays"), [(2_000, False), (2_001, True)])
+def test_a_run_on_a_gpu_compiles_where_it_goes_through_enough_batches(passes, pays):
+    assert compilation.pays_to_compile("auto", "cuda", passes, flops=0.0) == pays
+
+
+def test_passes_are_counted_in_micro_batches(make_run, monkeypatch):
+    asked = []
+    monkeypatch.setattr(compilation, "pays_to_compile", lambda *asks: bool(asked.append(asks)))
     run = make_run(compile="auto")
-    run.machine = Machine(torch.device("cuda"), "bf16", 1)
-    passes = run.total_steps * run.settings.accumulate
-    for limit, pays in ((passes, False), (passes - 1, True)):
-        monkeypatch.setattr(trainer, "COMPILE_FROM_PASSES", limit)
-        assert run._pays_to_compile() == pays
+    assert asked[0][:3] == ("auto", "cpu", run.total_steps * run.settings.accumulate)
 
 
 def test_compiled_threads_repeat_themselves(
@@ -368,7 +388,7 @@ def test_a_machine_that_cannot_compile_trains_all_the_same(make_run, trained, mo
     assert capsys.readouterr().out.splitlines() == [
         "training without torch.compile, which does not work here: no C++ compiler"
     ]
-    run.run(nothing, never)
+    run.fit(nothing, never)
     assert not run.compiled and run.progress.finished
     assert_equal(expected, run)
 
@@ -385,24 +405,24 @@ def test_a_compiled_model_trains_alike_and_continues_to_the_same_bits(
         settings = make_train_settings(accumulate=2, epochs=2, compile=compile)
         run = Trainer(model, data, settings, machine)
         assert run.compiled == (compile == "on")
-        run.begin(from_bigrams=True)
+        run.initialize(from_bigrams=True)
         return run
 
     straight = begun("on")
-    straight.run(nothing, never)
+    straight.fit(nothing, never)
     piece = begun("on")
     for _ in range(straight.total_steps):
-        piece.run(nothing, after(1))
-        state = piece.state()
+        piece.fit(nothing, after(1))
+        state = piece.state_dict()
         piece = begun("on")
         assert piece.restore(state) == ""
     assert_equal(straight, piece)
 
     compiled, plain = begun("on", dropout=0.0), begun("off", dropout=0.0)
     for run in (compiled, plain):
-        run.run(nothing, after(4))
-    assert compiled.progress.row_losses == pytest.approx(plain.progress.row_losses, abs=1e-4)
-    assert "compiled was False, is True" in compiled.restore(plain.state())
+        run.fit(nothing, after(4))
+    assert compiled.progress.point_losses == pytest.approx(plain.progress.point_losses, abs=1e-4)
+    assert "compiled was False, is True" in compiled.restore(plain.state_dict())
 
 
 # Learning -----------------------------------------------------------------------------------------
@@ -410,8 +430,8 @@ def test_a_compiled_model_trains_alike_and_continues_to_the_same_bits(
 
 def test_the_loss_falls(make_run, arch):
     run = make_run(arch, epochs=8, dropout=0.0)
-    before = run.validate()
-    run.run(nothing, never)
+    before = run.validator.loss()
+    run.fit(nothing, never)
     assert before == pytest.approx(math.log(75), abs=0.1)
     assert run.progress.best_val_loss < before - 1
     assert run.progress.curve[-1]["train_loss"] < run.progress.curve[0]["train_loss"] - 1
@@ -422,11 +442,11 @@ def test_accumulated_batches_train_as_one_large_batch(make_run, accumulate):
     whole = make_run(batch_size=8, accumulate=1, dropout=0.0)
     parts = make_run(batch_size=8 // accumulate, accumulate=accumulate, dropout=0.0)
     for run in (whole, parts):
-        run.run(nothing, after(4))
+        run.fit(nothing, after(4))
     torch.testing.assert_close(
         whole.model.state_dict(), parts.model.state_dict(), atol=1e-4, rtol=1e-3
     )
-    assert whole.progress.row_losses == pytest.approx(parts.progress.row_losses, abs=1e-4)
+    assert whole.progress.point_losses == pytest.approx(parts.progress.point_losses, abs=1e-4)
 
 
 def test_the_gradient_is_clipped_to_its_largest_norm(make_run, monkeypatch):
@@ -440,7 +460,7 @@ def test_the_gradient_is_clipped_to_its_largest_norm(make_run, monkeypatch):
         real(rate)
 
     monkeypatch.setattr(run.optimizers, "step", step)
-    run.run(nothing, after(3))
+    run.fit(nothing, after(3))
     assert norms == pytest.approx([0.01] * 3, rel=1e-3)
 
 
@@ -454,7 +474,7 @@ def test_the_learning_rate_of_the_curve_is_that_of_the_schedule(make_run):
         used.append(run.optimizers.all[0].param_groups[0]["lr"])
 
     run.optimizers.step = step
-    run.run(nothing, never)
+    run.fit(nothing, never)
     for row in run.progress.curve:
         assert row["lr"] == used[row["step"] - 1]
     assert max(used) == 0.01 and used[0] < used[1] < used[2] and used[-1] < 0.002
@@ -465,7 +485,7 @@ def test_the_curve_covers_every_step_once_in_order(make_run):
     losses = []
     real = run._step
     run._step = lambda: losses.append(real()) or losses[-1]
-    run.run(nothing, never)
+    run.fit(nothing, never)
     steps = [row["step"] for row in run.progress.curve]
     assert steps == sorted(set(steps)) and steps[-1] == run.total_steps == len(losses)
     begin = 0
@@ -480,7 +500,7 @@ def test_the_loss_of_an_epoch_is_the_mean_of_its_steps(make_run):
     losses = []
     real = run._step
     run._step = lambda: losses.append(real()) or losses[-1]
-    run.run(nothing, never)
+    run.fit(nothing, never)
     begin = 0
     for row in (row for row in run.progress.curve if "val_loss" in row):
         assert row["epoch_loss"] == pytest.approx(np.mean(losses[begin : row["step"]]))
@@ -489,8 +509,12 @@ def test_the_loss_of_an_epoch_is_the_mean_of_its_steps(make_run):
 
 def test_an_epoch_shorter_than_a_batch_ends_with_the_run(make_run):
     run = make_run(batch_size=400, accumulate=1, epochs=2)
-    run.run(nothing, never)
-    assert run.total_steps == 1 and run.epochs_done() == 2 and run.summary()["epochs"] == 2
+    run.fit(nothing, never)
+    assert (
+        run.total_steps == 1
+        and run.batches.epochs_done(run.progress.step) == 2
+        and summary_of(run)["epochs"] == 2
+    )
 
 
 # Choosing -----------------------------------------------------------------------------------------
@@ -500,55 +524,55 @@ def scripted(run, monkeypatch, losses):
     """Makes the run believe these validation losses, and keeps its weights of each epoch."""
     weights, script = [], iter(losses)
 
-    def validate():
+    def loss(max_tokens=None):
         weights.append({k: v.clone() for k, v in run.model.state_dict().items()})
         return next(script)
 
-    monkeypatch.setattr(run, "validate", validate)
+    monkeypatch.setattr(run.validator, "loss", loss)
     return weights
 
 
 def test_the_best_weights_are_those_of_the_best_epoch(make_run, monkeypatch):
     run = make_run(epochs=5)
     weights = scripted(run, monkeypatch, [3.0, 2.0, 2.5, 2.0, 4.0])
-    run.run(nothing, never)
+    run.fit(nothing, never)
     assert (run.progress.best_epoch, run.progress.best_val_loss) == (2, 2.0)
     torch.testing.assert_close(run.best, weights[1], rtol=0, atol=0)
     assert not torch.equal(run.best["head.weight"], run.model.state_dict()["head.weight"])
-    assert run.summary()["best_epoch"] == 2 and run.summary()["val_loss"] == 4.0
+    assert summary_of(run)["best_epoch"] == 2 and summary_of(run)["val_loss"] == 4.0
 
 
 def test_patience_ends_the_run_and_says_so(make_run, monkeypatch):
     run = make_run(epochs=9, patience=2)
     scripted(run, monkeypatch, [3.0, 2.0, 2.5, 2.1, 1.0])
-    run.run(nothing, never)
-    assert run.progress.finished and run.epochs_done() == 4
-    assert "stopped: no better epoch since 2" in run.progress.log[-1]
+    run.fit(nothing, never)
+    assert run.progress.finished and run.batches.epochs_done(run.progress.step) == 4
+    assert "stopped: no better epoch since 2" in lines(run)[-1]
     assert run.progress.step < run.total_steps
 
 
 def test_without_patience_the_run_never_stops_early(make_run, monkeypatch):
     run = make_run(epochs=5, patience=0)
     scripted(run, monkeypatch, [1.0, 2.0, 3.0, 4.0, 5.0])
-    run.run(nothing, never)
-    assert run.epochs_done() == 5 and len(run.progress.log) == 5
+    run.fit(nothing, never)
+    assert run.batches.epochs_done(run.progress.step) == 5 and len(run.progress.log) == 5
 
 
 def test_patience_counts_over_a_resume(make_run, monkeypatch):
     run = make_run(epochs=9, patience=2)
     scripted(run, monkeypatch, [2.0, 2.5])
-    run.run(nothing, lambda: len(run.progress.log) == 2)
+    run.fit(nothing, lambda: len(run.progress.log) == 2)
     again = make_run(epochs=9, patience=2)
-    again.restore(run.state())
+    again.restore(run.state_dict())
     scripted(again, monkeypatch, [2.2])
-    again.run(nothing, never)
-    assert again.progress.finished and again.epochs_done() == 3
+    again.fit(nothing, never)
+    assert again.progress.finished and again.batches.epochs_done(again.progress.step) == 3
 
 
 def test_validation_scores_the_split_with_what_precedes_it(make_run, data, machine):
     run = make_run()
     nats, tokens = score(run.model, data.val, data.train[-16:], machine)
-    assert tokens == len(data.val) and run.validate() == nats / tokens
+    assert tokens == len(data.val) and run.validator.loss() == nats / tokens
 
 
 # Refusing -----------------------------------------------------------------------------------------
@@ -557,27 +581,27 @@ def test_validation_scores_the_split_with_what_precedes_it(make_run, data, machi
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_no_number_stops_before_the_step(make_run, value):
     run = make_run()
-    run.run(nothing, after(3))
+    run.fit(nothing, after(3))
     with torch.no_grad():
         run.model.final_norm.weight[0] = value
     before = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
-    with pytest.raises(UserError, match=r"stopped at step 4: the loss is nan.*train\.lr is 0\.01"):
-        run.run(lambda: pytest.fail(f"saved {run.state()}"), never)
+    with pytest.raises(NotFiniteError, match="stopped at step 4: the loss is nan"):
+        run.fit(lambda: pytest.fail(f"saved {run.state_dict()}"), never)
     torch.testing.assert_close(run.model.state_dict(), before, rtol=0, atol=0, equal_nan=True)
     assert run.progress.step == 3
-    with pytest.raises(UserError, match=r"norm of the weights is (nan|inf)"):
-        run.state()
+    with pytest.raises(NotFiniteError, match=r"norm of the weights is (nan|inf)"):
+        run.state_dict()
 
 
 def test_a_gradient_that_is_no_number_saves_the_last_good_step(make_run):
-    run = make_run(average=0.9)
-    run.run(nothing, after(2))
-    good = copy.deepcopy(run.state())
+    run = make_run(ema_decay=0.9)
+    run.fit(nothing, after(2))
+    good = copy.deepcopy(run.state_dict())
     run.model.head.weight.register_hook(lambda gradient: gradient * math.nan)
     saved = []
-    with pytest.raises(UserError, match="stopped at step 3: the norm of the gradient is nan"):
-        run.run(lambda: saved.append(run.state()), never)
-    parts = ("model", "optimizers", "average", "best", "random")
+    with pytest.raises(NotFiniteError, match="stopped at step 3: the norm of the gradient is nan"):
+        run.fit(lambda: saved.append(run.state_dict()), never)
+    parts = ("model", "optimizers", "ema", "best", "random")
     for part in parts:
         torch.testing.assert_close(saved[0][part], good[part], rtol=0, atol=0)
     assert saved[0]["progress"]["step"] == 2 and all(p.grad is None for p in run.model.parameters())
@@ -586,8 +610,8 @@ def test_a_gradient_that_is_no_number_saves_the_last_good_step(make_run):
 def test_a_validation_loss_that_is_no_number_is_never_the_best(make_run, monkeypatch):
     run = make_run()
     scripted(run, monkeypatch, [2.0, math.nan])
-    with pytest.raises(UserError, match="the validation loss is nan"):
-        run.run(nothing, never)
+    with pytest.raises(NotFiniteError, match="the validation loss is nan"):
+        run.fit(nothing, never)
     assert run.progress.best_val_loss == 2.0 and run.progress.best_epoch == 1
 
 
@@ -596,10 +620,10 @@ def test_a_validation_loss_that_is_no_number_is_never_the_best(make_run, monkeyp
 
 def test_the_summary_depends_on_nothing_but_the_run(make_run):
     run = make_run()
-    run.run(nothing, never)
-    summary = run.summary()
+    run.fit(nothing, never)
+    summary = summary_of(run)
     assert summary["steps"] == 20 and summary["tokens_seen"] == 20 * 8 * 16
-    assert summary["parameters"] == run.model.parameter_count()
+    assert run.num_parameters == run.model.parameter_count()
     bits = run.progress.best_val_loss / 3 / math.log(2)
     assert summary["best_val_bits_per_byte"] == pytest.approx(bits, abs=1e-5)
 
@@ -613,7 +637,7 @@ def test_fresh_progress_shares_nothing():
 def test_bf16_learns_and_keeps_its_weights_in_float32(make_run, machine):
     run = make_run(epochs=6, dropout=0.0)
     run.machine = type(machine)(machine.device, "bf16", machine.threads)
-    before = run.validate()
-    run.run(nothing, never)
+    before = run.validator.loss()
+    run.fit(nothing, never)
     assert run.progress.best_val_loss < before - 0.5
     assert {p.dtype for p in run.model.parameters()} == {torch.float32}

@@ -58,7 +58,13 @@ SMALL: dict[str, dict[str, Any]] = {
         **{"dropout": 0.1, "init": "bigrams"},
     },
     "train": {
-        **{"epochs": 3, "batch_size": 4, "accumulate": 2, "average": 0.9, "final_lr_fraction": 0.1},
+        **{
+            "epochs": 3,
+            "batch_size": 4,
+            "accumulate": 2,
+            "ema_decay": 0.9,
+            "final_lr_fraction": 0.1,
+        },
         **{"precision": "float32", "compile": "off"},
     },
     "runtime": {"device": "cpu", "checkpoint_steps": 2, "threads": 1},
@@ -442,7 +448,7 @@ def no_number(whole: Reference, every: int) -> Cases:
 
 def good_part(content: dict[str, Any]) -> str:
     """A digest of what a state holds of a model, besides times."""
-    parts = ("model", "optimizers", "average", "best", "random")
+    parts = ("model", "optimizers", "ema", "best", "random")
     step = content["progress"]["step"]
     return f"{step} " + content_digest({part: content[part] for part in parts})
 

@@ -312,7 +312,7 @@ SETTINGS = TrainSettings(
     beta1=0.9,
     beta2=0.99,
     grad_clip=1.0,
-    average=0.0,
+    ema_decay=0.0,
     calibrate=False,
     split_tokens=0.0,
     patience=0,
@@ -330,7 +330,7 @@ def our_tokens_per_second(steps: int = 200) -> float:
     merges = np.zeros((SHAPE.vocab_size, 2), np.int64)
     data = TokenData(tokens, tokens, tokens, merges, meta, vocabulary="")
     run = Trainer(Transformer(SHAPE), data, SETTINGS, pick_machine(RUNTIME, "auto"))
-    run.begin(from_bigrams=False)
+    run.initialize(from_bigrams=False)
     run.model.train()
     times = []
     for _ in range(min(steps, run.total_steps)):
@@ -338,7 +338,7 @@ def our_tokens_per_second(steps: int = 200) -> float:
         run._step()
         run.progress.step += 1
         times.append(time.perf_counter() - began)
-    return run.order.batch * run.order.length / statistics.median(times)
+    return run.batches.tokens_per_step / statistics.median(times)
 
 
 def run_command(command: list[str], folder: Path) -> str:

@@ -149,7 +149,7 @@ def measure(
     merges = np.zeros((config.vocab_size, 2), np.int64)
     data = TokenData(tokens, tokens, tokens, merges, meta, vocabulary="")
     run = Trainer(Transformer(config), data, settings, machine)
-    run.begin(from_bigrams=False)
+    run.initialize(from_bigrams=False)
     run.model.train()
 
     def walk(count: int) -> float:

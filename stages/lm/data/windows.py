@@ -1,4 +1,4 @@
-"""Which windows of tokens make up the batch of each training step, and gathering them.
+"""Which windows of tokens make up each batch of training, and gathering them.
 
 A window is `context` tokens and the token that follows each of them.
 """
@@ -11,7 +11,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class WindowSampler:
-    """Which windows of a split make up the batch of each step; a pure function of (seed, step).
+    """Which windows of a split make up each batch; a pure function of the seed and its number.
 
     Every epoch covers the whole split once, in its own random order, cut at its own random
     offset. Epochs follow each other without a gap: every batch is full, and a batch may end one
@@ -22,7 +22,7 @@ class WindowSampler:
     """Length of the split."""
     context: int
     batch: int
-    """Windows in a step."""
+    """Windows in a batch."""
     seed: int
 
     @property
@@ -35,8 +35,8 @@ class WindowSampler:
         """Windows in an epoch: one more than fit, because the offset cuts the outer two."""
         return -(-(self.tokens - 2) // self.length) + 1
 
-    def steps(self, epochs: int) -> int:
-        """Steps after which `epochs` epochs are over."""
+    def num_batches(self, epochs: int) -> int:
+        """Batches after which `epochs` epochs are over."""
         return -(-epochs * self.per_epoch // self.batch)
 
     def starts(self, random: np.random.Generator) -> np.ndarray:
@@ -46,20 +46,20 @@ class WindowSampler:
         # The outer two windows reach over the split's ends; they are moved inside.
         return np.clip(starts, 0, self.tokens - 1 - self.length)
 
-    def batch_starts(self, step: int) -> np.ndarray:
-        """First token of each window of a step (counted from 0), shape (batch,)."""
-        first = step * self.batch
+    def batch_starts(self, number: int) -> np.ndarray:
+        """First token of each window of a batch (counted from 0), shape (batch,)."""
+        first = number * self.batch
         parts = []
-        while (wanted := (step + 1) * self.batch - first) > 0:
-            epoch, place = divmod(first, self.per_epoch)
-            parts.append(epoch_starts(self, epoch)[place : place + wanted])
+        while (wanted := (number + 1) * self.batch - first) > 0:
+            epoch, skipped = divmod(first, self.per_epoch)
+            parts.append(epoch_starts(self, epoch)[skipped : skipped + wanted])
             first += len(parts[-1])
         return np.concatenate(parts)
 
 
 @dataclass(frozen=True)
 class PackedRowSampler(WindowSampler):
-    """The same for a split that is cut into rows of `context` + 1 tokens once and for all."""
+    """The same for records packed in rows of `context` + 1 tokens, laid one after the other."""
 
     @property
     def per_epoch(self) -> int:
@@ -72,12 +72,12 @@ class PackedRowSampler(WindowSampler):
 
 
 @lru_cache(maxsize=2)
-def epoch_starts(order: WindowSampler, epoch: int) -> np.ndarray:
+def epoch_starts(sampler: WindowSampler, epoch: int) -> np.ndarray:
     """First token of each window of an epoch, in order of training."""
-    random = np.random.Generator(np.random.Philox(key=[order.seed, epoch]))
-    return random.permutation(order.starts(random))
+    random = np.random.Generator(np.random.Philox(key=[sampler.seed, epoch]))
+    return random.permutation(sampler.starts(random))
 
 
 def gather(tokens: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
-    """Windows and what follows them: int64 of shape (len(starts), length + 1)."""
+    """Windows and the token after each: int64 of shape (len(starts), length + 1)."""
     return tokens[starts[:, None] + np.arange(length + 1)].astype(np.int64)

@@ -108,6 +108,17 @@ def add_in_order() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
+def changes_warning(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """A warning if a run continues where its last bits may differ, else nothing.
+
+    `before` and `now` are what `Machine.describe` said, and what a caller added to it.
+    """
+    changes = [f"{key} was {before[key]}, is {now[key]}" for key in now if now[key] != before[key]]
+    if not changes:
+        return ""
+    return f"the last bits may differ from an uninterrupted run: {'; '.join(changes)}"
+
+
 def first_line(error: Exception) -> str:
     """What an exception says, without its stack."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

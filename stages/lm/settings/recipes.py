@@ -37,7 +37,7 @@ COMMON: Values = {
     "train.weight_decay": 0.0,
     "train.beta1": 0.8,
     "train.beta2": 0.95,
-    "train.average": 0.0,
+    "train.ema_decay": 0.0,
     "train.calibrate": False,
     "train.split_tokens": 0.0,
 }
@@ -51,7 +51,7 @@ REGULARIZED: Values = {
     "model.dropout": 0.2,
     "train.batch_size": 8,
     "train.weight_decay": 0.3,
-    "train.average": 0.98,
+    "train.ema_decay": 0.98,
     "train.calibrate": True,
     "train.split_tokens": 0.15,
 }
@@ -60,7 +60,7 @@ LONG_CONTEXT: Values = REGULARIZED | {
     "model.context": 512,
     "model.dropout": 0.1,
     "train.batch_size": 4,
-    "train.average": 0.99,
+    "train.ema_decay": 0.99,
     "train.split_tokens": 0.2,
 }
 """As many tokens in a step as `REGULARIZED`, in windows twice as long."""

@@ -76,7 +76,7 @@ class TrainSettings:
     grad_clip: Annotated[float, Range(0, 1_000)]
     """Largest norm of the gradient; larger ones are scaled down. 0 is off."""
 
-    average: Annotated[float, Range(0, 0.99999)]
+    ema_decay: Annotated[float, Range(0, 0.99999)]
     """Memory of the averaged weights (an exponential moving average over the steps), which are
     validated and kept instead of the last ones. 0 is off."""
 

@@ -19,24 +19,26 @@ TARGETS = {
 
 
 class LoRALinear(nn.Module):
-    """A frozen linear layer with adapters, one for each of the matrices it holds in a pile."""
+    """A frozen linear layer with adapters, one pair for each of the matrices stacked in it."""
 
-    def __init__(self, linear: nn.Linear, heights: list[int], rank: int, alpha: float) -> None:
+    def __init__(self, linear: nn.Linear, split_sizes: list[int], rank: int, alpha: float) -> None:
         super().__init__()
         self.weight, self.bias = linear.weight, linear.bias
-        self.heights, self.rank, self.scale = heights, rank, alpha / rank
-        self.lora_a = nn.Parameter(torch.zeros(len(heights) * rank, linear.in_features))
+        self.split_sizes, self.rank, self.scale = split_sizes, rank, alpha / rank
+        self.lora_a = nn.Parameter(torch.zeros(len(split_sizes) * rank, linear.in_features))
         self.lora_b = nn.Parameter(torch.zeros(linear.out_features, rank))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., columns) -> (..., rows); the sum of the matrices is never formed."""
         low = F.linear(x, self.lora_a).split(self.rank, dim=-1)
-        parts = [F.linear(*each) for each in zip(low, self.lora_b.split(self.heights), strict=True)]
+        parts = [
+            F.linear(*each) for each in zip(low, self.lora_b.split(self.split_sizes), strict=True)
+        ]
         return F.linear(x, self.weight, self.bias) + self.scale * torch.cat(parts, dim=-1)
 
     def merged(self) -> Tensor:
         """The one matrix (rows, columns) that does the same."""
-        pairs = zip(self.lora_b.split(self.heights), self.lora_a.split(self.rank), strict=True)
+        pairs = zip(self.lora_b.split(self.split_sizes), self.lora_a.split(self.rank), strict=True)
         return self.weight + self.scale * torch.cat([b @ a for b, a in pairs])
 
 
@@ -45,14 +47,14 @@ def add_adapters(model: Transformer, targets: str, rank: int, alpha: float) -> N
 
     `targets` is a key of `TARGETS`. The names of its weights stay as they are.
     """
-    heights: dict[Tensor, list[int]] = dict(model.block_matrices())
+    split_sizes: dict[Tensor, list[int]] = dict(model.block_matrices())
     model.requires_grad_(False)
     for block in model.blocks:
         for part in TARGETS[targets]:
             layer = block.get_submodule(part)
             for name, linear in list(layer.named_children()):
                 if isinstance(linear, nn.Linear):
-                    adapted = LoRALinear(linear, heights[linear.weight], rank, alpha)
+                    adapted = LoRALinear(linear, split_sizes[linear.weight], rank, alpha)
                     layer.register_module(name, adapted)
 
 

@@ -25,7 +25,7 @@ from ..core.files import read_json, sha256_file, write_errors, write_json
 from ..core.paths import ROOT, shown
 
 KIND = "training state"
-VERSION = 1
+VERSION = 2
 KEPT = 3
 """Unfinished runs of other settings that are kept."""
 

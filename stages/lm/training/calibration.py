@@ -1,0 +1,55 @@
+"""Temperature scaling (Guo et al. 2017): one number that makes a model as sure as it is right.
+
+A model that has seen its text many times gives its predictions too high probabilities. Dividing
+all logits by a temperature chosen on the validation split mends that.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+
+from ..model.transformer import Transformer
+
+CALIBRATION_TOKENS = 16_384
+"""Validation tokens on which a temperature is chosen: more change this one number by too little to
+matter."""
+RATIO = 1.06
+"""Between neighbouring temperatures that are tried; a parabola through three finds the minimum."""
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.5, 2.0
+"""Limits, in case the validation split is very short or unlike the training split."""
+
+
+@contextmanager
+def temperature_scaled(model: Transformer, temperature: float) -> Iterator[None]:
+    """Divide the logits by `temperature` for the block, by way of the last norm's weights."""
+    norm = list(model.final_norm.parameters())
+    weights = [weight.data for weight in norm]
+    for parameter, weight in zip(norm, weights, strict=True):
+        parameter.data = weight / temperature
+    try:
+        yield
+    finally:
+        for parameter, weight in zip(norm, weights, strict=True):
+            parameter.data = weight
+
+
+def best_temperature(loss_at: Callable[[float], float], start: float) -> float:
+    """The temperature with the lowest loss, searched from `start` in steps of `RATIO`.
+
+    `loss_at` gives the loss at a temperature. It has one minimum: it is convex in 1 / temperature.
+    """
+
+    def temperature(exponent: float) -> float:
+        return min(max(start * RATIO**exponent, MIN_TEMPERATURE), MAX_TEMPERATURE)
+
+    @cache
+    def loss(exponent: int) -> float:
+        return loss_at(temperature(exponent))
+
+    best = 0
+    while loss(lower := min(best - 1, best + 1, key=loss)) < loss(best):
+        best = lower
+    before, here, after = (loss(best + offset) for offset in (-1, 0, 1))
+    curvature = before - 2 * here + after
+    vertex = (before - after) / (2 * curvature) if curvature > 0 else 0.0
+    return temperature(best + vertex)
