@@ -9,6 +9,7 @@ import torch
 
 from ..core.errors import UserError
 from ..settings.runtime import RuntimeSettings
+from .busy_machine import sleep_when_busy
 
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
@@ -58,6 +59,8 @@ def pick_machine(runtime: RuntimeSettings, precision: str = "float32") -> Machin
     if runtime.threads:
         torch.set_num_threads(runtime.threads)
     _keep_freed_memory()
+    if device == "cpu":
+        sleep_when_busy()
     if precision == "auto":
         precision = "bf16" if _multiplies_bf16(device) else "float32"
     return Machine(torch.device(device), precision, torch.get_num_threads())
