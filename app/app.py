@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import streamlit as st
+import this_clone  # noqa: F401  (before what imports `stages`)
 from about_tab import about_tab
 from compare_tab import compare_tab
 from progress import training_progress
