@@ -114,7 +114,8 @@ class TokenData:
 
     def scored_bytes(self, split: str, tokens: int) -> float:
         """Bytes of so many scored tokens of a split, as if all were alike."""
-        return self.meta["splits"][split]["bytes"] * tokens / self.scored_tokens(split)
+        size: int = self.meta["splits"][split]["bytes"]
+        return size * tokens / self.scored_tokens(split)
 
     def digest(self) -> str:
         """One digest for all the tokens and the vocabulary."""
@@ -146,7 +147,8 @@ def read_merges(path: Path, meta: dict[str, Any]) -> np.ndarray:
     """
     if sha256_file(path) != meta["merges_sha256"]:
         raise ValueError(f"{shown(path)} is not what was written")
-    merges = np.load(path, allow_pickle=False).astype(np.int64).reshape(meta["vocab_size"], 2)
+    merges: np.ndarray = np.load(path, allow_pickle=False).astype(np.int64)
+    merges = merges.reshape(meta["vocab_size"], 2)
     # Ids lower than the token's own, or its own twice: what is taken apart comes to an end.
     own = np.arange(len(merges))[:, None]
     if not ((merges < own) | (merges == own).all(axis=1, keepdims=True)).all():

@@ -97,7 +97,8 @@ def found_places(
             search.look_through(np.frombuffer(held, np.uint8), offset)
             offset += len(held) - span + 1
             held = held[len(held) - span + 1 :]
-    return search.places[search.which]
+    found: np.ndarray = search.places[search.which]
+    return found
 
 
 def read_blocks(path: Path, size: int) -> Iterator[bytes]:

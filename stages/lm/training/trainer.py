@@ -380,7 +380,7 @@ class Trainer:
         """
 
         def temperature(place: float) -> float:
-            exact = self.progress.temperature * TEMPERATURE_RATIO**place
+            exact: float = self.progress.temperature * TEMPERATURE_RATIO**place
             return min(max(exact, LEAST_TEMPERATURE), MOST_TEMPERATURE)
 
         @cache
