@@ -1,4 +1,4 @@
-"""The tab that tells what the model is, what it was trained on and how good it is."""
+"""The tab that describes the model: its shape, its training data, its held-out loss."""
 
 import csv
 from collections.abc import Callable
@@ -18,21 +18,21 @@ THIS = "This model"
 
 
 def about_tab(loaded: LoadedModel, name: str) -> None:
-    """The model's card: what it is, what it was trained on, how good it is."""
+    """Draw the tab; `name` is the model file as a user would type it."""
     config = loaded.config
     st.caption(
         f"{name}: {config.arch}, {config.layers} layers of width {config.width}, vocabulary of "
-        f"{config.vocab_size:,} tokens, sees {config.context:,} tokens at once"
+        f"{config.vocab_size:,} tokens, context of {config.context:,} tokens"
     )
     figures = {"Parameters": short(loaded.model.parameter_count()), "Weights": loaded.scheme}
     figures["File"] = short(loaded.file_bytes) + "B"
     metric_row(figures | training_figures(loaded.provenance))
-    shown_if_there(paths.EVALUATE_METRICS, lambda: held_out(loaded))
-    shown_if_there(paths.LOSS_CURVE, loss_chart)
+    draw_if_present(paths.EVALUATE_METRICS, lambda: held_out(loaded))
+    draw_if_present(paths.LOSS_CURVE, loss_chart)
 
 
 def training_figures(provenance: dict[str, Any]) -> dict[str, str]:
-    """What the file tells about its training; nothing where it tells nothing."""
+    """Labels and values of the training that the model file records; other files have none."""
     figures = {}
     with suppress(KeyError, TypeError, ArithmeticError):
         data = provenance["data"]
@@ -49,29 +49,29 @@ def training_figures(provenance: dict[str, Any]) -> dict[str, str]:
 
 
 def metric_row(figures: dict[str, str]) -> None:
-    """Figures under their names, as many beside each other as there is room for."""
+    """Boxes with a label and a value, side by side as far as there is room."""
     with st.container(horizontal=True):
         for name, value in figures.items():
             st.metric(name, value, border=True, width=170)
 
 
 def held_out(loaded: LoadedModel) -> None:
-    """How the model does on what it never saw, beside compressors or the likeliest answer."""
+    """Held-out results: exact match for records, else bits per byte beside compressors'."""
     results = read_json(paths.EVALUATE_METRICS)
     ours = results["float" if loaded.scheme == "float32" else "quantized"]
     if "asked_records" in results:
         st.subheader("On held-out records")
         figures = {"Answered exactly": f"{100 * ours['exact_match']:.1f} %"}
         if "majority" in results:
-            figures["By the likeliest label"] = f"{100 * results['majority']:.1f} %"
-        metric_row(figures | {"Of records": f"{results['asked_records']:,}"})
+            figures["Majority label"] = f"{100 * results['majority']:.1f} %"
+        metric_row(figures | {"Records asked": f"{results['asked_records']:,}"})
         return
     st.subheader("On held-out text")
     bits = {THIS: ours["held_out"]["bits_per_byte"]} | results.get("baselines", {})
     bits = dict(sorted(bits.items(), key=lambda item: item[1]))
     rows = [{"of": name, "bits": value} for name, value in bits.items()]
     bars = alt.Chart({"values": rows}).encode(
-        x=alt.X("bits:Q", title="bits for each byte; fewer is better", axis=alt.Axis(tickCount=6)),
+        x=alt.X("bits:Q", title="bits per byte; fewer is better", axis=alt.Axis(tickCount=6)),
         y=alt.Y("of:N", title=None, sort=list(bits)),
         tooltip=["of:N", alt.Tooltip("bits:Q", format=".3f")],
     )
@@ -80,7 +80,7 @@ def held_out(loaded: LoadedModel) -> None:
         text=alt.Text("bits:Q", format=".3f")
     )
     st.altair_chart(bars.mark_bar(height=16).encode(color=mine) + labels, height=40 * len(bits))
-    st.caption(compared(bits))
+    st.caption(explained_bits(bits))
     if copied := results.get("memorisation"):
         st.caption(
             f"In spans of {copied['span_bytes']} bytes or more, "
@@ -90,25 +90,27 @@ def held_out(loaded: LoadedModel) -> None:
         )
 
 
-def compared(bits: dict[str, float]) -> str:
-    """What the bits per byte mean, in a sentence or two."""
+def explained_bits(bits: dict[str, float]) -> str:
+    """The bits per byte of `This model` and of the compressors, in a sentence or two."""
     ours = bits[THIS]
-    told = (
-        "A byte is 8 bits; who knows what is likely to come next needs fewer. This model needs "
-        f"{ours:.2f} for each byte of text that it has never seen."
+    sentence = (
+        "A byte is 8 bits; the better the next byte is predicted, the fewer are needed. This model "
+        f"needs {ours:.2f} per byte of text that it has never seen."
     )
     sides = {
         "less than": [name for name, value in bits.items() if value > ours],
         "more than": [name for name, value in bits.items() if value < ours],
     }
-    known = [f"{word} {' and '.join(names)}" for word, names in sides.items() if names]
-    if known:
-        told += f" That is {' and '.join(known)}, compressors that read the training text first."
-    return told
+    clauses = [f"{side} {' and '.join(names)}" for side, names in sides.items() if names]
+    if clauses:
+        sentence += (
+            f" That is {' and '.join(clauses)}, compressors that saw the training text first."
+        )
+    return sentence
 
 
 def loss_chart() -> None:
-    """Training and validation loss over the steps."""
+    """Draw the training and validation loss over the steps."""
     st.subheader("Loss while training")
     names = {"train_loss": "training", "val_loss": "validation"}
     table = csv.DictReader(paths.LOSS_CURVE.read_text("utf-8").splitlines(), delimiter="\t")
@@ -128,8 +130,8 @@ def loss_chart() -> None:
     st.altair_chart(lines.mark_line() + validation.mark_point(filled=True, size=60), height=320)
 
 
-def shown_if_there(path: Path, draw: Callable[[], None]) -> None:
-    """Draw a file's part of the card; a missing file has none, a damaged one a sentence."""
+def draw_if_present(path: Path, draw: Callable[[], None]) -> None:
+    """Draw what needs a file: nothing where it is missing, a warning where it is damaged."""
     if not path.exists():
         return
     try:
@@ -139,6 +141,6 @@ def shown_if_there(path: Path, draw: Callable[[], None]) -> None:
 
 
 def short(number: int) -> str:
-    """A number in four digits and the prefix of its unit, such as `3.993 M`."""
+    """A number in four digits with the prefix of its unit, such as `3.993 M`."""
     power = min(3, (len(str(number)) - 1) // 3)
     return f"{number / 1000**power:.4g} {('', 'k', 'M', 'G')[power]}"

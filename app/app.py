@@ -1,7 +1,7 @@
-"""The page: a prompt in, the model's text out, and what is known about the model.
+"""The page: writes with the model, reads a text, compares models, and describes the model.
 
-Start it with `streamlit run app/app.py`. Streamlit runs this file anew at every click; what must
-outlive a click is in `st.session_state`. Models and decoding are the library's.
+Start it with `streamlit run app/app.py`. Streamlit runs this file again at every click; what must
+survive a click is kept in `st.session_state`. Loading and decoding are done by `stages.lm`.
 """
 
 import gc
@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import streamlit as st
+import this_clone  # noqa: F401  (before what imports `stages`)
 from about_tab import about_tab
 from compare_tab import compare_tab
 from progress import training_progress
@@ -27,13 +28,13 @@ from stages.lm.inference.generation import (
 )
 from stages.lm.inference.loading import LoadedModel, load_model
 
-HEAT = "Low keeps to the likely, high dares more. 0 always takes the most likely token."
-TOP_K = "Choose among this many most likely tokens. 0 is off."
-TOP_P = "Choose among the fewest tokens whose probabilities reach this sum. 1 is off."
-MIN_P = "Choose among the tokens at least this many times as likely as the likeliest. 0 is off."
-PENALTY = "Above 1, what the text already has is less likely to come again. 1 is off."
-STOP = r"A text ends before the first of these, one a line. \\n stands for a new line."
-SAME = "The same prompt, settings and seed give the same text, here and in the terminal."
+TEMPERATURE = "Low values favour likely tokens, high values unlikely ones. 0 takes the most likely."
+TOP_K = "Sample only from this many most likely tokens. 0 is off."
+TOP_P = "Sample only from the fewest tokens whose probabilities reach this sum. 1 is off."
+MIN_P = "Leave out tokens below this share of the highest probability. 0 is off."
+PENALTY = "Above 1, tokens that the text already has become less likely. 1 is off."
+STOP = r"The text ends before the first of these strings, one per line. \\n means a new line."
+SEED = "The same prompt, settings and seed give the same text, here and in the terminal."
 PRESETS = {
     "Balanced": SamplingSettings(),
     "Careful": SamplingSettings(temperature=0.5, top_p=0.9),
@@ -48,7 +49,7 @@ def main() -> None:
     st.set_page_config("Write with your model", layout="wide")
     st.title("Write with your model")
     freeze_imports()
-    st.markdown("Give a prompt; the language model you trained goes on from it.")
+    st.markdown("Give a prompt; the language model you trained continues it.")
     training_progress()
     path, request = sidebar()
     loaded = model_or_stop(path)
@@ -65,43 +66,45 @@ def main() -> None:
 
 @st.cache_resource(show_spinner=False)
 def freeze_imports() -> None:
-    """Leave what is imported out of garbage collection, once for the server.
+    """Exempt imported modules from garbage collection, once per server.
 
-    Streamlit collects at the end of each run, which took 0.2 s through torch's modules.
+    Streamlit collects after each run; going through torch's modules took 0.2 s.
     """
     gc.freeze()
 
 
 def sidebar() -> tuple[Path, Request]:
-    """The model's file and a request that still lacks its prompt."""
+    """The chosen model file, and the settings as a request without a prompt."""
     files = {"Quantized": paths.QUANTIZED, "Checkpoint (float32)": paths.CHECKPOINT}
     with st.sidebar:
         file = st.radio("Model", list(files), key="model")
         st.divider()
         length = st.number_input("Length in tokens", 1, 10_000, DEFAULT_LENGTH, key="length")
         sequences = st.slider("Sequences", 1, 4, 1, key="sequences")
-        seed = st.number_input("Seed", 0, 2**31 - 1, DEFAULT_SEED, key="seed", help=SAME)
+        seed = st.number_input("Seed", 0, 2**31 - 1, DEFAULT_SEED, key="seed", help=SEED)
         st.divider()
         sampling = sampling_widgets()
     return files[file], Request("", length, sequences, sampling, seed)
 
 
 def sampling_widgets() -> SamplingSettings:
-    """How a token is chosen: a preset, and every value of it."""
-    ours = SamplingSettings()
-    st.pills("How to choose", list(PRESETS), key="preset", on_change=take_preset)
-    heat = st.slider("Temperature", 0.0, 2.0, ours.temperature, 0.05, key="heat", help=HEAT)
-    top_p = st.slider("Top-p", 0.0, 1.0, ours.top_p, 0.01, key="top_p", help=TOP_P)
+    """The samplers' settings: presets, and a widget for each value."""
+    defaults = SamplingSettings()
+    st.pills("How to choose", list(PRESETS), key="preset", on_change=apply_preset)
+    temperature = st.slider(
+        "Temperature", 0.0, 2.0, defaults.temperature, 0.05, key="temperature", help=TEMPERATURE
+    )
+    top_p = st.slider("Top-p", 0.0, 1.0, defaults.top_p, 0.01, key="top_p", help=TOP_P)
     with st.expander("More"):
-        top_k = st.number_input("Top-k", 0, 1_000_000, ours.top_k, key="top_k", help=TOP_K)
-        min_p = st.slider("Min-p", 0.0, 1.0, ours.min_p, 0.01, key="min_p", help=MIN_P)
-        usual = ours.repetition_penalty
+        top_k = st.number_input("Top-k", 0, 1_000_000, defaults.top_k, key="top_k", help=TOP_K)
+        min_p = st.slider("Min-p", 0.0, 1.0, defaults.min_p, 0.01, key="min_p", help=MIN_P)
+        default = defaults.repetition_penalty
         penalty = st.slider(
-            "Repetition penalty", 1.0, 2.0, usual, 0.05, key="penalty", help=PENALTY
+            "Repetition penalty", 1.0, 2.0, default, 0.05, key="penalty", help=PENALTY
         )
         stop = st.text_area("Stop strings", key="stop", height=68, help=STOP)
     return SamplingSettings(
-        temperature=heat,
+        temperature=temperature,
         top_k=top_k,
         top_p=top_p,
         min_p=min_p,
@@ -110,34 +113,34 @@ def sampling_widgets() -> SamplingSettings:
     )
 
 
-def take_preset() -> None:
-    """Set the samplers' widgets to the preset's values."""
+def apply_preset() -> None:
+    """Set the samplers' widgets to the chosen preset's values."""
     state = st.session_state
     if preset := PRESETS.get(state["preset"]):
-        state["heat"], state["top_k"] = preset.temperature, preset.top_k
+        state["temperature"], state["top_k"] = preset.temperature, preset.top_k
         state["top_p"], state["min_p"] = preset.top_p, preset.min_p
         state["penalty"] = preset.repetition_penalty
 
 
 @st.cache_resource(max_entries=2, show_spinner="Reading the model…")
 def cached_model(path: Path, mtime_ns: int, size: int, inode: int) -> LoadedModel:
-    """The model in a file of this state; shared by every visitor, so nobody may change it."""
+    """The model of a file, read again when the file changes. All sessions share it: read-only."""
     return load_model(path)
 
 
 def workspace_model(path: Path) -> LoadedModel:
-    """The model in a file as it is now.
+    """The model in a file of the workspace, as the file is now.
 
     Raises:
         FileNotFoundError: there is no such file.
-        UserError: it cannot be used.
+        UserError: the file is damaged or of another version.
     """
-    state = path.stat()
-    return cached_model(path, state.st_mtime_ns, state.st_size, state.st_ino)
+    stat = path.stat()
+    return cached_model(path, stat.st_mtime_ns, stat.st_size, stat.st_ino)
 
 
 def model_or_stop(path: Path) -> LoadedModel:
-    """The model in a file as it is now. Without one the page says why and ends here."""
+    """The model in a file; where there is none, the page says why and ends here."""
     try:
         return workspace_model(path)
     except FileNotFoundError:
@@ -145,13 +148,13 @@ def model_or_stop(path: Path) -> LoadedModel:
         st.info(f"{missing} Run `dvc repro` in the project's folder, then reload this page.")
     except UserError as error:
         st.error("This model cannot be used.")
-        # As plain text: the sentence may quote what a foreign file holds.
+        # As plain text, not Markdown: the message may quote bytes of the file.
         st.text(str(error))
     st.stop()
 
 
 def written(request: Request, loaded: LoadedModel, prompt: str) -> Iterator[tuple[int, str]]:
-    """After each token how many there are, and its piece of the text."""
+    """Continue a prompt: after each token, the number of tokens so far and the new text."""
     rows = generate_steps(loaded, prompt, request.length, request.sampling, request.seed)
     for count, (step,) in enumerate(rows, 1):
         yield count, step.text if step else ""

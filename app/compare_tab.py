@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 from about_tab import short
-from experiments import Experiment, experiments, figures, load_experiment
+from experiments import Experiment, experiments, load_experiment, metrics
 from streamlit.delta_generator import DeltaGenerator
 
 from stages.lm.core import paths
@@ -21,8 +21,8 @@ NOTHING = "-"
 
 
 @dataclass(frozen=True)
-class Choice:
-    """One of the models that can be compared."""
+class ModelChoice:
+    """A model that can be compared: a file of the workspace, or an experiment's."""
 
     label: str
     file: Path
@@ -31,13 +31,14 @@ class Choice:
 
 @dataclass
 class Side:
-    """What one of two models wrote, in so many seconds of its own."""
+    """What one of the two models has written so far."""
 
     label: str
     lead: str
-    """What is shown before what it wrote."""
+    """Shown before the model's text: the prompt."""
     tokens: int = 0
     seconds: float = 0.0
+    """Spent on this model's tokens alone."""
     text: str = ""
 
 
@@ -45,12 +46,12 @@ def compare_tab(
     load: Callable[[Path], LoadedModel],
     write: Callable[[LoadedModel, str], Iterator[tuple[int, str]]],
 ) -> None:
-    """Two choices, a prompt, two texts.
+    """Draw the tab: two models to choose, a prompt, two texts.
 
-    `load` gives the model in a file of the workspace; `write` continues a prompt, giving after
-    each token how many there are and its piece of the text.
+    `load` gives the model in a file of the workspace. `write` continues a prompt: after each token
+    it yields the number of tokens so far and the new text.
     """
-    choices = available()
+    choices = available_models()
     picked = []
     for column, name, first in zip(st.columns(2), ("Left", "Right"), (0, 1), strict=True):
         with column:
@@ -63,28 +64,28 @@ def compare_tab(
     if pressed:
         compare(picked, prompt, load, write)
     elif "comparison" in st.session_state:
-        draw(st.session_state["comparison"], [place.empty() for place in st.columns(2)])
+        draw(st.session_state["comparison"], [column.empty() for column in st.columns(2)])
     if len(choices) == 2:
-        st.caption("`dvc exp run -S train.epochs=2`, say, adds an experiment to choose from.")
+        st.caption("`dvc exp run -S train.epochs=2`, for example, adds an experiment to this list.")
 
 
-def available() -> list[Choice]:
+def available_models() -> list[ModelChoice]:
     """The two models of the workspace and those of all experiments."""
     return [
-        Choice("Quantized", paths.QUANTIZED),
-        Choice("Checkpoint (float32)", paths.CHECKPOINT),
-        *(Choice(described(each), paths.QUANTIZED, each) for each in cached_experiments()),
+        ModelChoice("Quantized", paths.QUANTIZED),
+        ModelChoice("Checkpoint (float32)", paths.CHECKPOINT),
+        *(ModelChoice(described(each), paths.QUANTIZED, each) for each in cached_experiments()),
     ]
 
 
 @st.cache_data(ttl=10, show_spinner=False)
 def cached_experiments() -> list[Experiment]:
-    """The experiments; git is asked anew after ten seconds."""
+    """DVC's experiments, read from git at most every ten seconds."""
     return experiments()
 
 
 def described(experiment: Experiment) -> str:
-    """An experiment's name and what it changes."""
+    """An experiment's name and the settings it changes."""
     changes = [
         f"{key} {'default' if theirs is None else theirs}"
         for key, (_, theirs) in experiment.changed.items()
@@ -92,41 +93,41 @@ def described(experiment: Experiment) -> str:
     return ": ".join([experiment.name, *([", ".join(changes)] if changes else [])])
 
 
-def table(picked: list[Choice]) -> None:
-    """The figures of both, under each other."""
+def table(picked: list[ModelChoice]) -> None:
+    """Draw the figures of both models, side by side."""
     columns = [facts(choice) for choice in picked]
     st.table(pd.DataFrame(columns, index=["Left", "Right"]).T)
 
 
-def facts(choice: Choice) -> dict[str, str]:
-    """What the metrics say of a model."""
+def facts(choice: ModelChoice) -> dict[str, str]:
+    """Labels and values of a model from the files in `metrics/`."""
     revision = choice.experiment.revision if choice.experiment else None
-    trained = figures(revision, paths.TRAIN_METRICS)
-    evaluated = figures(revision, paths.EVALUATE_METRICS)
-    sizes = figures(revision, paths.QUANTIZE_METRICS)
+    trained = metrics(revision, paths.TRAIN_METRICS)
+    evaluated = metrics(revision, paths.EVALUATE_METRICS)
+    sizes = metrics(revision, paths.QUANTIZE_METRICS)
     quantized = choice.file == paths.QUANTIZED
     held_out = evaluated.get("quantized" if quantized else "float", {}).get("held_out", {})
     size = sizes.get("file_bytes" if quantized else "checkpoint_bytes")
     return {
-        "Bits per byte of held-out text": shown(held_out.get("bits_per_byte"), "{:.4f}"),
+        "Bits per byte of held-out text": formatted(held_out.get("bits_per_byte"), "{:.4f}"),
         "File": NOTHING if size is None else f"{short(size)}B",
-        "Parameters": shown(trained.get("parameters"), "{:,}"),
-        "Best epoch": shown(trained.get("best_epoch"), "{:,}"),
+        "Parameters": formatted(trained.get("parameters"), "{:,}"),
+        "Best epoch": formatted(trained.get("best_epoch"), "{:,}"),
     }
 
 
-def shown(value: float | None, form: str) -> str:
-    """A figure in words, or a dash for none."""
+def formatted(value: float | None, form: str) -> str:
+    """A number in the given form, or a dash where there is none."""
     return form.format(value) if isinstance(value, int | float) else NOTHING
 
 
 def compare(
-    picked: list[Choice],
+    picked: list[ModelChoice],
     prompt: str,
     load: Callable[[Path], LoadedModel],
     write: Callable[[LoadedModel, str], Iterator[tuple[int, str]]],
 ) -> None:
-    """Write with both, a token of each in turn, so that neither waits for the other."""
+    """Continue the prompt with both models, one token of each in turn."""
     try:
         models = [
             cached_load(choice.experiment.revision, choice.experiment.name)
@@ -136,7 +137,7 @@ def compare(
         ]
     except UserError as error:
         st.error("These models cannot be compared.")
-        st.text(str(error))  # plain, as it may quote what a foreign file holds
+        st.text(str(error))  # not Markdown: the message may quote bytes of a file
         return
     except FileNotFoundError as error:
         st.info(f"`{error.filename}` does not exist yet. Run `dvc repro` to make it.")
@@ -145,36 +146,36 @@ def compare(
         Side(choice.label, model.lead(prompt)) for choice, model in zip(picked, models, strict=True)
     ]
     st.session_state["comparison"] = sides
-    places = [place.empty() for place in st.columns(2)]
-    draw(sides, places)
+    slots = [column.empty() for column in st.columns(2)]
+    draw(sides, slots)
     streams = [write(model, prompt) for model in models]
-    open_ends, drawn = [0, 1], time.perf_counter()
-    while open_ends:
-        for end in list(open_ends):
-            side, began = sides[end], time.perf_counter()
-            step = next(streams[end], None)
+    unfinished, drawn = [0, 1], time.perf_counter()
+    while unfinished:
+        for index in list(unfinished):
+            side, began = sides[index], time.perf_counter()
+            step = next(streams[index], None)
             side.seconds += time.perf_counter() - began
             if step is None:
-                open_ends.remove(end)
+                unfinished.remove(index)
                 continue
             side.tokens, piece = step
             side.text += piece
         if time.perf_counter() - drawn > REDRAW_SECONDS:
-            draw(sides, places)
+            draw(sides, slots)
             drawn = time.perf_counter()
-    draw(sides, places)
+    draw(sides, slots)
 
 
 @st.cache_resource(max_entries=4, show_spinner="Fetching the experiment's model…")
 def cached_load(revision: str, name: str) -> LoadedModel:
-    """An experiment's model; a revision never changes."""
+    """An experiment's quantized model; a revision never changes, so it is cached for good."""
     return load_experiment(revision, name)
 
 
-def draw(sides: list[Side], places: list[DeltaGenerator]) -> None:
-    """Both texts, each under the name of its model."""
-    for place, side in zip(places, sides, strict=True):
-        with place.container():
+def draw(sides: list[Side], slots: list[DeltaGenerator]) -> None:
+    """Draw both texts, each under the name of its model and its speed."""
+    for slot, side in zip(slots, sides, strict=True):
+        with slot.container():
             st.caption(f"{side.label} · {side.tokens / max(side.seconds, 1e-9):,.0f} tokens/s")
-            # st.code drops one newline at either end; these two are for it to drop.
+            # st.code strips one newline at either end: these two.
             st.code(f"\n{side.lead}{side.text}\n", language=None, wrap_lines=True)

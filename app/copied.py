@@ -1,4 +1,4 @@
-"""Which parts of a text stand word for word in the training text."""
+"""Marks the parts of a text that stand word for word in the training text."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -12,24 +12,24 @@ from stages.lm.inference.loading import LoadedModel
 
 
 def copied_parts(loaded: LoadedModel, texts: list[str]) -> None:
-    """Which parts of the texts stand word for word in the training text, and where."""
+    """Draw the texts with their copied parts marked, and the share that is copied."""
     size = training_bytes(loaded)
     if size is None:
         st.text("The text this model was trained on is not in data/input.txt.")
         return
     for text in texts:
         data = text.encode("utf-8", "replace")
-        found = verbatim_spans(data, paths.INPUT, size)
-        draw_text(marked_copies(data, found))
-        covered = sum(end - start for start, end, _ in parts(found))
+        spans = verbatim_spans(data, paths.INPUT, size)
+        draw_text(marked_copies(data, spans))
+        covered = sum(end - start for start, end, _ in without_overlaps(spans))
         st.caption(
             f"{100 * covered / max(1, len(data)):.0f} % stands word for word in the training "
-            f"text, in {len(found)} parts of {SPAN_BYTES} bytes or more."
+            f"text, in {len(spans)} parts of {SPAN_BYTES} bytes or more."
         )
 
 
 def training_bytes(loaded: LoadedModel) -> int | None:
-    """How much of `data/input.txt` the model was trained on; None where it is another text."""
+    """Bytes of `data/input.txt` that the model was trained on; None where it is another text."""
     with suppress(KeyError, TypeError, OSError):
         splits = loaded.provenance["data"]["splits"]
         if paths.INPUT.stat().st_size == sum(split["bytes"] for split in splits.values()):
@@ -37,28 +37,28 @@ def training_bytes(loaded: LoadedModel) -> int | None:
     return None
 
 
-def parts(found: list[VerbatimSpan]) -> Iterator[tuple[int, int, VerbatimSpan]]:
-    """What each copy adds to those before it: start, end and the copy."""
+def without_overlaps(spans: list[VerbatimSpan]) -> Iterator[tuple[int, int, VerbatimSpan]]:
+    """Each span with the start and end (in bytes) of what it adds to the spans before it."""
     end = 0
-    for copy in found:
-        start, end = max(end, copy.start), copy.start + copy.length
-        yield start, end, copy
+    for span in spans:
+        start, end = max(end, span.start), span.start + span.length
+        yield start, end, span
 
 
-def marked_copies(data: bytes, found: list[VerbatimSpan]) -> str:
-    """A text as HTML with its copied parts marked."""
+def marked_copies(data: bytes, spans: list[VerbatimSpan]) -> str:
+    """A text in UTF-8 as HTML with its copied parts marked."""
     body, done = "", 0
-    for start, end, copy in parts(found):
+    for start, end, span in without_overlaps(spans):
         start, end = character_start(data, start), character_start(data, end)
-        hint = f"{copy.length:,} bytes, as at byte {copy.offset:,} of the training text"
+        hint = f"{span.length:,} bytes, as at byte {span.offset:,} of the training text"
         body += marked(data[done:start].decode("utf-8", "replace"))
         body += marked(data[start:end].decode("utf-8", "replace"), hint, 0.4)
         done = end
     return body + marked(data[done:].decode("utf-8", "replace"))
 
 
-def character_start(data: bytes, place: int) -> int:
-    """The beginning of the character that the byte at `place` is part of."""
-    while 0 < place < len(data) and data[place] & 0xC0 == 0x80:
-        place -= 1
-    return place
+def character_start(data: bytes, offset: int) -> int:
+    """The offset at which the character begins that the byte at `offset` is part of."""
+    while 0 < offset < len(data) and data[offset] & 0xC0 == 0x80:
+        offset -= 1
+    return offset

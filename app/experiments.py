@@ -1,7 +1,6 @@
-"""What DVC keeps of earlier runs: the settings, figures and models of its experiments.
+"""Reads the settings, metrics and models of DVC's experiments.
 
-Read through git and DVC's cache, without a lock, so that a run may go on meanwhile. Knows nothing
-about the page.
+Reads through git and DVC's cache and takes no lock, so that a run may go on meanwhile.
 """
 
 import json
@@ -18,8 +17,8 @@ from stages.lm.core.errors import UserError
 from stages.lm.inference.loading import LoadedModel, load_model
 
 REFS = "refs/exps/"
-NO_EXPERIMENTS = (REFS + "exec/", REFS + "celery/", REFS + "apply/")
-"""What DVC keeps for itself beside the experiments."""
+INTERNAL_REFS = (REFS + "exec/", REFS + "celery/", REFS + "apply/")
+"""References under `REFS` that are not experiments."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Experiment:
     name: str
     revision: str
     changed: dict[str, tuple[Any, Any]]
-    """Settings of which the value is another than in the workspace: that one and its own."""
+    """Settings that differ from the workspace: key -> (workspace's value, experiment's value)."""
 
 
 def experiments() -> list[Experiment]:
@@ -39,7 +38,7 @@ def experiments() -> list[Experiment]:
     found = []
     for line in (lines or "").splitlines():
         revision, _, name = line.partition(" ")
-        if name.startswith(NO_EXPERIMENTS):
+        if name.startswith(INTERNAL_REFS):
             continue
         theirs = settings(at_revision(revision, paths.PARAMS) or "")
         changed = {
@@ -52,7 +51,7 @@ def experiments() -> list[Experiment]:
 
 
 def settings(text: str) -> dict[str, Any]:
-    """The values of a `params.yaml` by their whole names; none of a text that is not one."""
+    """The values of a `params.yaml` by dotted key; empty where the text is not such a file."""
     try:
         sections = yaml.safe_load(text)
     except yaml.YAMLError:
@@ -66,8 +65,8 @@ def settings(text: str) -> dict[str, Any]:
     return values
 
 
-def figures(revision: str | None, path: Path) -> dict[str, Any]:
-    """A file of metrics as an experiment left it, or of the workspace; empty without one."""
+def metrics(revision: str | None, path: Path) -> dict[str, Any]:
+    """A metrics file at an experiment's revision, or of the workspace (None); empty if missing."""
     try:
         text = path.read_text("utf-8") if revision is None else at_revision(revision, path)
         found = json.loads(text or "{}")
@@ -80,9 +79,9 @@ def load_experiment(revision: str, name: str) -> LoadedModel:
     """The quantized model of the experiment `name`, from DVC's cache or a remote.
 
     Raises:
-        UserError: neither has it, or it cannot be used.
+        UserError: neither has it, or the file cannot be loaded.
     """
-    from dvc.api import DVCFileSystem  # a second, for those who compare
+    from dvc.api import DVCFileSystem  # takes a second to import: only where it is needed
     from dvc.exceptions import DvcException
 
     with tempfile.TemporaryDirectory() as folder:
@@ -99,12 +98,12 @@ def load_experiment(revision: str, name: str) -> LoadedModel:
 
 
 def at_revision(revision: str, path: Path) -> str | None:
-    """The text of a file that git tracks as it was at a revision."""
+    """The text of a tracked file at a revision; None where it has no such file."""
     return git("show", f"{revision}:./{path.relative_to(paths.ROOT).as_posix()}")
 
 
 def git(*arguments: str) -> str | None:
-    """What a git command prints in the project's folder; None where it fails."""
+    """The output of a git command in the project's folder; None where it fails."""
     try:
         done = subprocess.run(
             ["git", *arguments], cwd=paths.ROOT, capture_output=True, check=True, timeout=30

@@ -1,4 +1,4 @@
-"""Text of which parts are marked. Every character is escaped, so that nothing in it can act."""
+"""Text with coloured parts, as HTML. Every character is escaped, so that no markup in it acts."""
 
 import html
 
@@ -13,27 +13,25 @@ STYLE = (
 
 
 def marked(text: str, hint: str = "", colour: float = 0.0) -> str:
-    """`text` as HTML on a ground of so much colour (0 to 1), with a hint for who points at it."""
+    """`text` as HTML; with a `hint` (a tooltip), on a background of this strength (0 to 1)."""
     if not hint:
         return html.escape(text)
-    ground = f"rgba(234, 88, 12, {min(1.0, max(0.0, colour)):.2f})"
-    return (
-        f'<span title="{html.escape(hint)}" style="background: {ground}">{html.escape(text)}</span>'
-    )
+    style = f"background: rgba(234, 88, 12, {min(1.0, max(0.0, colour)):.2f})"
+    return f'<span title="{html.escape(hint)}" style="{style}">{html.escape(text)}</span>'
 
 
 def draw_text(body: str) -> None:
-    """Put a text made of `marked` parts onto the page."""
+    """Draw a text made of `marked` parts."""
     st.html(f'<div style="{STYLE}">{body}</div>')
 
 
 def visible(data: bytes) -> str:
-    """A token's bytes in visible characters, between quotation marks; ⏹ is the end of an answer."""
+    """A token's bytes as visible characters in quotation marks; ⏹ is the end of an answer."""
     text = data.removesuffix(RECORD_END).decode("utf-8", "replace")
     text += "⏹" * data.endswith(RECORD_END)
     return "“" + "".join(c if c.isprintable() else repr(c)[1:-1] for c in text) + "”"
 
 
-def percent(share: float) -> str:
-    """A probability in two digits; what is nearly certain in three."""
-    return f"{100 * share:.{2 if share < 0.995 else 3}g} %"
+def percent(probability: float) -> str:
+    """A probability in two digits, above 99.5 % in three."""
+    return f"{100 * probability:.{2 if probability < 0.995 else 3}g} %"

@@ -1,4 +1,4 @@
-"""How far a training run is that goes on now."""
+"""The progress bar of a training run that goes on now."""
 
 import time
 
@@ -10,11 +10,11 @@ from stages.lm.core.files import read_json
 from stages.lm.model.metrics import duration
 
 STALE_SECONDS = 60
-"""A run writes every second; one that has been silent for longer was killed."""
+"""A run writes its progress every second; one that has not for so long was killed."""
 
 
 def training() -> tuple[float, str] | None:
-    """The share of its steps that a run going on now has done, and where it is in words."""
+    """The share of steps that the current run has done, and a line of text; None without a run."""
     try:
         if time.time() - paths.PROGRESS.stat().st_mtime > STALE_SECONDS:
             return None
@@ -31,7 +31,7 @@ def training() -> tuple[float, str] | None:
 
 @st.fragment(run_every=2)
 def training_progress() -> None:
-    """A bar while a run goes on; the page is drawn anew when it has ended."""
+    """Draw a bar while a run goes on; redraw the page when the run has ended."""
     run = training()
     if run:
         st.progress(*run)

@@ -1,4 +1,4 @@
-"""The tab that writes: a prompt in, texts out, and how each of their tokens came to be."""
+"""The tab that writes: a prompt, the generated texts, and the alternatives to each token."""
 
 import math
 import time
@@ -8,7 +8,7 @@ import streamlit as st
 from copied import copied_parts
 from marking import draw_text, marked, percent, visible
 from streamlit.delta_generator import DeltaGenerator
-from writing import LIKELIEST, History, Request, Result, alternatives, command, written_before
+from writing import TOP_LOGPROBS, History, Request, Result, alternatives, command, written_before
 
 from stages.lm.core import paths
 from stages.lm.inference import generation
@@ -16,31 +16,30 @@ from stages.lm.inference.generation import GeneratedToken
 from stages.lm.inference.loading import LoadedModel
 from stages.lm.text.records import RECORD_END
 
-# How often the browser gets the text so far, which it lays out anew each time: as much later again
-# for so many tokens on the page. (A string here would land on the page: Streamlit shows expressions
-# that stand alone.)
+# The text so far is sent to the browser every REDRAW_SECONDS, and once more as much later for each
+# REDRAW_TOKENS on the page, because the browser lays out all of it each time.
 REDRAW_SECONDS = 0.1
 REDRAW_TOKENS = 500
-LONGEST_PAUSE = 0.5
+MAX_REDRAW_SECONDS = 0.5
 NATS_AT_FULL_COLOUR = 7
-EMPTY = "The beginning of a text. Empty starts on a new line."
-QUESTION = "What is to be answered, in the form of the prompts this model was trained on."
-VIEWS = {"Text": "text", "Probabilities": "odds", "Copied parts": "copied"}
+PROMPT_HINT = "The beginning of a text. Left empty, the text starts on a new line."
+RECORD_HINT = "A prompt in the form of the records this model was trained on."
+VIEWS = {"Text": "text", "Probabilities": "probabilities", "Copied parts": "copied"}
 
 
 def write_tab(loaded: LoadedModel, name: str, request: Request) -> None:
-    """Prompt, button and the texts that are shown."""
+    """Draw the tab: the prompt, the button and the texts."""
     history: History = st.session_state.setdefault("history", History())
     with st.form("prompt form", border=False):
-        example = QUESTION if loaded.answers else EMPTY
-        prompt = st.text_area("Prompt", key="prompt", height=140, placeholder=example)
+        hint = RECORD_HINT if loaded.answers else PROMPT_HINT
+        prompt = st.text_area("Prompt", key="prompt", height=140, placeholder=hint)
         label = "Answer" if loaded.answers else "Continue the text"
         pressed = st.form_submit_button(label, key="write", type="primary")
     asked, parent = st.session_state.pop("asked", (None, None))
     if pressed:
         asked, parent = replace(request, prompt=prompt), None
-    # What was shown goes when the writing begins. Each place is filled once a run: Streamlit may
-    # put what comes to a place a second time before what emptied it.
+    # The old text disappears when writing begins. Each slot is filled only once a run: Streamlit
+    # may deliver a second filling before the emptying between them.
     meanwhile, below = st.empty(), st.empty()
     if asked:
         with meanwhile.container():
@@ -56,55 +55,55 @@ def write_tab(loaded: LoadedModel, name: str, request: Request) -> None:
 
 
 def ask(request: Request, parent: Result) -> None:
-    """Have the next run of the page write a branch of `parent`."""
+    """Have the next run of the page carry out a request, as a branch of `parent`."""
     st.session_state["asked"] = request, parent
 
 
 def stream(loaded: LoadedModel, result: Result) -> None:
-    """Generate all sequences together into `result` and onto the page."""
+    """Generate all sequences together into `result` and draw them as they grow."""
     request = result.request
-    # Any button ends this run where it draws next; what has been written is kept.
+    # A click on any button ends this run at its next draw; the text so far is kept.
     st.button("Stop", key="stop writing")
-    places = text_places(request.sequences)
-    draw(result, places)
+    slots = text_slots(request.sequences)
+    draw(result, slots)
     asked = (request.prompt, request.length, request.sampling, request.seed)
     start = drawn = time.perf_counter()
     indices = range(request.sequences)
-    for row in generation.generate_steps(loaded, *asked, indices, LIKELIEST, request.written):
+    for row in generation.generate_steps(loaded, *asked, indices, TOP_LOGPROBS, request.written):
         for written, step in zip(result.steps, row, strict=True):
             written += [step] if step else []
         now = time.perf_counter()
         if not result.first_seconds:
             result.first_seconds = now - start
-            draw(result, places)
-        # Streamlit ends a run that was stopped where it uses the session's state or draws.
+            draw(result, slots)
+        # A run that was stopped ends where it next uses the session's state or draws.
         st.session_state["history"].shown = result
         pause = REDRAW_SECONDS * (1 + result.tokens() / REDRAW_TOKENS)
-        if now - drawn > min(pause, LONGEST_PAUSE):
-            draw(result, places)
+        if now - drawn > min(pause, MAX_REDRAW_SECONDS):
+            draw(result, slots)
             drawn = time.perf_counter()
     result.seconds = time.perf_counter() - start
-    draw(result, places)  # at once: the rest of the page takes a while
+    draw(result, slots)  # now: the rest of the page takes a while
 
 
-def text_places(count: int) -> list[DeltaGenerator]:
-    """Where the texts go: one over the full width, more in two columns (one on a phone)."""
+def text_slots(count: int) -> list[DeltaGenerator]:
+    """Empty slots for the texts: one over the full width, more in two columns (one on a phone)."""
     rows = [st.columns(min(count, 2)) for _ in range(0, count, 2)]
     return [cell.empty() for row in rows for cell in row][:count]
 
 
-def draw(result: Result, places: list[DeltaGenerator]) -> None:
-    """Put the prompt and what follows it into each place, as text that cannot act."""
-    for place, text in zip(places, result.texts(), strict=True):
-        # st.code drops one newline at either end; these two are for it to drop.
-        place.code(f"\n{result.lead}{text}\n", language=None, wrap_lines=True)
+def draw(result: Result, slots: list[DeltaGenerator]) -> None:
+    """Draw the prompt and the text after it in each slot, without interpreting any markup."""
+    for slot, text in zip(slots, result.texts(), strict=True):
+        # st.code strips one newline at either end: these two.
+        slot.code(f"\n{result.lead}{text}\n", language=None, wrap_lines=True)
 
 
 def branches(history: History) -> None:
-    """Every text of this visit, to go back to."""
+    """Draw a button for every text of this visit, to go back to it."""
     if len(history.results) < 2 or not history.shown:
         return
-    # A widget of its own for each state: one that had to follow the state would also report it.
+    # A new widget for each state: setting the value of an existing one would trigger its callback.
     key = f"branch {history.shown.label} of {len(history.results)}"
 
     def show() -> None:
@@ -117,7 +116,7 @@ def branches(history: History) -> None:
 
 
 def view(loaded: LoadedModel, result: Result) -> None:
-    """The texts as they are, by the odds of each token, or by what is copied in them."""
+    """Draw the texts plainly, coloured by probability, or with their copied parts marked."""
     kind = VIEWS[
         st.segmented_control("Show", list(VIEWS), default="Text", key="view", required=True)
         or "Text"
@@ -125,49 +124,49 @@ def view(loaded: LoadedModel, result: Result) -> None:
     if kind == "copied":
         copied_parts(loaded, result.texts())
         return
-    places = text_places(len(result.steps))
+    slots = text_slots(len(result.steps))
     if kind == "text":
-        draw(result, places)
+        draw(result, slots)
         return
-    for place, written in zip(places, result.steps, strict=True):
-        with place:
-            draw_text(marked(result.lead) + "".join(coloured(loaded, s) for s in written))
+    for slot, steps in zip(slots, result.steps, strict=True):
+        with slot:
+            draw_text(marked(result.lead) + "".join(coloured(loaded, step) for step in steps))
     st.caption(
-        "The stronger the colour, the less likely the token was. Point at one to see what else "
-        "could have come."
+        "The stronger the colour, the less likely the token was. Point at one to see the most "
+        "likely tokens at its position."
     )
     branching(loaded, result)
 
 
 def coloured(loaded: LoadedModel, step: GeneratedToken) -> str:
-    """A token as HTML, coloured by the model's surprise, its odds in the hint."""
+    """A token as HTML, coloured by its surprisal, with the probabilities as a hint."""
     assert step.before
     others = [(loaded.tokenizer.tokens[each.token], each) for each in alternatives(step)]
-    odds = ", ".join(f"{visible(data)} {percent(each.before)}" for data, each in others)
-    hint = f"{percent(math.exp(step.before.chosen))}. Likeliest here: {odds}"
+    likely = ", ".join(f"{visible(data)} {percent(each.before)}" for data, each in others)
+    hint = f"{percent(math.exp(step.before.chosen))}. Most likely here: {likely}"
     return marked(step.text, hint, -step.before.chosen / NATS_AT_FULL_COLOUR)
 
 
 def branching(loaded: LoadedModel, result: Result) -> None:
-    """A token to look at, and the others that could stand in its place."""
+    """Draw a choice of token, and its alternatives; a click on one branches from there."""
     sequence = 0
     if len(result.steps) > 1:
         names = range(1, len(result.steps) + 1)
         sequence = st.selectbox("Text", names, key="branch text") - 1
-    written = result.steps[sequence]
-    if not written:
+    steps = result.steps[sequence]
+    if not steps:
         return
     tokens = loaded.tokenizer.tokens
 
-    def named(place: int) -> str:
-        text = result.lead + "".join(step.text for step in written[:place])
+    def token_label(index: int) -> str:
+        text = result.lead + "".join(step.text for step in steps[:index])
         before = text[-24:].encode("utf-8", "replace")
-        return f"{place + 1} …{visible(before + written[place].data)}"
+        return f"{index + 1} …{visible(before + steps[index].data)}"
 
-    place = st.selectbox("Token", range(len(written)), key="place", format_func=named)
+    index = st.selectbox("Token", range(len(steps)), key="token", format_func=token_label)
     labels = {
         each.token: f"{visible(tokens[each.token])} {percent(each.before)} → {percent(each.after)}"
-        for each in alternatives(written[place])
+        for each in alternatives(steps[index])
         if not (loaded.answers and tokens[each.token] == RECORD_END)  # nothing follows it
     }
 
@@ -175,12 +174,12 @@ def branching(loaded: LoadedModel, result: Result) -> None:
         token = st.session_state.pop("alternative")
         if token is None:
             return
-        start = written_before(result, sequence, place) + tokens[token].decode("utf-8", "replace")
-        length = max(1, result.request.length - place - 1)
+        start = written_before(result, sequence, index) + tokens[token].decode("utf-8", "replace")
+        length = max(1, result.request.length - index - 1)
         ask(replace(result.request, written=start, length=length, sequences=1), result)
 
     st.pills(
-        "Go on from here with another token (its probability from the model → after the samplers)",
+        "Continue from here with another token (probability from the model → after the samplers)",
         list(labels),
         key="alternative",
         format_func=labels.__getitem__,
@@ -189,13 +188,13 @@ def branching(loaded: LoadedModel, result: Result) -> None:
 
 
 def actions(history: History, result: Result, request: Request) -> None:
-    """What can be done with the texts: go on, take back, keep, repeat."""
+    """Draw the buttons under the texts, and the terminal command for them."""
     many = len(result.steps) > 1
     with st.container(horizontal=True):
         for index, text in enumerate(result.texts()):
-            whole, so_far = result.lead + text, result.request.written + text
+            whole, written = result.lead + text, result.request.written + text
             number = f" {index + 1}" if many else ""
-            longer = replace(request, prompt=result.request.prompt, written=so_far, sequences=1)
+            longer = replace(request, prompt=result.request.prompt, written=written, sequences=1)
             st.button(f"Go on{number}", key=f"go on {index}", on_click=ask, args=(longer, result))
             st.download_button(
                 f"Download{number}", whole, "text.txt", on_click="ignore", key=f"download {index}"
@@ -206,12 +205,12 @@ def actions(history: History, result: Result, request: Request) -> None:
 
 
 def summary(result: Result) -> str:
-    """One line on how the texts came to be."""
+    """A line on the tokens, the speed and the settings of the texts."""
     request, chosen = result.request, result.request.sampling
     speed = "stopped early"
     if result.seconds:
         speed = f"{result.tokens() / result.seconds:,.0f} tokens/s"
-    more = {
+    extras = {
         f"min-p {chosen.min_p:g}": chosen.min_p > 0,
         f"repetition penalty {chosen.repetition_penalty:g}": chosen.repetition_penalty != 1,
         f"{len(chosen.stop)} stop strings": len(chosen.stop) > 0,
@@ -220,6 +219,6 @@ def summary(result: Result) -> str:
         f"{result.tokens():,} tokens, first after {1000 * result.first_seconds:,.0f} ms, {speed} · "
         f"{result.model}, temperature {chosen.temperature:g}, top-k {chosen.top_k or 'off'}, "
         f"top-p {chosen.top_p:g}, "
-        + "".join(f"{text}, " for text, on in more.items() if on)
+        + "".join(f"{text}, " for text, on in extras.items() if on)
         + f"seed {request.seed}"
     )

@@ -1,6 +1,6 @@
-"""What was asked of the model and what it wrote: texts, and the branches between them.
+"""A visitor's requests and the texts written for them, kept as a tree of branches.
 
-Knows nothing about the page.
+Plain data: nothing here draws or generates.
 """
 
 import math
@@ -14,15 +14,15 @@ from stages.lm.inference.generation import (
     SamplingSettings,
 )
 
-LIKELIEST = 5
-"""Tokens whose odds are kept beside each that was chosen."""
-KEPT = 50
-"""Results of one visitor; the oldest go first."""
+TOP_LOGPROBS = 5
+"""Most likely tokens whose log-probabilities are kept at each position."""
+MAX_RESULTS = 50
+"""Results kept for a visitor; the oldest are dropped first."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the widgets ask for."""
+    """What the model is to write."""
 
     prompt: str
     length: int
@@ -30,7 +30,7 @@ class Request:
     sampling: SamplingSettings
     seed: int
     written: str = ""
-    """What already follows the prompt."""
+    """Text that already follows the prompt, to be continued."""
 
 
 @dataclass
@@ -40,45 +40,45 @@ class Result:
     request: Request
     model: str
     steps: list[list[GeneratedToken]]
-    """Of each sequence."""
+    """A list of tokens for each sequence."""
     label: str
     """`1.2` is the second branch of `1`."""
     lead: str
-    """What is shown before what was written: the prompt, and what already followed it."""
+    """Shown before the new text: the prompt, and what already followed it."""
     parent: "Result | None" = None
     first_seconds: float = 0.0
-    """Until the first token."""
+    """Time to the first token."""
     seconds: float | None = None
-    """Time the whole of it took; None until then."""
+    """Time of the whole generation; None while it runs or where it was stopped."""
 
     def texts(self) -> list[str]:
-        """What follows the prompt, of each sequence."""
+        """The new text of each sequence."""
         return ["".join(step.text for step in steps) for steps in self.steps]
 
     def tokens(self) -> int:
-        """Of all sequences together."""
+        """Number of tokens of all sequences together."""
         return sum(map(len, self.steps))
 
 
 @dataclass
 class History:
-    """A visitor's results: a tree, and the one that is shown."""
+    """A visitor's results, which form a tree, and the one that is shown."""
 
     results: list[Result] = field(default_factory=list)
     shown: Result | None = None
 
     def begin(self, request: Request, model: str, lead: str, parent: Result | None) -> Result:
-        """A new result, shown from now on; the branch of another where there is a `parent`."""
+        """Add an empty result and show it; with a `parent` it is a branch of that one."""
         siblings = [each for each in self.results if each.parent is parent]
         number = 1 + max((int(each.label.rpartition(".")[2]) for each in siblings), default=0)
         label = f"{parent.label}.{number}" if parent else str(number)
         steps: list[list[GeneratedToken]] = [[] for _ in range(request.sequences)]
         self.shown = Result(request, model, steps, label, lead, parent)
-        self.results = [*self.results, self.shown][-KEPT:]
+        self.results = [*self.results, self.shown][-MAX_RESULTS:]
         return self.shown
 
     def undo(self) -> None:
-        """Drop what is shown; what it came from is shown instead, or else the latest."""
+        """Drop the result that is shown; show its parent instead, or else the latest."""
         if self.shown is None:
             return
         self.results.remove(self.shown)
@@ -87,20 +87,20 @@ class History:
         self.shown = parent if parent in self.results else latest
 
     def tree(self) -> list[Result]:
-        """Every result, each before its branches."""
+        """All results, each before its branches."""
         return sorted(
             self.results, key=lambda each: [int(number) for number in each.label.split(".")]
         )
 
 
-def written_before(result: Result, sequence: int, place: int) -> str:
-    """What follows the prompt before a sequence's token number `place`."""
-    return result.request.written + "".join(step.text for step in result.steps[sequence][:place])
+def written_before(result: Result, sequence: int, index: int) -> str:
+    """The text between the prompt and the token at `index` of a sequence."""
+    return result.request.written + "".join(step.text for step in result.steps[sequence][:index])
 
 
 @dataclass(frozen=True)
 class Alternative:
-    """A token that could have come, and its probabilities from the model and after the samplers."""
+    """A possible token and its probabilities: the model's, and after the samplers."""
 
     token: int
     before: float
@@ -108,36 +108,36 @@ class Alternative:
 
 
 def alternatives(step: GeneratedToken) -> list[Alternative]:
-    """The tokens likeliest in a step's place, and its own, the likeliest first."""
-    assert step.before and step.after, "the odds were not asked for"
+    """The most likely tokens at a step's position and the one chosen, most likely first."""
+    assert step.before and step.after, "generated without log-probabilities"
     before = dict(step.before.top) | {step.token: step.before.chosen}
     after = dict(step.after.top) | {step.token: step.after.chosen}
     return [
-        Alternative(token, math.exp(log), math.exp(after.get(token, -math.inf)))
-        for token, log in sorted(before.items(), key=lambda item: -item[1])
+        Alternative(token, math.exp(logprob), math.exp(after.get(token, -math.inf)))
+        for token, logprob in sorted(before.items(), key=lambda item: -item[1])
     ]
 
 
 def command(result: Result, model: str, default_model: str) -> str:
-    """What writes the same texts in a terminal."""
-    request, sampling, usual = result.request, result.request.sampling, SamplingSettings()
-    given = {
+    """The shell command that writes the same texts; options at their defaults are left out."""
+    request, sampling, defaults = result.request, result.request.sampling, SamplingSettings()
+    options = {
         "--written": (request.written, ""),
         "--length": (request.length, DEFAULT_LENGTH),
         "--sequences": (request.sequences, 1),
-        "--temperature": (sampling.temperature, usual.temperature),
-        "--top-k": (sampling.top_k, usual.top_k),
-        "--top-p": (sampling.top_p, usual.top_p),
-        "--min-p": (sampling.min_p, usual.min_p),
-        "--repetition-penalty": (sampling.repetition_penalty, usual.repetition_penalty),
+        "--temperature": (sampling.temperature, defaults.temperature),
+        "--top-k": (sampling.top_k, defaults.top_k),
+        "--top-p": (sampling.top_p, defaults.top_p),
+        "--min-p": (sampling.min_p, defaults.min_p),
+        "--repetition-penalty": (sampling.repetition_penalty, defaults.repetition_penalty),
         "--seed": (request.seed, DEFAULT_SEED),
         "--model": (model, default_model),
     }
     words = ["python", "-m", "app.generate"]
-    for name, (value, default) in given.items():
+    for name, (value, default) in options.items():
         if value != default:
             words += [name, str(value)]
     for stop in sampling.stop:
         words.append("--stop=" + stop.replace("\n", "\\n"))
-    # What follows two dashes is no option, whatever it begins with.
+    # After "--" a prompt that begins with a dash is not taken for an option.
     return shlex.join([*words, *(["--"] if request.prompt.startswith("-") else []), request.prompt])

@@ -105,7 +105,7 @@ def compare(loaded: LoadedModel, folder: Path, text: str) -> str:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     ids = loaded.tokenizer.encode(text.encode("utf-8", "replace"))[: loaded.config.context]
     same = AutoTokenizer.from_pretrained(folder)(text)["input_ids"][: len(ids)] == ids
     rows = torch.tensor([ids])

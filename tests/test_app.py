@@ -15,7 +15,7 @@ from streamlit.runtime.scriptrunner import get_script_run_ctx
 from streamlit.testing.v1 import AppTest
 
 from app import generate
-from app.writing import LIKELIEST
+from app.writing import TOP_LOGPROBS
 from stages.lm.core import paths
 from stages.lm.inference import generation
 from stages.lm.inference.generation import (
@@ -162,7 +162,7 @@ def test_every_setting_reaches_the_sampler(monkeypatch: pytest.MonkeyPatch) -> N
     at.radio(key="model").set_value("Checkpoint (float32)")
     at.number_input(key="length").set_value(7)
     at.slider(key="sequences").set_value(3)
-    at.slider(key="heat").set_value(1.5)
+    at.slider(key="temperature").set_value(1.5)
     at.number_input(key="top_k").set_value(11)
     at.slider(key="top_p").set_value(0.5)
     at.slider(key="min_p").set_value(0.25)
@@ -174,7 +174,7 @@ def test_every_setting_reaches_the_sampler(monkeypatch: pytest.MonkeyPatch) -> N
         temperature=1.5, top_k=11, top_p=0.5, min_p=0.25, repetition_penalty=1.5,
         stop=("END", "\n\n"),
     )  # fmt: skip
-    assert [call[1:] for call in calls] == [("hello", 7, settings, 99, range(3), LIKELIEST, "")]
+    assert [call[1:] for call in calls] == [("hello", 7, settings, 99, range(3), TOP_LOGPROBS, "")]
     assert {call[0].scheme for call in calls} == {"float32"}
     told = at.caption[0].value
     assert "min-p 0.25, repetition penalty 1.5, 2 stop strings, seed 99" in told
@@ -284,7 +284,7 @@ def test_the_text_survives_a_change_of_settings() -> None:
     save_models()
     at = page()
     before = write(at, "the mat")
-    at.slider(key="heat").set_value(1.0).run()
+    at.slider(key="temperature").set_value(1.0).run()
     assert shown(at) == before
 
 
@@ -367,16 +367,16 @@ def test_a_branch_goes_on_from_another_token_and_reproduces() -> None:
     at.segmented_control(key="view").set_value("Probabilities").run()
     (block,) = [element.proto.body for element in at.get("html")]
     loaded = load_model(paths.QUANTIZED)
-    rows = list(generate_steps(loaded, "the cat", 20, SamplingSettings(), 1337, (0,), LIKELIEST))
+    rows = list(generate_steps(loaded, "the cat", 20, SamplingSettings(), 1337, (0,), TOP_LOGPROBS))
     written = [step for (step,) in rows if step]
     drawn = html.unescape(re.sub(r"<[^>]*>", "", block))
     assert drawn == "the cat" + "".join(step.text for step in written)
     place = next(i for i, step in enumerate(written) if i > 2 and all(s.text for s in written[:i]))
-    at.selectbox(key="place").set_value(place).run()
+    at.selectbox(key="token").set_value(place).run()
     start = "the cat" + "".join(step.text for step in written[:place])
     options = at.pills(key="alternative").options
     before = written[place].before
-    assert before and len(options) >= LIKELIEST
+    assert before and len(options) >= TOP_LOGPROBS
     token = before.top[0][0]
     share = math.exp(before.top[0][1])
     assert options[0].split(" → ")[0].endswith(f" {100 * share:.2g} %")
@@ -393,7 +393,7 @@ def test_the_terminal_command_repeats_the_text(capsys: pytest.CaptureFixture[str
     at = page()
     at.radio(key="model").set_value("Checkpoint (float32)")
     at.number_input(key="length").set_value(30)
-    at.slider(key="heat").set_value(1.25)
+    at.slider(key="temperature").set_value(1.25)
     at.slider(key="penalty").set_value(1.5)
     at.text_area(key="stop").set_value("\\n\\n\n-q")
     texts = write(at, '-- it\'s\nthe "rat" ')
@@ -427,5 +427,5 @@ def test_the_card_tells_how_many_records_are_answered() -> None:
     results = {"float": figures, "quantized": figures, "asked_records": 400, "majority": 0.25}
     paths.EVALUATE_METRICS.write_text(json.dumps(results), "utf-8")
     told = {metric.label: metric.value for metric in page().metric}
-    assert told["Answered exactly"] == "91.2 %" and told["By the likeliest label"] == "25.0 %"
-    assert told["Of records"] == "400"
+    assert told["Answered exactly"] == "91.2 %" and told["Majority label"] == "25.0 %"
+    assert told["Records asked"] == "400"

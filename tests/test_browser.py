@@ -1,6 +1,5 @@
 """The page in a real browser, used as a visitor would: the whole way through, once."""
 
-import os
 import re
 import shutil
 import socket
@@ -38,11 +37,9 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "streamlit", "run", "app/app.py", "--server.port", str(port)]
-    environment = os.environ | {"PYTHONPATH": str(folder)}
-    with subprocess.Popen(
-        command, cwd=folder, env=environment, stderr=subprocess.DEVNULL
-    ) as server:
+    script = str(folder / "app" / "app.py")
+    command = [sys.executable, "-m", "streamlit", "run", script, "--server.port", str(port)]
+    with subprocess.Popen(command, cwd=folder / "models", stderr=subprocess.DEVNULL) as server:
         limit = time.monotonic() + 60
         with socket.socket() as probe:
             while probe.connect_ex(("127.0.0.1", port)) and time.monotonic() < limit:

@@ -48,9 +48,9 @@ def test_experiments_are_those_of_dvc_with_what_they_change(repository: Path) ->
     assert found.revision == git(repository, "rev-parse", "HEAD").strip()
     changed = {"recipe": ("quick", "best"), "train.epochs": (4, 2), "train.seed": (5, None)}
     assert found.changed == changed
-    assert experiments.figures(found.revision, paths.TRAIN_METRICS)["parameters"] == 7_000
-    assert experiments.figures(None, paths.TRAIN_METRICS)["parameters"] == 3_000
-    assert experiments.figures(found.revision, repository / "missing.json") == {}
+    assert experiments.metrics(found.revision, paths.TRAIN_METRICS)["parameters"] == 7_000
+    assert experiments.metrics(None, paths.TRAIN_METRICS)["parameters"] == 3_000
+    assert experiments.metrics(found.revision, repository / "missing.json") == {}
 
 
 def test_without_git_there_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

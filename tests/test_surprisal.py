@@ -117,5 +117,5 @@ def test_the_page_draws_the_attention_of_the_chosen_head(
     tokens, shares = attention(load_model(paths.QUANTIZED), b"the cat sat", 0)
     rows = range(len(tokens))
     expected = [float(shares[1, row, column]) for row in rows for column in range(row + 1)]
-    assert [cell["share"] for cell in cells] == pytest.approx(expected)
+    assert [cell["weight"] for cell in cells] == pytest.approx(expected)
     assert cells[-1]["token"] == cells[-1]["attends to"] == "4 “ sat”"

@@ -157,7 +157,7 @@ class TokenData:
 
 def _read_ids(path: Path, digest: str, meta: TokensMeta) -> np.ndarray:
     _check_digest(path, digest)
-    ids = np.load(path, mmap_mode="r", allow_pickle=False)
+    ids: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     if ids.ndim != 1 or ids.max(initial=0) >= meta.vocab_size:
         raise ValueError(f"{shown(path)} holds ids beyond the vocabulary")
     return ids
@@ -165,7 +165,8 @@ def _read_ids(path: Path, digest: str, meta: TokensMeta) -> np.ndarray:
 
 def _read_merges(path: Path, meta: TokensMeta) -> np.ndarray:
     _check_digest(path, meta.merges_sha256)
-    merges = np.load(path, allow_pickle=False).astype(np.int64).reshape(meta.vocab_size, 2)
+    merges: np.ndarray = np.load(path, allow_pickle=False).astype(np.int64)
+    merges = merges.reshape(meta.vocab_size, 2)
     # Both ids are lower than the token's own, or both are its own: so undoing merges ends.
     own = np.arange(len(merges))[:, None]
     if not ((merges < own) | (merges == own).all(axis=1, keepdims=True)).all():

@@ -42,9 +42,9 @@ class WindowSampler:
     def starts(self, random: np.random.Generator) -> np.ndarray:
         """First token of each window of an epoch, in order of the text."""
         offset = random.integers(1, self.length, endpoint=True)
-        starts = offset + self.length * np.arange(-1, self.per_epoch - 1)
+        starts: np.ndarray = offset + self.length * np.arange(-1, self.per_epoch - 1)
         # The outer two windows reach over the split's ends; they are moved inside.
-        return np.clip(starts, 0, self.tokens - 1 - self.length)
+        return starts.clip(0, self.tokens - 1 - self.length)
 
     def batch_starts(self, number: int) -> np.ndarray:
         """First token of each window of a batch (counted from 0), shape (batch,)."""

@@ -120,7 +120,8 @@ def window_offsets(
             search.search(np.frombuffer(unread, np.uint8), offset)
             offset += len(unread) - span + 1
             unread = unread[len(unread) - span + 1 :]
-    return search.offsets[search.window_ids]
+    offsets: np.ndarray = search.offsets[search.window_ids]
+    return offsets
 
 
 def read_blocks(path: Path, size: int) -> Iterator[bytes]:

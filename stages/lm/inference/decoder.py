@@ -62,7 +62,7 @@ class TorchDecoder:
         rows = torch.tensor(tokens, device=self.model.token_embedding.weight.device)
         first, *others = self.caches
         if len(tokens) == 1 and not self.length:  # a prompt that all share is read once
-            logits = self.model(rows, first)[:, -1].float()
+            logits: Tensor = self.model(rows, first)[:, -1].float()
             for cache in others:
                 cache.keys.copy_(first.keys)
                 cache.values.copy_(first.values)

@@ -28,7 +28,7 @@ def product_dtype(x: Tensor) -> torch.dtype:
 
 def inverse_rms(x: Tensor, dtype: torch.dtype) -> Tensor:
     """One over the root mean square of each vector, (..., 1), computed in `dtype`."""
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype)
+    norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype)
     return norm.square_().mul_(1 / x.size(-1)).add_(EPSILON).rsqrt_()
 
 
@@ -206,7 +206,8 @@ def head_loss(
         return plain_head_loss(x, weight, targets, vocab_size)
     # A GPU multiplies whole padded rows faster than odd ones.
     rows = weight if x.is_cuda else weight[:vocab_size]
-    return _head_loss_of_parts(x, rows, targets, vocab_size, partial)
+    loss: Tensor = _head_loss_of_parts(x, rows, targets, vocab_size, partial)
+    return loss
 
 
 def plain_head_loss(x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
@@ -218,7 +219,7 @@ def plain_head_loss(x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int)
     padding = torch.arange(logits.size(1), device=x.device) >= vocab_size
     logits = logits.masked_fill(padding, float("-inf"))
     learned = targets >= 0
-    nats = F.cross_entropy(logits, targets.clamp(min=0), reduction="none")
+    nats: Tensor = F.cross_entropy(logits, targets.clamp(min=0), reduction="none")
     return (nats * learned).sum() / learned.sum().clamp(min=1)
 
 
@@ -231,4 +232,7 @@ def _head_loss_of_parts(
         learned = targets >= 0
         x, targets = x[learned], targets[learned]
     # GPT-2's norm leaves float32 under autocast, whose type the products of backward need.
-    return HeadLossFunction.apply(x.to(product_dtype(x)), weight, targets, vocab_size)
+    loss: Tensor = HeadLossFunction.apply(  # type: ignore[no-untyped-call]
+        x.to(product_dtype(x)), weight, targets, vocab_size
+    )
+    return loss

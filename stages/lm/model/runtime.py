@@ -83,7 +83,7 @@ def _keep_freed_memory() -> None:
 
 def _multiplies_bf16(device: str) -> bool:
     if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device == "cpu":
         # torch has no public question for this; without the instructions bf16 is slower.
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -70,7 +70,10 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Same shape as `x`, in the type of the product that follows."""
-        return RMSNormFunction.apply(x.to(self.weight.dtype), self.weight, product_dtype(x))
+        normed: Tensor = RMSNormFunction.apply(  # type: ignore[no-untyped-call]
+            x.to(self.weight.dtype), self.weight, product_dtype(x)
+        )
+        return normed
 
 
 def rotary_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
@@ -136,14 +139,16 @@ class Attention(nn.Module):
         if remember is not None:
             key, value = remember(key, value)
         mixed = attend(query, key, value, visible)
-        return self.out(mixed.transpose(1, 2).flatten(2))
+        out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        return out
 
     def heads(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, H, T, S), keys and values (B, K, T, S) of x (B, T, W)."""
         if rope is not None:
-            return QKNormRoPEFunction.apply(
+            query, key, value = QKNormRoPEFunction.apply(  # type: ignore[no-untyped-call]
                 self.qkv(x), self.query_norm.weight, self.key_norm.weight, *rope, self.split[0]
             )
+            return query, key, value
         heads = self.qkv(x).unflatten(2, (-1, self.head_size)).transpose(1, 2)
         query, key, value = heads.split(self.split, dim=1)
         return query, key, value
@@ -159,7 +164,9 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, W) -> (B, T, W)."""
-        return self.down(SwiGLUFunction.apply(self.gate_up(x)))
+        gated = SwiGLUFunction.apply(self.gate_up(x))  # type: ignore[no-untyped-call]
+        out: Tensor = self.down(gated)
+        return out
 
 
 class MLP(nn.Module):
@@ -172,7 +179,8 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, W) -> (B, T, W)."""
-        return self.down(F.gelu(self.up(x), approximate="tanh"))
+        out: Tensor = self.down(F.gelu(self.up(x), approximate="tanh"))
+        return out
 
 
 class Block(nn.Module):
@@ -195,7 +203,8 @@ class Block(nn.Module):
     ) -> Tensor:
         """(B, T, W) -> (B, T, W)."""
         x = x + self.dropout(self.attention(self.attention_norm(x), rope, remember, visible))
-        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        added: Tensor = self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        return x + added
 
 
 def make_norm(config: ModelConfig) -> nn.Module:

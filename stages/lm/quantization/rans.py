@@ -153,7 +153,8 @@ def _table(array: np.ndarray) -> np.ndarray:
 
 def _before(table: np.ndarray) -> np.ndarray:
     """The first place of each symbol."""
-    return np.cumsum(table, dtype=table.dtype) - table
+    before: np.ndarray = np.cumsum(table, dtype=table.dtype) - table
+    return before
 
 
 def _table_bytes(table: np.ndarray) -> np.ndarray:

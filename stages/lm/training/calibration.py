@@ -40,7 +40,8 @@ def best_temperature(loss_at: Callable[[float], float], start: float) -> float:
     """
 
     def temperature(exponent: float) -> float:
-        return min(max(start * RATIO**exponent, MIN_TEMPERATURE), MAX_TEMPERATURE)
+        unbounded: float = start * RATIO**exponent
+        return min(max(unbounded, MIN_TEMPERATURE), MAX_TEMPERATURE)
 
     @cache
     def loss(exponent: int) -> float:

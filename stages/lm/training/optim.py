@@ -70,7 +70,8 @@ class Muon(Optimizer):
         state = self.state[parameter]
         if not state:
             state["momentum"] = torch.zeros_like(parameter)
-        return state["momentum"]
+        momentum: Tensor = state["momentum"]
+        return momentum
 
 
 def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
