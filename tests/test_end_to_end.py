@@ -19,6 +19,7 @@ import pytest
 import warm
 import yaml
 from filelock import FileLock
+from test_readme import COMMANDS as README
 
 from stages.lm.model.checkpoint import Checkpoint
 from stages.lm.text.tokenizer import PATTERNS
@@ -34,6 +35,7 @@ SMALL = {
     "evaluate": {"min_context": 4, "samples": 1, "sample_tokens": 8},
     "runtime": {"checkpoint_steps": 2, "threads": 1},
 }
+COMMANDS = [line for line in README if line.startswith(("dvc ", "python -m "))]
 OUTPUTS = ("models/checkpoint.pt", "metrics/loss.tsv", "metrics/train.json")
 
 
@@ -72,7 +74,7 @@ def set_params(folder: Path, changes: dict) -> None:
     path.write_text(yaml.safe_dump(params, sort_keys=False), "utf-8")
 
 
-def small_text(words: int = 4_000) -> str:
+def small_text(words: int = 2_000) -> str:
     draw = random.Random(1)
     vocabulary = ["".join(draw.choices("etaoin shrdlu"[:10], k=4)) for _ in range(60)]
     return "\n".join(" ".join(draw.choices(vocabulary, k=8)) for _ in range(words // 8))
@@ -296,6 +298,31 @@ def test_a_stopped_run_continues_to_the_same_bytes(built, tmp_path, end):
     assert "already finished" in python(folder, "-m", "stages.train").stdout
 
 
+def run_new(folder: Path, *words: str) -> str:
+    """What a new interpreter prints for `python WORDS`."""
+    environment = os.environ | IDENTITY
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    done = subprocess.run(
+        [sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_a_new_interpreter_knows_the_run_of_a_forked_one(built, tmp_path):
+    folder = shutil.copytree(built, tmp_path / "project")
+    assert "already finished" in run_new(folder, "-m", "stages.train")
+    assert digests(folder) == digests(built)
+
+
+@pytest.mark.slow
+def test_new_interpreters_build_the_same_bytes(built, tmp_path):
+    folder = new_project(tmp_path / "project")
+    run_new(folder, "-m", "dvc", "repro")
+    assert digests(folder) == digests(built)
+    assert "Data and pipelines are up to date" in run_new(folder, "-m", "dvc", "repro")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="forks a process that has torch imported")
 def test_training_survives_kills_nonsense_and_changes():
     """A case or two of each line of the benchmark that needs neither strace nor root."""
@@ -396,22 +423,32 @@ def test_any_text_works_or_is_refused_in_a_sentence(name, tmp_path, monkeypatch,
     assert paths.INPUT.read_bytes() == text
 
 
-def test_the_readmes_commands_run(built, tmp_path):
-    from test_readme import COMMANDS
-
-    folder = tmp_path / "project"
-    shutil.copytree(built, folder)
-    commands = [line for line in COMMANDS if line.startswith(("dvc ", "python -m "))]
-    assert len(commands) > 10
+def run_commands(folder: Path, store: Path, commands: list[str]) -> int:
+    """Run lines of the README; returns how many experiments came of them."""
     before = dvc(folder, "exp", "list", "--name-only").stdout.split()
     for line in commands:
-        words = shlex.split(line.replace("/path/or/s3-bucket", str(tmp_path / "store")))
+        words = shlex.split(line.replace("/path/or/s3-bucket", str(store)))
         python(folder, *(words[1:] if words[0] == "python" else ["-m", *words]))
         if words[:3] == ["dvc", "queue", "start"]:
             wait_for_queue(folder)
-    shown = dvc(folder, "exp", "list", "--name-only").stdout.split()
-    assert len(shown) == len(before) + 3, "one in the workspace and two from the queue"
+    return len(dvc(folder, "exp", "list", "--name-only").stdout.split()) - len(before)
+
+
+def test_the_readmes_commands_run(built, tmp_path):
+    """All but the queue's, whose experiments train in turn."""
+    folder = shutil.copytree(built, tmp_path / "project")
+    commands = [line for line in COMMANDS if "queue" not in line]
+    assert len(commands) > 10
+    assert run_commands(folder, tmp_path / "store", commands) == 1
     assert any((tmp_path / "store").rglob("*"))
+
+
+@pytest.mark.slow
+def test_the_readmes_queue_runs(built, tmp_path):
+    folder = shutil.copytree(built, tmp_path / "project")
+    commands = [line for line in COMMANDS if "queue" in line]
+    assert len(commands) == 2
+    assert run_commands(folder, tmp_path / "store", commands) == 2
 
 
 def wait_for_queue(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -333,6 +334,16 @@ def test_a_run_on_a_gpu_compiles_where_it_goes_through_enough_batches(make_run, 
         assert run._pays_to_compile() == pays
 
 
+def test_a_compiled_run_on_a_cpu_adds_in_order(make_run, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    try:
+        assert make_run(compile="on").compiled
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.slow
 def test_compiled_threads_repeat_themselves(
     initialised_model, make_model, make_train_settings, machine, data
 ):
@@ -373,10 +384,14 @@ def test_a_machine_that_cannot_compile_trains_all_the_same(make_run, trained, mo
     assert_equal(expected, run)
 
 
+@pytest.mark.parametrize(
+    ("backend", "steps"), [("eager", 6), pytest.param("inductor", 1, marks=pytest.mark.slow)]
+)
 def test_a_compiled_model_trains_alike_and_continues_to_the_same_bits(
-    make_config, make_train_settings, machine, data, initialised_model
+    make_config, make_train_settings, machine, data, initialised_model, monkeypatch, backend, steps
 ):
-    """Compiles for about half a minute, with one block; the rest is quick."""
+    """Stopped every few steps. The graph's code is the operators' own, or made in half a minute."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     if not can_compile(machine.device):
         pytest.skip("torch.compile does not work here")
 
@@ -391,8 +406,8 @@ def test_a_compiled_model_trains_alike_and_continues_to_the_same_bits(
     straight = begun("on")
     straight.run(nothing, never)
     piece = begun("on")
-    for _ in range(straight.total_steps):
-        piece.run(nothing, after(1))
+    for _ in range(0, straight.total_steps, steps):
+        piece.run(nothing, after(steps))
         state = piece.state()
         piece = begun("on")
         assert piece.restore(state) == ""
