@@ -578,4 +578,5 @@ def test_the_pipeline_starts_from_a_checkpoint_and_resumes(tmp_path, checkpoint,
 
     changed = {name: tensor * 1.01 for name, tensor in checkpoint.tensors.items()}
     Checkpoint(checkpoint.config, changed, checkpoint.tokenizer, {}).save(mine)
+    set_params(place, {"train": {"epochs": 1}})
     assert "since the last run the base weights changed" in stages(place, "train")
