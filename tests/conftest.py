@@ -1,11 +1,13 @@
 """Small models, vocabularies and settings that every test builds anew and offline."""
 
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import warm
 import yaml
 from hypothesis import settings as hypothesis_settings
 
@@ -29,6 +31,14 @@ hypothesis_settings.register_profile("suite", deadline=None, derandomize=True, d
 hypothesis_settings.load_profile("suite")
 # Products this small only wait for each other on several threads, above all on a busy machine.
 torch.set_num_threads(1)
+
+
+def pytest_configure(config):
+    """One server of warm processes for all workers; it imports nothing before it is asked."""
+    if not hasattr(config, "workerinput"):
+        servers = ExitStack()
+        servers.enter_context(warm.server())
+        config.add_cleanup(servers.close)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,7 @@
-"""The pipeline as a user runs it: real DVC, real processes, a small text."""
+"""The pipeline as a user runs it: real DVC, a process for every stage, a small text.
+
+The processes are forks of a warm one (`warm.py`); what is started with a new interpreter says so.
+"""
 
 import hashlib
 import json
@@ -13,8 +16,10 @@ import time
 from pathlib import Path
 
 import pytest
+import warm
 import yaml
 from filelock import FileLock
+from test_readme import COMMANDS as README
 
 from stages.lm.model.checkpoint import Checkpoint
 from stages.lm.text.tokenizer import PATTERNS
@@ -30,26 +35,35 @@ SMALL = {
     "evaluate": {"min_context": 4, "samples": 1, "sample_tokens": 8},
     "runtime": {"checkpoint_steps": 2, "threads": 1},
 }
+COMMANDS = [line for line in README if line.startswith(("dvc ", "python -m "))]
 OUTPUTS = ("models/checkpoint.pt", "metrics/loss.tsv", "metrics/train.json")
 
 
-def run(folder: Path, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "GIT_AUTHOR_NAME": "a",
-        "GIT_AUTHOR_EMAIL": "a@example.org",
-        "GIT_COMMITTER_NAME": "a",
-        "GIT_COMMITTER_EMAIL": "a@example.org",
-    }
+IDENTITY = {
+    **{"GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@example.org"},
+    **{"GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@example.org"},
+}
+
+
+def git(folder: Path, *arguments: str) -> str:
+    """What `git ARGUMENTS` prints in a folder."""
     done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+        ["git", *arguments], cwd=folder, env=os.environ | IDENTITY, capture_output=True, text=True
     )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def python(folder: Path, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """What came of `python WORDS` in a folder."""
+    done = warm.python(folder, *words, **IDENTITY)
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
 
 
 def dvc(folder: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    return run(folder, sys.executable, "-m", "dvc", *arguments, check=check)
+    """What came of `dvc ARGUMENTS` in a folder."""
+    return python(folder, "-m", "dvc", *arguments, check=check)
 
 
 def set_params(folder: Path, changes: dict) -> None:
@@ -60,7 +74,7 @@ def set_params(folder: Path, changes: dict) -> None:
     path.write_text(yaml.safe_dump(params, sort_keys=False), "utf-8")
 
 
-def small_text(words: int = 4_000) -> str:
+def small_text(words: int = 2_000) -> str:
     draw = random.Random(1)
     vocabulary = ["".join(draw.choices("etaoin shrdlu"[:10], k=4)) for _ in range(60)]
     return "\n".join(" ".join(draw.choices(vocabulary, k=8)) for _ in range(words // 8))
@@ -69,7 +83,7 @@ def small_text(words: int = 4_000) -> str:
 def new_project(folder: Path) -> Path:
     """A clone in a folder of its own, with small settings and a small text."""
     folder.mkdir()
-    files = run(ROOT, "git", "ls-files", "--cached", "--others", "--exclude-standard").stdout
+    files = git(ROOT, "ls-files", "--cached", "--others", "--exclude-standard")
     for name in files.splitlines():
         top = name.split("/")[0]
         if top in {"tests", "metrics"} or name in {"dvc.lock"} or not (ROOT / name).exists():
@@ -78,20 +92,25 @@ def new_project(folder: Path) -> Path:
         shutil.copy(ROOT / name, folder / name)
     set_params(folder, SMALL)
     (folder / "data" / "input.txt").write_text(small_text(), "utf-8")
-    run(folder, "git", "init", "-q")
-    run(folder, "git", "add", "-A")
-    run(folder, "git", "commit", "-qm", "start")
+    git(folder, "init", "-q")
+    git(folder, "add", "-A")
+    git(folder, "commit", "-qm", "start")
     return folder
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    """A project after its first `dvc repro`. Tests leave it as they found it."""
-    folder = new_project(tmp_path_factory.mktemp("e2e") / "project")
-    dvc(folder, "repro")
-    run(folder, "git", "add", "-A")
-    run(folder, "git", "commit", "-qm", "built")
-    return folder
+@pytest.fixture(scope="session")
+def built(tmp_path_factory, worker_id):
+    """A project after its first `dvc repro`, a copy for each worker. Tests leave it as it is."""
+    shared = tmp_path_factory.getbasetemp()
+    shared = (shared if worker_id == "master" else shared.parent) / "built"
+    with FileLock(shared.with_suffix(".lock")):
+        if not shared.exists():
+            folder = new_project(shared.with_name("begun"))
+            dvc(folder, "repro")
+            git(folder, "add", "-A")
+            git(folder, "commit", "-qm", "built")
+            folder.rename(shared)
+    return shutil.copytree(shared, tmp_path_factory.mktemp("built") / "project")
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -158,11 +177,11 @@ def test_the_share_of_copied_text_is_a_figure_of_evaluate(built):
 
 
 def test_git_sees_no_artifact(built):
-    tracked = run(built, "git", "ls-files").stdout
+    tracked = git(built, "ls-files")
     assert "input.txt" not in tracked and "input.jsonl" not in tracked
     assert ".pt" not in tracked
     assert ".npy" not in tracked
-    assert run(built, "git", "status", "--porcelain").stdout == ""
+    assert git(built, "status", "--porcelain") == ""
 
 
 @pytest.mark.parametrize(
@@ -207,7 +226,7 @@ def test_a_bad_setting_stops_before_any_output_is_gone(built):
 
 
 def test_a_clone_without_its_own_text_refuses_instead_of_training_on_the_sample(built, tmp_path):
-    run(tmp_path, "git", "clone", "-q", str(built), "clone")
+    git(tmp_path, "clone", "-q", str(built), "clone")
     done = dvc(tmp_path / "clone", "repro", check=False)
     assert done.returncode != 0
     assert "data/input.txt is missing" in done.stdout + done.stderr
@@ -218,7 +237,7 @@ COMPARED = """
 import sys
 sys.path[:0] = ["app", "."]
 from experiments import experiments, figures, load_experiment
-from stages.lm import paths
+from stages.lm.core import paths
 one = next(each for each in experiments() if each.name == "fewer")
 (key, values), = one.changed.items()
 loaded = load_experiment(one.revision, one.name)
@@ -239,13 +258,13 @@ def test_an_experiment_in_a_copy_trains_on_the_text_of_the_workspace(built):
         assert "fewer" in names
         shown = json.loads(dvc(built, "exp", "show", "--json").stdout)
         assert str(len(before) + 32) in json.dumps(shown)
-        told = run(built, sys.executable, "-c", COMPARED).stdout.split()
+        told = python(built, "-c", COMPARED).stdout.split()
         assert told == ["fewer", "train.epochs", "3", "1", "1", "300"]
     finally:
         text.write_bytes(before)
 
 
-def wait_for_state(folder: Path, process: subprocess.Popen[bytes], seconds: float) -> None:
+def wait_for_state(folder: Path, process: warm.Process, seconds: float) -> None:
     """Let a trainer run until it has saved something, and a little longer."""
     limit = time.monotonic() + 60
     while not list((folder / "models" / "resume").glob("*/state.pt")):
@@ -261,22 +280,47 @@ def test_a_stopped_run_continues_to_the_same_bytes(built, tmp_path, end):
     shutil.copytree(built, folder, ignore=shutil.ignore_patterns(".git", ".dvc", "resume"))
     for name in OUTPUTS:
         (folder / name).unlink()
-    command = [sys.executable, "-m", "stages.train"]
-    process = subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    wait_for_state(folder, process, 0.05)
-    process.send_signal(end)
-    output = process.communicate()[0].decode()
+    with (tmp_path / "output").open("w+b") as output:
+        process = warm.start(folder, "-m", "stages.train", output=output)
+        wait_for_state(folder, process, 0.05)
+        process.send_signal(end)
+        code = process.wait()
+        output.seek(0)
+        told = output.read().decode("utf-8")
     if end == signal.SIGKILL:
-        assert process.returncode == -end
+        assert code == -end
     else:
-        assert process.returncode == 128 + end
-        assert "Run the same command again to continue" in output
-    again = run(folder, *command)
+        assert code == 128 + end
+        assert "Run the same command again to continue" in told
+    again = python(folder, "-m", "stages.train")
     assert "continuing at step" in again.stdout
     assert digests(folder) == digests(built)
-    assert "already finished" in run(folder, *command).stdout
+    assert "already finished" in python(folder, "-m", "stages.train").stdout
+
+
+def run_new(folder: Path, *words: str) -> str:
+    """What a new interpreter prints for `python WORDS`."""
+    environment = os.environ | IDENTITY
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    done = subprocess.run(
+        [sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_a_new_interpreter_knows_the_run_of_a_forked_one(built, tmp_path):
+    folder = shutil.copytree(built, tmp_path / "project")
+    assert "already finished" in run_new(folder, "-m", "stages.train")
+    assert digests(folder) == digests(built)
+
+
+@pytest.mark.slow
+def test_new_interpreters_build_the_same_bytes(built, tmp_path):
+    folder = new_project(tmp_path / "project")
+    run_new(folder, "-m", "dvc", "repro")
+    assert digests(folder) == digests(built)
+    assert "Data and pipelines are up to date" in run_new(folder, "-m", "dvc", "repro")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks a process that has torch imported")
@@ -284,7 +328,7 @@ def test_training_survives_kills_nonsense_and_changes():
     """A case or two of each line of the benchmark that needs neither strace nor root."""
     script = str(ROOT / "tests" / "benchmarks" / "crash.py")
     lines = "after a step|at an instant|NaN|changed"
-    done = run(ROOT, sys.executable, script, "--every", "100", "--kills", "2", "--only", lines)
+    done = python(ROOT, script, "--every", "100", "--kills", "2", "--only", lines)
     assert done.stdout.count(" held") == 5, done.stdout
 
 
@@ -304,10 +348,8 @@ def test_a_trainer_whose_dvc_was_killed_is_the_only_one_until_it_ends(built, tmp
     folder = tmp_path / "project"
     shutil.copytree(built, folder, ignore=shutil.ignore_patterns("resume"))
     again = ("repro", "--force", "--single-item", "train")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dvc", *again],
-        cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    with Path(os.devnull).open("wb") as nothing:
+        process = warm.start(folder, "-m", "dvc", *again, output=nothing)
     wait_for_state(folder, process, 0)
     orphan = trainer_of(folder)
     os.kill(orphan, signal.SIGSTOP)
@@ -326,7 +368,7 @@ def test_a_trainer_whose_dvc_was_killed_is_the_only_one_until_it_ends(built, tmp
 def clone_that_pulls(original: Path, copy: Path) -> None:
     """A clone with the data in place and a remote of its own that holds what DVC tracks."""
     store = copy.with_name(f"{copy.name}-store")
-    run(original.parent, "git", "clone", "-q", str(original), str(copy))
+    git(original.parent, "clone", "-q", str(original), str(copy))
     for name in ("input.txt", "input.jsonl"):  # of the two, one is empty
         shutil.copy(original / "data" / name, copy / "data" / name)
     for folder in (original, copy):
@@ -341,7 +383,7 @@ def test_a_clone_that_pulls_reruns_nothing(built, tmp_path):
     dvc(copy, "pull")
     assert "Data and pipelines are up to date" in dvc(copy, "repro").stdout
     assert digests(copy) == digests(original)
-    assert run(copy, "git", "status", "--porcelain").stdout == ""
+    assert git(copy, "status", "--porcelain") == ""
 
 
 TEXTS = {
@@ -381,22 +423,32 @@ def test_any_text_works_or_is_refused_in_a_sentence(name, tmp_path, monkeypatch,
     assert paths.INPUT.read_bytes() == text
 
 
-def test_the_readmes_commands_run(built, tmp_path):
-    from test_readme import COMMANDS
-
-    folder = tmp_path / "project"
-    shutil.copytree(built, folder)
-    commands = [line for line in COMMANDS if line.startswith(("dvc ", "python -m "))]
-    assert len(commands) > 10
+def run_commands(folder: Path, store: Path, commands: list[str]) -> int:
+    """Run lines of the README; returns how many experiments came of them."""
     before = dvc(folder, "exp", "list", "--name-only").stdout.split()
     for line in commands:
-        words = shlex.split(line.replace("/path/or/s3-bucket", str(tmp_path / "store")))
-        run(folder, *words)
+        words = shlex.split(line.replace("/path/or/s3-bucket", str(store)))
+        python(folder, *(words[1:] if words[0] == "python" else ["-m", *words]))
         if words[:3] == ["dvc", "queue", "start"]:
             wait_for_queue(folder)
-    shown = dvc(folder, "exp", "list", "--name-only").stdout.split()
-    assert len(shown) == len(before) + 3, "one in the workspace and two from the queue"
+    return len(dvc(folder, "exp", "list", "--name-only").stdout.split()) - len(before)
+
+
+def test_the_readmes_commands_run(built, tmp_path):
+    """All but the queue's, whose experiments train in turn."""
+    folder = shutil.copytree(built, tmp_path / "project")
+    commands = [line for line in COMMANDS if "queue" not in line]
+    assert len(commands) > 10
+    assert run_commands(folder, tmp_path / "store", commands) == 1
     assert any((tmp_path / "store").rglob("*"))
+
+
+@pytest.mark.slow
+def test_the_readmes_queue_runs(built, tmp_path):
+    folder = shutil.copytree(built, tmp_path / "project")
+    commands = [line for line in COMMANDS if "queue" in line]
+    assert len(commands) == 2
+    assert run_commands(folder, tmp_path / "store", commands) == 2
 
 
 def wait_for_queue(folder: Path) -> None:

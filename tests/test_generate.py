@@ -1,13 +1,12 @@
 """What `python -m app.generate` promises."""
 
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 
 from app import generate
 from stages.lm.core import paths
@@ -55,16 +54,6 @@ def test_of_an_answer_nothing_but_itself_is_printed(
     generate.main(["the cat", "--length", "9"])
     text = generate_text(loaded, "the cat", 9, SamplingSettings(), 1337)
     assert capsys.readouterr().out == f"{text}\n"
-
-
-def terminal(*arguments: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(
-        [sys.executable, "-m", "app.generate", *arguments],
-        cwd=paths.ROOT,
-        env=os.environ | environment,
-        capture_output=True,
-        timeout=60,
-    )
 
 
 def test_output_is_the_prompt_and_the_librarys_text(
@@ -163,25 +152,23 @@ def test_wrong_arguments_are_refused_in_one_sentence(arguments: list[str]) -> No
 
 
 def test_an_error_is_one_line_and_exit_code_1() -> None:
-    done = terminal("--length", "-1")
-    assert done.returncode == 1
-    assert done.stdout == b""
-    assert done.stderr.startswith(b"error: ") and done.stderr.count(b"\n") == 1
+    done = warm.python(paths.ROOT, "-m", "app.generate", "--length", "-1")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 
 def test_a_terminal_that_is_not_utf8_gets_utf8(model: Path) -> None:
-    done = terminal("ä€", "--length", "3", "--model", str(model), PYTHONIOENCODING="ascii")
-    assert (done.returncode, done.stderr) == (0, b"")
-    assert done.stdout.decode("utf-8").startswith("ä€")
+    words = ("-m", "app.generate", "ä€", "--length", "3", "--model", str(model))
+    done = warm.python(paths.ROOT, *words, PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("ä€")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="pipes break differently there")
-def test_a_reader_that_leaves_early_hears_nothing(model: Path) -> None:
+def test_a_reader_that_leaves_early_hears_nothing(model: Path, tmp_path: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    command = [sys.executable, "-m", "app.generate", "--length", "2", "--model", str(model)]
-    done = subprocess.run(
-        command, cwd=paths.ROOT, stdout=writing, stderr=subprocess.PIPE, timeout=60
-    )
-    os.close(writing)
-    assert (done.returncode, done.stderr) == (0, b"")
+    words = ("-m", "app.generate", "--length", "2", "--model", str(model))
+    with os.fdopen(writing, "wb") as pipe, (tmp_path / "errors").open("wb") as errors:
+        code = warm.start(paths.ROOT, *words, output=pipe, errors=errors).wait()
+    assert (code, (tmp_path / "errors").read_bytes()) == (0, b"")

@@ -1,17 +1,18 @@
 """Weights that exist: read as others mean them, continued as a run of our own, or refused."""
 
 import json
+import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 import torch
+import warm
 import yaml
 from safetensors.torch import load_file, save_file
-from test_end_to_end import digests, new_project, run, set_params, wait_for_state
+from test_end_to_end import digests, new_project, python, set_params, wait_for_state
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Theirs
 from transformers import (
@@ -533,13 +534,12 @@ def test_an_experiments_copy_gets_the_folders_of_the_workspace(monkeypatch, tmp_
 
 # The pipeline -------------------------------------------------------------------------------------
 
-STAGES = "import sys, importlib\nfor n in sys.argv[1:]: importlib.import_module(n).main()"
 AUTO = {"arch", "layers", "heads", "kv_heads", "width", "ff_width", "context", "init"}
 
 
-def stages(place, *names, check=True):
-    modules = (f"stages.{name}" for name in names)
-    return run(place, sys.executable, "-c", STAGES, *modules, check=check).stdout
+def stages(place, *names):
+    """Run them, and return what they print."""
+    return "".join(python(place, "-m", f"stages.{name}").stdout for name in names)
 
 
 def test_the_pipeline_starts_from_a_checkpoint_and_resumes(tmp_path, checkpoint, text):
@@ -551,8 +551,7 @@ def test_the_pipeline_starts_from_a_checkpoint_and_resumes(tmp_path, checkpoint,
     changes = {"init_from": "mine.pt", "model": model, "tokenize": {"vocab_size": "auto"}}
     set_params(place, changes | {"evaluate": {"also": "old.txt"}})
     stages(place, "corpus", "tokenize_text")
-    command = [sys.executable, "-m", "stages.train"]
-    told = run(place, *command).stdout
+    told = stages(place, "train")
     assert "model.layers = 2 (auto: init_from)" in told
     trained = Checkpoint.load(place / "models" / "checkpoint.pt")
     assert trained.config.kv_heads == checkpoint.config.kv_heads == 2
@@ -569,13 +568,15 @@ def test_the_pipeline_starts_from_a_checkpoint_and_resumes(tmp_path, checkpoint,
 
     before = digests(place)
     shutil.rmtree(place / "models" / "resume")
-    process = subprocess.Popen(command, cwd=place, stdout=subprocess.DEVNULL)
+    with Path(os.devnull).open("wb") as nothing:
+        process = warm.start(place, "-m", "stages.train", output=nothing)
     wait_for_state(place, process, 0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert "continuing at step" in run(place, *command).stdout
+    assert "continuing at step" in stages(place, "train")
     assert digests(place) == before
 
     changed = {name: tensor * 1.01 for name, tensor in checkpoint.tensors.items()}
     Checkpoint(checkpoint.config, changed, checkpoint.tokenizer, {}).save(mine)
-    assert "since the last run the base weights changed" in run(place, *command).stdout
+    set_params(place, {"train": {"epochs": 1}})
+    assert "since the last run the base weights changed" in stages(place, "train")

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -353,6 +354,16 @@ def test_passes_are_counted_in_micro_batches(make_run, monkeypatch):
     assert asked[0][:3] == ("auto", "cpu", run.total_steps * run.settings.accumulate)
 
 
+def test_a_compiled_run_on_a_cpu_adds_in_order(make_run, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    try:
+        assert make_run(compile="on").compiled
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.slow
 def test_compiled_threads_repeat_themselves(
     initialised_model, make_model, make_train_settings, machine, data
 ):
@@ -393,10 +404,14 @@ def test_a_machine_that_cannot_compile_trains_all_the_same(make_run, trained, mo
     assert_equal(expected, run)
 
 
+@pytest.mark.parametrize(
+    ("backend", "steps"), [("eager", 6), pytest.param("inductor", 1, marks=pytest.mark.slow)]
+)
 def test_a_compiled_model_trains_alike_and_continues_to_the_same_bits(
-    make_config, make_train_settings, machine, data, initialised_model
+    make_config, make_train_settings, machine, data, initialised_model, monkeypatch, backend, steps
 ):
-    """Compiles for about half a minute, with one block; the rest is quick."""
+    """Stopped every few steps. The graph's code is the operators' own, or made in half a minute."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     if not can_compile(machine.device):
         pytest.skip("torch.compile does not work here")
 
@@ -411,8 +426,8 @@ def test_a_compiled_model_trains_alike_and_continues_to_the_same_bits(
     straight = begun("on")
     straight.fit(nothing, never)
     piece = begun("on")
-    for _ in range(straight.total_steps):
-        piece.fit(nothing, after(1))
+    for _ in range(0, straight.total_steps, steps):
+        piece.fit(nothing, after(steps))
         state = piece.state_dict()
         piece = begun("on")
         assert piece.restore(state) == ""
