@@ -102,8 +102,6 @@ def main() -> int:
                         pretrained=base.state_dict(trainer.model.config) if base else None,
                     )
                 return train(trainer, store, model_settings, stop, runtime.checkpoint_steps)
-            except NotFiniteError as error:
-                raise diverged(error, settings) from error
             except RuntimeError as error:
                 raise out_of_memory(error, settings, model_settings) from error
 
@@ -210,13 +208,14 @@ def train(
     publish(trainer, model_settings, store.identity)
     try:
         trainer.fit(save, stop.requested, checkpoint_steps, Reporter(trainer))
+        save()
     except (UserError, NotFiniteError) as error:
+        told = error if isinstance(error, UserError) else diverged(error, trainer.settings)
         with suppress(UserError):  # a full disk, say; what stopped the run matters more
-            append_missing_lines(paths.TRAINING_LOG, [f"{timestamp()}  {error}"])
-        raise
+            append_missing_lines(paths.TRAINING_LOG, [f"{timestamp()}  {told}"])
+        raise told from error
     finally:
         paths.PROGRESS.unlink(missing_ok=True)
-    save()
     progress = trainer.progress
     if progress.finished:
         print(f"best epoch {progress.best_epoch}, written to {paths.shown(paths.CHECKPOINT)}")

@@ -236,15 +236,15 @@ def test_a_clone_without_its_own_text_refuses_instead_of_training_on_the_sample(
 COMPARED = """
 import sys
 sys.path[:0] = ["app", "."]
-from experiments import experiments, figures, load_experiment
+from experiments import experiments, metrics, load_experiment
 from stages.lm.core import paths
 one = next(each for each in experiments() if each.name == "fewer")
 (key, values), = one.changed.items()
 loaded = load_experiment(one.revision, one.name)
-epochs = figures(one.revision, paths.TRAIN_METRICS)["epochs"]
+epochs = metrics(one.revision, paths.TRAIN_METRICS)["epochs"]
 print(one.name, key, *values, epochs, loaded.tokenizer.vocab_size)
 """
-"""What the page's comparison finds of an experiment: its setting, its figures, its model."""
+"""What the page's comparison finds of an experiment: its setting, its metrics, its model."""
 
 
 def test_an_experiment_in_a_copy_trains_on_the_text_of_the_workspace(built):

@@ -12,7 +12,7 @@ from tokenizers import Regex
 from tokenizers.pre_tokenizers import Split
 
 from stages.lm.core.errors import UserError
-from stages.lm.export.huggingface import written_tokenizer
+from stages.lm.export.huggingface import hf_tokenizer
 from stages.lm.text.tokenizer import PATTERNS, Tokenizer, named_tokenizer, train_bpe
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -80,7 +80,7 @@ def test_ids_equal_those_of_hugging_face(trained, pattern, others, pieces):
 
 @pytest.fixture(scope="module")
 def others(trained):
-    return {name: written_tokenizer(tokenizer) for name, tokenizer in trained.items()}
+    return {name: hf_tokenizer(tokenizer) for name, tokenizer in trained.items()}
 
 
 def test_training_compresses_the_text_it_saw(trained, text):
