@@ -142,15 +142,7 @@ def measure(
 ) -> tuple[float, float, int]:
     """Seconds of the first step and of a later one, and the tokens of a step."""
     torch._dynamo.reset()
-    window = settings.batch_size * settings.accumulate * config.context
-    count = window * (ROUNDS * steps + 8)
-    tokens = np.random.default_rng(1).integers(0, config.vocab_size, count).astype(np.uint16)
-    meta = TokensMeta(config.vocab_size, TokenizerMeta("bpe", ""), {}, "", "")
-    merges = np.zeros((config.vocab_size, 2), np.int64)
-    data = TokenData(tokens, tokens, tokens, merges, meta, vocabulary="")
-    run = Trainer(Transformer(config), data, settings, machine)
-    run.initialize(from_bigrams=False)
-    run.model.train()
+    run = random_trainer(config, settings, machine, ROUNDS * steps + 8)
 
     def walk(count: int) -> float:
         began = now(machine)
@@ -167,7 +159,22 @@ def measure(
             walk(2)
         by = f"self_{machine.device.type}_time_total"
         print(profiler.key_averages().table(sort_by=by, row_limit=14))
-    return first, seconds, window
+    return first, seconds, run.batches.tokens_per_step
+
+
+def random_trainer(
+    config: ModelConfig, settings: TrainSettings, machine: Machine, steps: int
+) -> Trainer:
+    """A trainer at its first step, with random tokens for so many."""
+    count = settings.batch_size * settings.accumulate * config.context * steps
+    tokens = np.random.default_rng(1).integers(0, config.vocab_size, count).astype(np.uint16)
+    meta = TokensMeta(config.vocab_size, TokenizerMeta("bpe", ""), {}, "", "")
+    merges = np.zeros((config.vocab_size, 2), np.int64)
+    data = TokenData(tokens, tokens, tokens, merges, meta, vocabulary="")
+    trainer = Trainer(Transformer(config), data, settings, machine)
+    trainer.initialize(from_bigrams=False)
+    trainer.model.train()
+    return trainer
 
 
 if __name__ == "__main__":
