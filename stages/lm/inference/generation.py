@@ -173,7 +173,7 @@ def generate_steps(
     for place in range(count):
         if decoder.length + len(fresh[0]) > context:
             recent = fresh = [row[-(context // 2) :] for row in recent]
-            decoder.forget()
+            decoder.reset()
         row = [
             None if writer.stops.met else writer.step(logits, place == count - 1, likeliest)
             for writer, logits in zip(writers, decoder.feed(fresh), strict=True)
