@@ -162,17 +162,17 @@ def sequences(
             loaded, asked.prompt, asked.length, sampling, asked.seed, indices, asked.logprobs,
             asked.written,
         )  # fmt: skip
-        for place, copy in enumerate(tee(rows, len(indices))):
-            yield first + place, filter(None, map(itemgetter(place), copy))
+        for offset, copy in enumerate(tee(rows, len(indices))):
+            yield first + offset, filter(None, map(itemgetter(offset), copy))
 
 
-def explained(loaded: LoadedModel, step: GeneratedToken) -> str:
-    """One line on a token and its odds before and after the samplers."""
+def logprobs_line(loaded: LoadedModel, step: GeneratedToken) -> str:
+    """One line: a token and its log-probabilities before and after the samplers."""
 
-    def told(odds: TokenLogprobs | None) -> str:
-        assert odds is not None
-        named = [f"{loaded.tokenizer.tokens[i]!r} {log:.4f}" for i, log in odds.top]
-        return "  ".join([f"{odds.chosen:.4f}", *named])
+    def told(logprobs: TokenLogprobs | None) -> str:
+        assert logprobs is not None
+        named = [f"{loaded.tokenizer.tokens[i]!r} {log:.4f}" for i, log in logprobs.top]
+        return "  ".join([f"{logprobs.chosen:.4f}", *named])
 
     return f"{step.data!r}  {told(step.before)}  |  {told(step.after)}\n"
 
@@ -204,7 +204,7 @@ def main(arguments: list[str] | None = None) -> int:
                 taken.append(step)
             print(flush=True)
             if asked.logprobs is not None:
-                print("".join(explained(loaded, step) for step in taken), end="", flush=True)
+                print("".join(logprobs_line(loaded, step) for step in taken), end="", flush=True)
     except BrokenPipeError:
         # The reader (`head`, a closed pager) has all it wants. What Python still holds goes
         # nowhere, or it would complain when it leaves.
