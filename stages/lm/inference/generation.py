@@ -6,7 +6,8 @@ settings and seed give the same text in each of them, in a batch of any size.
 
 import codecs
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,22 +31,39 @@ DEFAULT_LENGTH = 200
 DEFAULT_SEED = 1337
 
 
+def sampler_value(default: Any, low: float, high: float, help: str) -> Any:
+    """A field of `SamplingSettings` with what page and terminal say and allow of it."""
+    return field(default=default, metadata={"low": low, "high": high, "help": help})
+
+
 @dataclass(frozen=True, kw_only=True)
 class SamplingSettings:
     """How a token is chosen from the logits, and where the text stops."""
 
-    temperature: float = 0.8
-    """Divides the logits; 0 always takes the most likely token."""
-    top_k: int = 0
-    """Choose among this many most likely tokens only; 0 is off."""
-    top_p: float = 0.95
-    """Choose among the fewest tokens whose probabilities reach this sum; 1 is off."""
-    min_p: float = 0.0
-    """Choose among the tokens at least this many times as likely as the likeliest; 0 is off."""
-    repetition_penalty: float = 1.0
-    """Makes every token of the prompt and the text so far less likely to come again; 1 is off."""
+    temperature: float = sampler_value(
+        0.8, 0, 100, "Low values favour likely tokens, high values unlikely ones. 0 takes the most "
+        "likely."
+    )  # fmt: skip
+    """Divides the logits."""
+    top_k: int = sampler_value(
+        0, 0, 1_000_000, "Sample only from this many most likely tokens. 0 is off."
+    )
+    top_p: float = sampler_value(
+        0.95, 0, 1, "Sample only from the fewest tokens whose probabilities reach this sum. 1 is "
+        "off."
+    )  # fmt: skip
+    min_p: float = sampler_value(
+        0.0, 0, 1, "Leave out tokens below this share of the highest probability. 0 is off."
+    )
+    repetition_penalty: float = sampler_value(
+        1.0, 1, 100, "Above 1, tokens that the text already has become less likely. 1 is off."
+    )
     stop: tuple[str, ...] = ()
     """The text ends before the first of these to appear in it."""
+
+
+SAMPLER_VALUES = {each.name: each for each in fields(SamplingSettings) if each.metadata}
+"""The numbers among the fields of `SamplingSettings`, by name."""
 
 
 @dataclass(frozen=True)
