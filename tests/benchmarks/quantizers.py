@@ -23,10 +23,11 @@ from torch import Tensor, nn
 from stages.lm.data.dataset import TokenData
 from stages.lm.inference.loading import load_model
 from stages.lm.model.checkpoint import Checkpoint
+from stages.lm.model.kv_cache import KVCache
 from stages.lm.model.metrics import loss_units
 from stages.lm.model.runtime import Machine
 from stages.lm.model.scoring import score
-from stages.lm.model.transformer import KVCache, Transformer
+from stages.lm.model.transformer import Transformer
 from stages.quantize import RATES, Trial
 
 DECODED = 100
@@ -52,8 +53,7 @@ class HeadedTransformer(nn.Module):
         start = cache.length if cache is not None else 0
         x, rope = self.model.embed(tokens, start)
         for layer, block in enumerate(self.model.blocks):
-            remember = None if cache is None else lambda k, v, at=layer: cache.append(at, k, v)
-            x = block(x, rope, remember)
+            x = block(x, rope, None if cache is None else cache.layer(layer))
         if cache is not None:
             cache.length = start + tokens.size(1)
         return self.projection(self.model.final_norm(x))[..., : self.config.vocab_size]

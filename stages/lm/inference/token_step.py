@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..model.transformer import KVCache, ModelConfig, rotary_tables
+from ..model.kv_cache import KVCache
+from ..model.transformer import ModelConfig, rotary_tables
 from ..quantization.quantized_model import GROUP_SIZE, QuantizedWeight, dequantize
 
 Function = Callable[[Tensor], Tensor]
@@ -79,7 +80,7 @@ class TokenStep:
                 rotated = torch.addcmul(rotated * cosines, swapped, sines)
             queries = rotated[: config.heads].view(config.kv_heads, -1, config.head_size)
             key, value = rotated[config.heads :, None], values[:, None]
-            keys, values = cache.append(number, key[None], value[None])
+            keys, values = cache.layer(number).append(key[None], value[None])
             attention = torch.bmm(queries, keys[0].mT).mul_(config.head_size**-0.5).softmax(dim=-1)
             x = x + layer.out(torch.bmm(attention, values[0]).view(1, -1))
             inner = layer.up(layer.feed_forward_norm(x))

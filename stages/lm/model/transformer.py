@@ -1,19 +1,17 @@
-"""The whole model: a decoder-only transformer, as Qwen3 or as GPT-2 wires it.
+"""The whole model: a decoder-only transformer with the graph of Qwen3 or of GPT-2.
 
-Token ids in, next-token logits out, with an optional key/value cache. Knows nothing about text,
-training or files. Shapes: B sequences, T tokens, W width, H heads, K key/value heads, S head size.
+Token ids in, next-token logits out, with an optional key/value cache.
+Shapes: B sequences, T tokens, W width, H heads, K key/value heads, S head size.
 """
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .fused import QKNormRoPEFunction, RMSNormFunction, SwiGLUFunction, head_loss, product_dtype
+from .kv_cache import KVCache, LayerCache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,29 +34,8 @@ class ModelConfig:
 
     @property
     def padded_vocab(self) -> int:
-        """Rows of the embedding and the head: a multiple of 64, which matrix products like."""
+        """Rows of the embedding and the head: a multiple of 64 multiplies faster."""
         return -(-self.vocab_size // 64) * 64
-
-
-class KVCache:
-    """Keys and values of the tokens one batch of sequences has seen so far."""
-
-    def __init__(self, config: ModelConfig, batch: int, like: Tensor) -> None:
-        shape = (config.layers, batch, config.kv_heads, config.context, config.head_size)
-        self.keys = torch.empty(shape, dtype=like.dtype, device=like.device)
-        self.values = torch.empty_like(self.keys)
-        self.length = 0
-
-    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (B, K, T, S) of a layer; returns all of its keys and values so far."""
-        end = self.length + key.size(2)
-        self.keys[layer, :, :, self.length : end] = key
-        self.values[layer, :, :, self.length : end] = value
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
-
-
-Remember = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""`KVCache.append` of one layer."""
 
 
 class RMSNorm(nn.Module):
@@ -84,20 +61,20 @@ def rotary_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
     return angles.cos(), angles.sin()
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None = None) -> Tensor:
-    """Causal attention; the last query sees every key, each earlier one a key less.
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Causal attention; the last query sees every key, each earlier query one key less.
 
     query (B, H, T, S), key and value (B, K, L, S) with L >= T; returns (B, H, T, S). With
-    `visible` (B, T, L), bool, only the pairs where it holds, none of them in the future.
+    `mask` (B, T, L), bool, only the pairs where it is true, none of which may be in the future.
     """
     if key.size(1) != query.size(1):
         shared = query.size(1) // key.size(1)
         key, value = (x.repeat_interleave(shared, dim=1) for x in (key, value))
     length, seen = query.size(2), key.size(2)
     if query.is_cuda and length == seen:
-        if visible is None:
+        if mask is None:
             return F.scaled_dot_product_attention(query, key, value, is_causal=True)
-        return F.scaled_dot_product_attention(query, key, value, visible.unsqueeze(1))
+        return F.scaled_dot_product_attention(query, key, value, mask.unsqueeze(1))
     # On a CPU at short context the two products are faster than the fused operator's backward.
     future = query.new_full((length, seen), float("-inf")).triu(seen - length + 1)
     batch, heads, _, size = query.shape
@@ -107,10 +84,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None = N
         key.reshape(batch * heads, seen, size).mT,
         alpha=size**-0.5,
     )
-    if visible is not None:
-        scores.view(batch, heads, length, seen).masked_fill_(~visible.unsqueeze(1), float("-inf"))
-    mixed = torch.bmm(scores.softmax(dim=-1), value.reshape(batch * heads, seen, size))
-    return mixed.view(batch, heads, length, size)
+    if mask is not None:
+        scores.view(batch, heads, length, seen).masked_fill_(~mask.unsqueeze(1), float("-inf"))
+    out = torch.bmm(scores.softmax(dim=-1), value.reshape(batch * heads, seen, size))
+    return out.view(batch, heads, length, size)
 
 
 class Attention(nn.Module):
@@ -131,15 +108,15 @@ class Attention(nn.Module):
         self,
         x: Tensor,
         rope: tuple[Tensor, Tensor] | None,
-        remember: Remember | None,
-        visible: Tensor | None = None,
+        cache: LayerCache | None,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """(B, T, W) -> (B, T, W)."""
         query, key, value = self.heads(x, rope)
-        if remember is not None:
-            key, value = remember(key, value)
-        mixed = attend(query, key, value, visible)
-        out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        if cache is not None:
+            key, value = cache.append(key, value)
+        attended = attend(query, key, value, mask)  # (B, H, T, S)
+        out: Tensor = self.out(attended.transpose(1, 2).flatten(2))
         return out
 
     def heads(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -198,11 +175,11 @@ class Block(nn.Module):
         self,
         x: Tensor,
         rope: tuple[Tensor, Tensor] | None,
-        remember: Remember | None,
-        visible: Tensor | None = None,
+        cache: LayerCache | None,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """(B, T, W) -> (B, T, W)."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), rope, remember, visible))
+        x = x + self.dropout(self.attention(self.attention_norm(x), rope, cache, mask))
         added: Tensor = self.dropout(self.feed_forward(self.feed_forward_norm(x)))
         return x + added
 
@@ -243,25 +220,23 @@ class Transformer(nn.Module):
         """Logits (B, T, vocab_size) for the token after each of `tokens` (B, T), int64.
 
         With a `cache`, `tokens` continue the sequences in it; together they must fit `context`.
-        With `targets` (B, T), the mean of their cross-entropies in nats instead. With `segments`
-        (B, T), which never fall along a row, each is a text of its own: tokens see none of another,
-        and negative targets are left out.
+        With `targets` (B, T): the mean of their cross-entropies in nats instead. With `segments`
+        (B, T), numbers that never fall along a row: tokens attend only within their own segment,
+        and negative targets are ignored.
         """
         assert cache is None or segments is None, "what is cached has no segments"
         start = cache.length if cache is not None else 0
         end = start + tokens.size(1)
         assert end <= self.config.context, f"{end} tokens do not fit {self.config.context}"
         x, rope = self.embed(tokens, start, segments)
-        visible = None
+        mask = None
         if segments is not None:
-            visible = (segments.unsqueeze(2) == segments.unsqueeze(1)).tril()
-        for layer, block in enumerate(self.blocks):
-            x = block(x, rope, None if cache is None else partial(cache.append, layer), visible)
+            mask = (segments.unsqueeze(2) == segments.unsqueeze(1)).tril()
+        x = self.hidden(x, rope, cache, mask)
         if cache is not None:
             cache.length = end
         head = self.token_embedding if self.config.tie_embeddings else self.head
-        x = self.final_norm(x)
-        # The padding of the vocabulary is not part of it: never trained, never sampled.
+        # The vocabulary's padding is no part of it: never trained, never sampled.
         if targets is None:
             return F.linear(x, head.weight)[..., : self.config.vocab_size]
         return head_loss(
@@ -272,28 +247,40 @@ class Transformer(nn.Module):
             partial=segments is not None,
         )
 
+    def hidden(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor] | None,
+        cache: KVCache | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """What the head gets, (B, T, W): `x` of `embed` through all blocks and the last norm."""
+        for layer, block in enumerate(self.blocks):
+            x = block(x, rope, None if cache is None else cache.layer(layer), mask)
+        normed: Tensor = self.final_norm(x)
+        return normed
+
     def embed(
         self, tokens: Tensor, start: int, segments: Tensor | None = None
     ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """What enters the first block for tokens (B, T) at positions `start` and on, (B, T, W),
-        and the rotary tables of these positions, where the architecture has such.
+        """The first block's input (B, T, W) for tokens (B, T) whose positions begin at `start`.
 
-        Learned positions begin anew with each of the `segments` (B, T); rotary ones, of which only
-        differences count, need not.
+        And the rotary tables of these positions, for an architecture that rotates. Learned
+        positions start at 0 in each of the `segments` (B, T); rotary ones need not, because only
+        their differences count.
         """
         x = self.token_embedding(tokens)
-        places = slice(start, start + tokens.size(1))
+        positions = slice(start, start + tokens.size(1))
         if self.config.arch == "qwen3":
-            return self.dropout(x), (self.cos[places], self.sin[places])
+            return self.dropout(x), (self.cos[positions], self.sin[positions])
         if segments is None:
-            return self.dropout(x + self.position_embedding.weight[places]), None
-        places_within = torch.arange(tokens.size(1), device=tokens.device) - torch.searchsorted(
-            segments, segments
-        )
-        return self.dropout(x + self.position_embedding(places_within)), None
+            return self.dropout(x + self.position_embedding.weight[positions]), None
+        first = torch.searchsorted(segments, segments)  # of each token's segment
+        within = torch.arange(tokens.size(1), device=tokens.device) - first
+        return self.dropout(x + self.position_embedding(within)), None
 
     def block_matrices(self) -> list[tuple[nn.Parameter, list[int]]]:
-        """The matrices of the blocks; a parameter holds one or several, of these heights."""
+        """The blocks' matrices: each parameter, and the rows of every matrix stacked in it."""
         size = self.config.head_size
         stacked = {"qkv": [self.config.heads * size] + 2 * [self.config.kv_heads * size]}
         stacked["gate_up"] = 2 * [self.config.ff_width]
@@ -306,33 +293,3 @@ class Transformer(nn.Module):
     def parameter_count(self) -> int:
         """Trainable numbers, shared ones counted once."""
         return sum(parameter.numel() for parameter in self.parameters())
-
-
-@torch.no_grad()
-def init_weights(model: Transformer, generator: torch.Generator) -> None:
-    """Fill the weights from `generator`.
-
-    Matrices are normal with a standard deviation of 0.02 in GPT-2 and of width^-1/2 in Qwen3.
-    What writes into the residual stream starts small: GPT-2 divides by sqrt(2 * layers); Qwen3
-    starts at zero, and an untied head too, so that the first prediction is uniform (the zero
-    initialisation of muP's readout and of speed-run GPTs).
-    """
-    config = model.config
-    gpt2 = config.arch == "gpt2"
-    std = 0.02 if gpt2 else config.width**-0.5
-    into_residual = 0.02 / math.sqrt(2 * config.layers) if gpt2 else 0.0
-    for name, parameter in model.named_parameters():
-        if "norm" in name:
-            continue
-        if name.endswith("bias"):
-            parameter.zero_()
-            continue
-        spread = std
-        if name.endswith(("out.weight", "down.weight")):
-            spread = into_residual
-        elif name == "head.weight":
-            spread = 0.02 if gpt2 else 0.0
-        elif "embedding" in name and not gpt2 and config.tie_embeddings:
-            spread = 0.02
-        # Drawn where the generator is, on the CPU: the same numbers for every device.
-        parameter.copy_(torch.empty(parameter.shape).normal_(0, spread, generator=generator))

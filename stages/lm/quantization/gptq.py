@@ -71,10 +71,7 @@ def calibrate(model: Transformer, windows: Tensor, frequencies: Tensor) -> Calib
             embedded, rope = model.embed(rows[:, :-1], 0)
             x = embedded.detach().requires_grad_()
             x.register_hook(lambda grad: add(gradients, "embedding", grad.square().mean(2).sum()))
-            y = x
-            for block in model.blocks:
-                y = block(y, rope, None)
-            y = model.final_norm(y)
+            y = model.hidden(x, rope)
             logits = F.linear(y, model.get_parameter(f"{head}.weight"))
             watch(f"{head}.weight", y, logits)
             known = logits[..., : model.config.vocab_size]
