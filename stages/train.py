@@ -1,6 +1,6 @@
 """Stage `train`: tokens -> `models/checkpoint.pt`, `metrics/train.json`, `metrics/loss.tsv`.
 
-Continues by itself where an earlier run with the same settings, text and code was stopped.
+Continues an unfinished run with the same settings, text and code.
 """
 
 import signal
@@ -34,7 +34,7 @@ CURVE = ("step", "epoch", "train_loss", "val_loss", "lr")
 
 
 class StopSignal:
-    """Remembers that SIGINT or SIGTERM came, so that the step in progress can end first."""
+    """Records SIGINT or SIGTERM, so that the current step ends before training stops."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -45,12 +45,12 @@ class StopSignal:
         self.number = number
 
     def requested(self) -> bool:
-        """Whether a signal came."""
+        """Whether a signal was received."""
         return self.number != 0
 
 
 class Reporter:
-    """Writes once a second how far the run is, for the page to show."""
+    """Writes the progress of the run once a second, for the page."""
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
@@ -72,12 +72,12 @@ class Reporter:
             "tokens_per_second": speed,
             "seconds_left": tokens_left / speed if speed else None,
         }
-        with suppress(UserError):  # nothing depends on it
+        with suppress(UserError):  # only the page reads it
             write_json(paths.PROGRESS, figures)
 
 
 def main() -> int:
-    """Train, or continue to; returns the exit code."""
+    """Start or continue training; returns the exit code."""
     runtime = load_section(RuntimeSettings)
     stop = StopSignal()
     with only_trainer(paths.ROOT / "models" / "resume" / "workspace.lock"):
@@ -112,7 +112,7 @@ def identify(
     data: TokenData,
     base: PretrainedModel | None,
 ) -> RunIdentity:
-    """Everything the trained weights are a function of."""
+    """Everything that the trained weights depend on."""
     values = {f"model.{key}": value for key, value in asdict(model_settings).items()}
     values |= {f"train.{key}": value for key, value in asdict(settings).items()}
     values |= {"init_from": base.name if base else SCRATCH, "the token data": data.digest()}
@@ -156,7 +156,7 @@ def build_trainer(
 
 
 def describe_data(trainer: Trainer) -> str:
-    """In words, what the run learns from."""
+    """A line about the training data."""
     data, batches = trainer.data, trainer.batches
     tokens = f"{len(data.train):,} training tokens, {len(data.val):,} validation tokens"
     if not data.records:
@@ -170,7 +170,7 @@ def describe_data(trainer: Trainer) -> str:
 
 
 def resume(trainer: Trainer, store: ResumeStore) -> bool:
-    """Continue from the stored state, if there is one, and say so; returns whether there was."""
+    """Restore the stored state, if any, and log that; returns whether there was one."""
     state, message = store.load()
     if state is not None:
         warning = trainer.restore(state)
@@ -199,7 +199,7 @@ def train(
     stop: StopSignal,
     checkpoint_steps: int,
 ) -> int:
-    """Run the loop, saving and publishing; returns the exit code."""
+    """Train, save the state and write the outputs; returns the exit code."""
 
     def save() -> None:
         store.save(trainer.state_dict())
@@ -210,10 +210,10 @@ def train(
         trainer.fit(save, stop.requested, checkpoint_steps, Reporter(trainer))
         save()
     except (UserError, NotFiniteError) as error:
-        told = error if isinstance(error, UserError) else diverged(error, trainer.settings)
-        with suppress(UserError):  # a full disk, say; what stopped the run matters more
-            append_missing_lines(paths.TRAINING_LOG, [f"{timestamp()}  {told}"])
-        raise told from error
+        user_error = error if isinstance(error, UserError) else diverged(error, trainer.settings)
+        with suppress(UserError):  # such as a full disk; the first error matters more
+            append_missing_lines(paths.TRAINING_LOG, [f"{timestamp()}  {user_error}"])
+        raise user_error from error
     finally:
         paths.PROGRESS.unlink(missing_ok=True)
     progress = trainer.progress
@@ -252,7 +252,7 @@ def publish(trainer: Trainer, model_settings: ModelSettings, identity: RunIdenti
 
 
 def diverged(error: NotFiniteError, settings: TrainSettings) -> UserError:
-    """A sentence for a loss, a gradient or a weight that is not finite."""
+    """The message for a loss, gradient or weight that is not finite."""
     return UserError(
         f"{error}, so the step was not taken. The usual causes are too high a learning rate "
         f"(train.lr is {settings.lr:g}), too short a warm-up (train.warmup_steps is "
@@ -264,7 +264,7 @@ def diverged(error: NotFiniteError, settings: TrainSettings) -> UserError:
 def out_of_memory(
     error: RuntimeError, settings: TrainSettings, model_settings: ModelSettings
 ) -> Exception:
-    """A sentence for an allocation that failed; any other error as it is."""
+    """The message for a failed allocation; any other error is returned unchanged."""
     if "memory" not in str(error):
         return error
     return UserError(

@@ -1,4 +1,4 @@
-"""Pairs are counted as one counts them, and a model that has seen them predicts by them."""
+"""Discounted pair counts, and the model that is fitted to them."""
 
 import math
 from collections import Counter
@@ -58,7 +58,7 @@ def counted(tokens, vocab_size):
 
 
 def cross_entropy(counts):
-    """Nats a pair that whoever knows these counts needs for it."""
+    """Cross-entropy of the pairs under these counts, in nats per pair."""
     return -(counts * (counts / counts.sum(-1, keepdim=True)).log().nan_to_num(0, 0, 0)).sum()
 
 
@@ -77,7 +77,7 @@ def test_a_row_sums_to_how_often_its_token_is_followed(tokens):
     torch.testing.assert_close(sums, torch.from_numpy(expected), atol=1e-2, rtol=0)
 
 
-def test_what_is_taken_goes_to_every_token_by_how_often_it_comes():
+def test_the_discount_is_redistributed_by_token_frequency():
     rows = discounted_counts(np.array([0, 1, 0, 1, 0, 2]), 4)
     assert rows[0].tolist() == pytest.approx(
         [1.5 * 3 / 9, 2 - DISCOUNT + 1.5 * 3 / 9, 1 - DISCOUNT + 1.5 * 2 / 9, 1.5 * 1 / 9]
@@ -91,9 +91,9 @@ def test_a_token_that_nothing_follows_has_a_row_of_zeros():
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 5999, 6000, 6001])
-def test_pairs_that_lie_across_a_border_count_once(tokens, monkeypatch, size):
+def test_pairs_across_a_chunk_boundary_are_counted_once(tokens, monkeypatch, size):
     at_once = discounted_counts(tokens, VOCAB)
-    monkeypatch.setattr(bigrams, "COUNTED_AT_ONCE", size)
+    monkeypatch.setattr(bigrams, "PAIRS_PER_PASS", size)
     assert torch.equal(discounted_counts(tokens, VOCAB), at_once)
 
 

@@ -1,4 +1,4 @@
-"""Beside other programs OpenMP's threads sleep, and nothing else changes."""
+"""Beside other programs OpenMP's threads sleep, and results do not change."""
 
 import os
 import subprocess

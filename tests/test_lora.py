@@ -1,4 +1,4 @@
-"""Adapters begin as nothing, are all that learns, and end up in ordinary weights."""
+"""Adapters start as zero, are the only trained weights, and are merged in the checkpoint."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def base(request, make_model):
 
 @pytest.fixture
 def adapted(base):
-    """A function from targets to a copy of the base whose adapters add much."""
+    """A function from targets to a copy of the base with large random adapters."""
 
     def make(targets="all", rank=3, alpha=6.0):
         model = Transformer(base.config).eval()
@@ -93,7 +93,7 @@ def test_every_matrix_of_the_targets_has_an_adapter_of_its_own(base, adapted, ta
     assert {n for n, p in model.named_parameters() if p.requires_grad} == adapter_names(model)
 
 
-def test_the_matrices_of_one_pile_are_adapted_apart(adapted, base):
+def test_stacked_matrices_have_separate_adapters(adapted, base):
     """Each by alpha / rank times its own B A."""
     layer = adapted().blocks[0].attention.qkv
     change = (layer.merged() - base.blocks[0].attention.qkv.weight).split(layer.split_sizes)
@@ -106,7 +106,7 @@ def test_the_matrices_of_one_pile_are_adapted_apart(adapted, base):
 
 
 @pytest.mark.parametrize("targets", TARGETS)
-def test_merged_weights_are_ordinary_and_do_the_same(base, adapted, tokens, targets):
+def test_merged_weights_give_the_same_logits_without_adapters(base, adapted, tokens, targets):
     model = adapted(targets)
     plain = Transformer(base.config).eval()
     plain.load_state_dict(lora.merged_weights(model))  # the same names
@@ -149,7 +149,7 @@ def test_only_the_adapters_move_and_all_of_them(begun, optimizer):
     assert held == set(adapter_matrices(run.model))
 
 
-def test_figures_tell_the_model_and_what_is_trained_apart(begun, base):
+def test_parameters_and_trained_parameters_are_counted_separately(begun, base):
     run = run_to_the_end(begun(lora_targets="attention", lora_rank=2))
     config = base.config
     rows = (config.heads + 2 * config.kv_heads) * config.head_size
@@ -175,7 +175,7 @@ def test_what_is_kept_is_what_was_validated(begun, base, make_train_settings, ma
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 @pytest.mark.parametrize("decay", [0.0, 0.9])
-def test_a_run_stopped_after_every_step_continues_as_if_it_had_not(
+def test_a_run_stopped_after_every_step_continues_to_the_same_result(
     begun, make_run, tmp_path, optimizer, decay
 ):
     fields = {"optimizer": optimizer, "ema_decay": decay, "epochs": 2}

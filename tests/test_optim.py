@@ -1,4 +1,4 @@
-"""The rate rises, holds and falls; Muon is torch's; only matrices decay."""
+"""Schedule of the learning rate; Muon equals torch's; weight decay applies to matrices only."""
 
 import pytest
 import torch

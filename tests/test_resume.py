@@ -1,4 +1,4 @@
-"""An unfinished run is found again by what shapes its result, and by nothing else."""
+"""An unfinished run is found by the fingerprint of everything its result depends on."""
 
 import errno
 import json
@@ -94,7 +94,7 @@ def test_a_saved_state_comes_back_to_the_same_run(make_store):
     assert make_store().load() == ({"step": 5}, "continuing")
 
 
-def test_a_later_state_takes_the_place_of_an_earlier(make_store):
+def test_a_later_state_replaces_an_earlier_one(make_store):
     make_store().save({"step": 5})
     make_store().save({"step": 6})
     assert make_store().load()[0] == {"step": 6}
@@ -147,7 +147,7 @@ def test_a_state_that_cannot_be_read_now_is_left_as_it_is(make_store, monkeypatc
     assert store.load() == ({"step": 5}, "continuing")
 
 
-def test_what_a_run_left_that_never_saved_goes_with_the_next_save(make_store):
+def test_folders_of_runs_that_never_saved_are_removed_at_the_next_save(make_store):
     killed, starting = (make_store(**{"train.seed": seed}).path.parent for seed in (7, 8))
     killed.mkdir(parents=True)
     (killed / ".state.pt.tmp").write_bytes(b"half of a state")
@@ -207,7 +207,7 @@ def test_a_second_trainer_is_refused_with_the_pid_of_the_first(tmp_path):
         assert (tmp_path / "lock.pid").read_text() == f"{os.getpid()}\n"
 
 
-def test_a_killed_trainer_holds_nothing(tmp_path):
+def test_a_killed_trainer_releases_its_lock(tmp_path):
     lock = tmp_path / "lock"
     code = (
         "import os, sys; from pathlib import Path\n"
@@ -220,7 +220,7 @@ def test_a_killed_trainer_holds_nothing(tmp_path):
         assert (tmp_path / "lock.pid").read_text() == f"{os.getpid()}\n"
 
 
-def test_a_lock_that_cannot_be_made_is_a_sentence(tmp_path):
+def test_a_lock_that_cannot_be_created_is_a_user_error(tmp_path):
     (tmp_path / "file").write_bytes(b"a file where a folder should be")
     with pytest.raises(UserError, match="could not be written"), only_trainer(tmp_path / "file/x"):
         raise RuntimeError("without a lock")

@@ -1,4 +1,4 @@
-"""The machine is the one asked for, or a sentence; its random states come back."""
+"""Choice of device, precision and threads; random generators are restored."""
 
 import platform
 import subprocess
@@ -39,7 +39,7 @@ def test_auto_takes_the_fastest_device_there_is(monkeypatch, cuda, mps, device):
 
 
 @pytest.mark.parametrize("device", ["cuda", "mps"])
-def test_a_device_that_is_not_there_is_a_sentence(monkeypatch, device):
+def test_a_missing_device_is_a_user_error(monkeypatch, device):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(UserError, match=rf"runtime\.device is '{device}'.*set it to auto"):

@@ -1,4 +1,4 @@
-"""A run can stop anywhere and end as if it had not; it learns, and refuses to learn nonsense."""
+"""A run can stop after any step and continue to the same result; it stops if a loss is NaN."""
 
 import copy
 import math
@@ -32,7 +32,7 @@ def make_run(initialised_model, make_train_settings, machine, data):
 
 @pytest.fixture
 def begun(make_run):
-    """A run that begins by itself, whatever its model and torch's generator held."""
+    """Makes a run and initializes it; neither the model nor torch's generator was seeded."""
 
     def make(from_bigrams=True, **fields):
         run = make_run(model_seed=99, **fields)
@@ -45,7 +45,7 @@ def begun(make_run):
 
 @pytest.fixture
 def trained(make_run):
-    """Made and run at once: dropout draws from torch's one generator, seeded when a run is made."""
+    """Makes and trains at once: dropout uses torch's global generator, seeded by each run."""
 
     def train(*args, save=None, checkpoint_steps=0, **fields):
         run = make_run(*args, **fields)
@@ -69,7 +69,7 @@ def never():
 
 
 def after(steps):
-    """Asks for a stop when it was asked `steps` times."""
+    """Requests a stop at its `steps`-th call."""
     asked = iter(range(1, steps + 1))
     return lambda: next(asked) == steps
 
@@ -79,7 +79,7 @@ def nothing():
 
 
 def outcome(run):
-    """Everything that must not depend on interruptions."""
+    """Everything that must be the same with and without interruptions."""
     progress = {k: v for k, v in vars(run.progress).items() if k not in WALL_CLOCK}
     return progress, run.model.state_dict(), run.best, run.optimizers.state_dict()
 
@@ -100,7 +100,7 @@ def arch(request):
 
 
 @pytest.mark.parametrize("steps", [1, 6, 7, 8, 13, 20])
-def test_a_stopped_run_continues_as_if_it_had_not(make_run, trained, tmp_path, arch, steps):
+def test_a_stopped_run_continues_to_the_same_result(make_run, trained, tmp_path, arch, steps):
     straight = trained(arch)
     assert straight.total_steps == 20 and straight.progress.finished
 
@@ -119,7 +119,7 @@ def test_a_stopped_run_continues_as_if_it_had_not(make_run, trained, tmp_path, a
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 @pytest.mark.parametrize("from_bigrams", [False, True])
-def test_a_run_stopped_after_every_step_continues_as_if_it_had_not(
+def test_a_run_stopped_after_every_step_continues_to_the_same_result(
     begun, make_run, tmp_path, optimizer, from_bigrams
 ):
     fields = {"optimizer": optimizer, "ema_decay": 0.9, "split_tokens": 0.3, "calibrate": True}
@@ -144,7 +144,7 @@ def test_saving_often_does_not_change_the_run(trained):
     assert_equal(quiet, saved)
 
 
-def test_a_state_is_due_every_so_many_steps_and_at_every_epochs_end(trained):
+def test_the_state_is_saved_every_checkpoint_steps_and_after_every_epoch(trained):
     steps = []
     run = trained(save=lambda run: steps.append(run.progress.step), checkpoint_steps=5)
     ends = [row["step"] for row in run.progress.curve if "val_loss" in row]
@@ -170,7 +170,7 @@ def test_a_finished_run_restored_does_nothing_more(make_run):
         ("compiled", True),
     ],
 )
-def test_another_machine_is_one_warning(make_run, key, value):
+def test_continuing_on_another_machine_gives_one_warning(make_run, key, value):
     run = make_run()
     state = run.state_dict()
     state["machine"] = state["machine"] | {key: value}
@@ -198,7 +198,7 @@ def test_the_seed_alone_decides_the_first_weights(make_run, begun, initialised_m
     assert not torch.equal(weights[0]["head.weight"], weights[2]["head.weight"])
 
 
-def test_the_pairs_are_a_point_and_a_line_before_the_first_step(begun):
+def test_the_bigram_start_is_validated_before_the_first_step(begun):
     run = begun()
     loss = run.validator.loss()
     assert loss < math.log(75) - 1
@@ -213,7 +213,7 @@ def test_the_pairs_are_a_point_and_a_line_before_the_first_step(begun):
     torch.testing.assert_close(run.best, run.model.state_dict(), rtol=0, atol=0)
 
 
-def test_the_seconds_of_the_pairs_count(begun, monkeypatch):
+def test_the_seconds_of_the_bigram_start_are_counted(begun, monkeypatch):
     clock = iter(range(0, 10_000, 10))
     monkeypatch.setattr(trainer.time, "monotonic", lambda: next(clock))
     run = begun()
@@ -222,12 +222,12 @@ def test_the_seconds_of_the_pairs_count(begun, monkeypatch):
     assert run.progress.elapsed >= 20
 
 
-def test_without_pairs_nothing_is_told_before_the_first_step(begun):
+def test_random_weights_are_not_validated_before_the_first_step(begun):
     progress = begun(from_bigrams=False).progress
     assert progress == Progress()
 
 
-def test_the_pairs_are_kept_where_no_epoch_is_better(begun):
+def test_the_bigram_start_is_kept_if_no_epoch_is_better(begun):
     run = begun(lr=9.0, embedding_lr=9.0, head_lr=9.0, grad_clip=0.0)
     start = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
     run.fit(nothing, never)
@@ -235,7 +235,7 @@ def test_the_pairs_are_kept_where_no_epoch_is_better(begun):
     torch.testing.assert_close(run.best, start, rtol=0, atol=0)
 
 
-def test_the_average_is_what_is_validated_and_kept(begun):
+def test_the_ema_weights_are_validated_and_kept(begun):
     run = begun(ema_decay=0.9)
     weights, expected = list(run.model.parameters()), []
     run.model.train()
@@ -257,7 +257,7 @@ def test_the_average_is_what_is_validated_and_kept(begun):
 
 
 @pytest.mark.parametrize("average", [0.0, 0.9])
-def test_the_kept_weights_are_calibrated_and_training_does_not_notice(trained, arch, average):
+def test_the_kept_weights_are_calibrated_and_training_is_not_affected(trained, arch, average):
     plain = trained(arch, ema_decay=average)
     run = trained(arch, ema_decay=average, calibrate=True)
     torch.testing.assert_close(run.model.state_dict(), plain.model.state_dict(), rtol=0, atol=0)
@@ -305,7 +305,7 @@ def test_the_point_before_the_first_step_is_no_epoch(begun):
 
 @pytest.fixture
 def asked(monkeypatch):
-    """The devices that were asked whether they can compile; they said no."""
+    """The devices for which `can_compile` was called; it returned False."""
     devices = []
 
     def no(device):
@@ -317,7 +317,7 @@ def asked(monkeypatch):
 
 
 @pytest.mark.parametrize(("setting", "pays"), [("on", True), ("off", False)])
-def test_a_run_told_to_compile_or_not_to_obeys(make_run, monkeypatch, asked, setting, pays):
+def test_compile_on_and_off_are_obeyed(make_run, monkeypatch, asked, setting, pays):
     monkeypatch.setattr(compilation, "COMPILE_FROM_FLOPS", math.inf if pays else 0.0)
     make_run(compile=setting)
     assert len(asked) == pays
@@ -354,7 +354,7 @@ def test_passes_are_counted_in_micro_batches(make_run, monkeypatch):
     assert asked[0][:3] == ("auto", "cpu", run.total_steps * run.settings.accumulate)
 
 
-def test_a_compiled_run_on_a_cpu_adds_in_order(make_run, monkeypatch):
+def test_a_compiled_run_on_a_cpu_is_deterministic(make_run, monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     try:
         assert make_run(compile="on").compiled
@@ -364,10 +364,10 @@ def test_a_compiled_run_on_a_cpu_adds_in_order(make_run, monkeypatch):
 
 
 @pytest.mark.slow
-def test_compiled_threads_repeat_themselves(
+def test_compiled_training_on_threads_is_reproducible(
     initialised_model, make_model, make_train_settings, machine, data
 ):
-    """Sums of gradients in the order in which threads come by have other last bits every time."""
+    """Without a fixed order of summation, threads give other last bits every time."""
     if not can_compile(machine.device):
         pytest.skip("no compiler")
     threads, gradients = torch.get_num_threads(), []
@@ -536,7 +536,7 @@ def test_an_epoch_shorter_than_a_batch_ends_with_the_run(make_run):
 
 
 def scripted(run, monkeypatch, losses):
-    """Makes the run believe these validation losses, and keeps its weights of each epoch."""
+    """Replaces the validation losses by these, and records the weights of each epoch."""
     weights, script = [], iter(losses)
 
     def loss(max_tokens=None):
@@ -643,7 +643,7 @@ def test_the_summary_depends_on_nothing_but_the_run(make_run):
     assert summary["best_val_bits_per_byte"] == pytest.approx(bits, abs=1e-5)
 
 
-def test_fresh_progress_shares_nothing():
+def test_two_progress_objects_share_no_list():
     first, second = Progress(), Progress()
     first.curve.append({})
     assert second.curve == [] and first.best_val_loss == math.inf

@@ -1,14 +1,14 @@
-"""Training and decoding beside other programs: OpenMP's threads sleep instead of spinning.
+"""Keep OpenMP's waiting threads from spinning while other programs need the processors.
 
-After each parallel region the threads of libgomp, the OpenMP of torch's Linux builds, wait for the
-next one in a loop that does nothing. On an idle machine that saves the time of waking them, up to
-a fifth of a training step. On a busy one a thread that spins keeps the processor from the thread
-it waits for, and two trainers reach a tenth of their speed.
+After each parallel region the threads of libgomp, the OpenMP of torch's Linux builds, spin in a
+loop until the next one. On an idle machine this saves waking them, up to a fifth of a training
+step. On a busy machine a spinning thread occupies the processor that the thread it waits for needs:
+two trainers on the same processors fall to a tenth of their speed.
 
-libgomp shortens the loop from 300,000 rounds to 100 while it manages more threads than there are
-processors (its manual, GOMP_SPINCOUNT). So a watcher asks the kernel how long this process's
-threads waited for a processor, and while that is much, it keeps a few more OpenMP threads, asleep.
-The number of threads that compute, and so every bit of a result, stays the same.
+libgomp spins for 100 rounds instead of 300,000 while it manages more threads than there are
+processors (its manual, GOMP_SPINCOUNT). So a watcher reads from the kernel how long this process's
+threads waited for a processor. While that is much, it keeps additional OpenMP threads, which sleep.
+The number of threads that compute does not change, and so no bit of a result does.
 """
 
 import ctypes
@@ -20,19 +20,19 @@ from pathlib import Path
 
 TASKS = Path("/proc/self/task")
 PERIOD = 0.25
-"""Seconds between two looks."""
+"""Seconds between two readings."""
 BUSY = 0.1
-"""Share of the time that threads waited for a processor from which the machine counts as busy.
-Alone it was under 0.06, beside one busy process over 0.5 (two cores)."""
+"""The machine counts as busy above this many seconds waited for a processor per second.
+Measured on two cores: under 0.06 alone, over 0.5 beside one busy process."""
 IDLE = 0.03
-"""Share under which it counts as idle again."""
+"""Below this it counts as idle again."""
 
 
 @cache
 def sleep_when_busy() -> None:
     """Start the watcher, once a process; does nothing without libgomp or the kernel's figures.
 
-    Variables of the user that set how OpenMP waits are respected.
+    Does nothing either if the user's environment already sets how OpenMP waits.
     """
     if {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ):
         return
@@ -45,7 +45,7 @@ def sleep_when_busy() -> None:
 
 
 def seconds_waited() -> float:
-    """How long the threads of this process have been ready to run without a processor, in all."""
+    """Seconds that this process's threads have waited for a processor, summed over threads."""
     nanoseconds = 0
     for task in TASKS.iterdir():
         try:
@@ -57,7 +57,7 @@ def seconds_waited() -> float:
 
 
 class ParkedThreads:
-    """OpenMP threads that have nothing to do: with them there are more than processors."""
+    """Sleeping OpenMP threads, one more than there are processors."""
 
     def __init__(self, openmp: ctypes.CDLL) -> None:
         self._openmp = openmp
@@ -66,8 +66,8 @@ class ParkedThreads:
         self._owner.start()
 
     def _park(self) -> None:
-        # A parallel region of a function that only returns. Its threads belong to this one: they
-        # sleep as long as it lives, and end with it.
+        # A parallel region whose function only returns. libgomp keeps the region's threads asleep
+        # until the thread that started it ends.
         nothing = ctypes.cast(self._openmp.omp_get_thread_num, ctypes.c_void_p)
         count = self._openmp.omp_get_num_procs() + 1
         self._openmp.GOMP_parallel(nothing, None, ctypes.c_uint(count), ctypes.c_uint(0))

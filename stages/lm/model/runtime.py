@@ -1,4 +1,4 @@
-"""The machine: device, number format, threads, random states. Knows nothing about models."""
+"""The machine a run computes on: device, precision, threads, random generators."""
 
 import ctypes
 from contextlib import AbstractContextManager, nullcontext
@@ -22,7 +22,7 @@ class Machine:
 
     device: torch.device
     precision: str
-    """`bf16` or `float32`: of the matrix products."""
+    """Of the matrix products: `bf16` or `float32`."""
     threads: int
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -67,11 +67,11 @@ def pick_machine(runtime: RuntimeSettings, precision: str = "float32") -> Machin
 
 
 def _keep_freed_memory() -> None:
-    """Ask the C library to keep what is freed for what is allocated next.
+    """Have the C library reuse freed memory instead of returning it to the system.
 
-    glibc gives large blocks back to the system, which has to clear every page again for the next
-    step's tensors: some hundredths of a step of the default model, a sixth with GPT-2's vocabulary.
-    Other libraries have no `mallopt`, or may ignore it.
+    glibc returns large blocks, and the system then clears every page again for the next step's
+    tensors. That takes some percent of a step of the default model, a sixth with GPT-2's
+    vocabulary. C libraries without `mallopt` are left as they are.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -85,7 +85,7 @@ def _multiplies_bf16(device: str) -> bool:
     if device == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device == "cpu":
-        # torch has no public question for this; without the instructions bf16 is slower.
+        # torch has no public function for this. Without these instructions bf16 is slower.
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return False
 
@@ -101,20 +101,20 @@ def can_compile(device: torch.device) -> bool:
 
 
 def add_in_order() -> None:
-    """Have code that is compiled for a CPU from now on repeat itself, bit for bit.
+    """Make compiled CPU code deterministic, bit for bit; call before compiling.
 
-    Its threads would add up the gradients of a token's occurrences in the order in which they come
-    by. The uncompiled operators, which do it in the text's order, take no longer.
+    Otherwise its threads sum the gradients of an embedding row in an arbitrary order. The
+    uncompiled operators sum in the order of the text and take no longer.
     """
     torch.use_deterministic_algorithms(True, warn_only=True)
-    # Nothing reads memory that nothing was written to.
+    # Filling costs time, and no code here reads uninitialized memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def changes_warning(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """A warning if a run continues where its last bits may differ, else nothing.
+    """A warning if a run continues on a machine where its last bits may differ, else "".
 
-    `before` and `now` are what `Machine.describe` said, and what a caller added to it.
+    `before` and `now` are results of `Machine.describe`, possibly with further keys.
     """
     changes = [f"{key} was {before[key]}, is {now[key]}" for key in now if now[key] != before[key]]
     if not changes:
@@ -123,7 +123,7 @@ def changes_warning(before: dict[str, Any], now: dict[str, Any]) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """What an exception says, without its stack."""
+    """The first line of an exception's message, or its type if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
@@ -138,7 +138,7 @@ def random_state(device: torch.device) -> dict[str, torch.Tensor]:
 
 
 def restore_random_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
-    """Put generators back where `random_state` found them; those of other devices are left."""
+    """Restore the generators from `random_state`; those of other devices are not touched."""
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)

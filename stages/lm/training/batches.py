@@ -25,14 +25,14 @@ class MicroBatch:
     num_targets: int
     """Targets that are learned; the others are `IGNORE_INDEX`."""
     inputs: Tensor
-    """(B, T), and so are the others."""
+    """(B, T); `targets` and `segments` have the same shape."""
     targets: Tensor
     segments: Tensor | None = None
-    """Of packed rows: attention stays within tokens of the same number."""
+    """Packed rows only: the record of each token; tokens attend within their own record."""
 
 
 class Batches:
-    """Which tokens each step learns from, on the device where it learns."""
+    """The micro-batches of every step, as tensors on `device`."""
 
     def __init__(
         self, data: TokenData, context: int, settings: TrainSettings, device: torch.device
@@ -64,11 +64,11 @@ class Batches:
         return self.sampler.per_epoch
 
     def epoch(self, step: int) -> float:
-        """Epochs, with their fraction, that `step` steps go through."""
+        """Epochs completed after `step` steps, as a fraction."""
         return step * self.windows_per_step / self.sampler.per_epoch
 
     def epochs_done(self, step: int) -> int:
-        """Whole epochs that `step` steps go through, at most `train.epochs`."""
+        """Whole epochs completed after `step` steps, at most `train.epochs`."""
         done = step * self.windows_per_step // self.sampler.per_epoch
         return min(done, self._settings.epochs)
 
@@ -87,7 +87,7 @@ class Batches:
     def micro_batches(self, step: int, split_share: float) -> list[MicroBatch]:
         """The micro-batches of a step (counted from 0), with a share of their tokens split."""
         accumulate, seed = self._settings.accumulate, self._settings.seed
-        # The sampler's generators have the keys (seed, epoch); epochs stay far below 2^32.
+        # The sampler's keys are (seed, epoch) with epochs far below 2^32: no key is used twice.
         random = np.random.Generator(np.random.Philox(key=[seed, (1 << 32) + step]))
         numbers = range(step * accumulate, (step + 1) * accumulate)
         return [

@@ -1,9 +1,9 @@
-"""The first part of training: embedding and head, on every pair of neighbouring tokens at once.
+"""Bigram initialisation: fit embedding and head to the pair counts of the training text.
 
-As long as every block adds nothing to the residual stream, the model is a function of the last
-token alone, and its loss on the whole text a function of how often each pair of tokens occurs. So
-full-batch steps on that loss cost a product of (vocabulary, width) matrices whatever the length
-of the text: the model starts as the best low-rank bigram model instead of a uniform one.
+At initialisation every block adds zero to the residual stream. The model then predicts from the
+last token alone, and its loss on the text depends only on the pair counts. A full-batch step on
+that loss is a product of (vocabulary, width) matrices, whatever the length of the text. Training
+so begins from a low-rank bigram model instead of a uniform distribution.
 """
 
 import numpy as np
@@ -16,38 +16,41 @@ from ..model.runtime import Machine
 from ..model.transformer import Transformer
 
 MAX_VOCABULARY = 16_384
-"""A table of this many squared takes a gigabyte."""
+"""The float32 table of pair counts takes a gigabyte at this size."""
 STEPS = 50
 LEARNING_RATE = 0.05
-"""Of Adam; held for half of the steps, then falling to zero in a line."""
+"""Of Adam: constant for half of the steps, then linear decay to zero."""
 DISCOUNT = 0.75
-"""Taken from each pair's count and given to all tokens by their frequency (Ney et al. 1994):
-without it the head learns pairs that occurred once by heart."""
+"""Absolute discounting (Ney et al. 1994): subtracted from each pair's count and redistributed in
+proportion to the tokens' frequencies. Without it the head memorises pairs that occur once."""
 EMBEDDING_RMS = 0.25
-"""Root mean square of an embedding's entries. The norms of the blocks make the scale free; it
-decides how soon what the blocks add outweighs the last token."""
-COUNTED_AT_ONCE = 1 << 22
-"""Pairs; bounds the memory beyond the counts themselves."""
+"""Root mean square of an embedding's entries. The norms make the bigram fit independent of it; it
+sets how fast the outputs of the blocks come to outweigh the embedding in the residual stream."""
+PAIRS_PER_PASS = 1 << 22
+"""Pairs counted per pass; bounds the memory needed besides the table."""
 
 
 def discounted_counts(tokens: np.ndarray, vocab_size: int) -> Tensor:
-    """How often token j follows token i, (vocab_size, vocab_size) float32, smoothed by row."""
+    """Discounted counts of token j after token i: (vocab_size, vocab_size) float32.
+
+    Each row keeps its sum.
+    """
     counts = torch.zeros(vocab_size * vocab_size)
-    for start in range(0, len(tokens) - 1, COUNTED_AT_ONCE):
-        part = torch.from_numpy(tokens[start : start + COUNTED_AT_ONCE + 1].astype(np.int64))
+    for start in range(0, len(tokens) - 1, PAIRS_PER_PASS):
+        part = torch.from_numpy(tokens[start : start + PAIRS_PER_PASS + 1].astype(np.int64))
         pairs = part[:-1] * vocab_size + part[1:]
         counts += torch.bincount(pairs, minlength=counts.numel())
     counts = counts.view(vocab_size, vocab_size)
     frequency = counts.sum(dim=0) + 1
     kept = (counts - DISCOUNT).clamp(min=0)
-    taken = counts.sum(dim=1, keepdim=True) - kept.sum(dim=1, keepdim=True)
-    return kept + taken * (frequency / frequency.sum())
+    removed = counts.sum(dim=1, keepdim=True) - kept.sum(dim=1, keepdim=True)
+    return kept + removed * (frequency / frequency.sum())
 
 
 def fit_bigrams(
     model: Transformer, tokens: np.ndarray, machine: Machine, generator: torch.Generator
 ) -> None:
-    """Set the token embedding and the head of an untrained `model` to fit pairs of `tokens`.
+    """Fit the token embedding and the head of an untrained `model` to the pairs in `tokens`.
 
     Raises:
         UserError: the vocabulary is too large for a square table.

@@ -1,6 +1,6 @@
-"""Whether a run is compiled: where that works, and where the run is long enough for it to pay.
+"""Whether a run is compiled: only if that works here and the run is long enough to gain by it.
 
-A function of the run alone, so that a resumed run decides as it did before.
+The decision depends on the whole run, not on the steps left, so a resumed run decides the same.
 """
 
 from ..model.runtime import Machine, add_in_order, can_compile
@@ -15,7 +15,10 @@ a small model's pass, 26 ms of a pass of GPT-2 over 32,768 tokens."""
 
 
 def pays_to_compile(setting: str, device: str, passes: int, flops: float) -> bool:
-    """Whether to compile a run of so many micro-batches and operations, by `train.compile`."""
+    """Whether to compile a run of `passes` micro-batches and `flops` operations.
+
+    `setting` is `train.compile`.
+    """
     if setting != "auto":
         return setting == "on"
     if device == "cuda":
@@ -26,13 +29,13 @@ def pays_to_compile(setting: str, device: str, passes: int, flops: float) -> boo
 def compile_if_it_pays(
     model: Transformer, machine: Machine, setting: str, passes: int, flops: float
 ) -> bool:
-    """Compile `model` where it pays and can be done; returns whether it was."""
+    """Compile `model` if that pays and works here; returns whether it was compiled."""
     device = machine.device
     if not pays_to_compile(setting, device.type, passes, flops) or not can_compile(device):
         return False
     if device.type == "cpu":
         add_in_order()
-    # Not as a graph of all launches ("reduce-overhead"), although a small model's take most of its
-    # time: on an H100 with torch 2.11 runs failed, or learned less.
+    # CUDA graphs (mode "reduce-overhead") would save a small model's kernel launches, but on an
+    # H100 with torch 2.11 some runs failed and others reached a worse loss.
     model.compile()
     return True

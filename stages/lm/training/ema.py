@@ -8,23 +8,23 @@ from torch import Tensor
 
 
 class Ema:
-    """The averages of `weights`, which are updated in place by an optimizer.
+    """Averages of `weights`, which an optimizer updates in place.
 
-    With a decay of 0 there are none, and the weights themselves stand for them.
+    With a decay of 0 nothing is averaged, and `ema_weights` leaves the weights as they are.
     """
 
     def __init__(self, weights: list[Tensor], decay: float) -> None:
         self._weights = weights
         self._decay = decay
         self.averages: list[Tensor] = []
-        """One for each weight, from the first update on; part of the state of a run."""
+        """One tensor per weight, created by the first update; saved with the run's state."""
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Move the averages towards the weights after a step (counted from 0).
 
-        The decay begins at 1 / 10 and rises to the one asked for, so that the first weights, which
-        are far off, are soon forgotten.
+        The decay rises from 1 / 10 to the setting, so that the initial weights, which are far from
+        the trained ones, soon lose their influence.
         """
         if not self._decay:
             return
@@ -35,7 +35,7 @@ class Ema:
 
     @contextmanager
     def ema_weights(self) -> Iterator[None]:
-        """Put the averages, if there are any, in the place of the weights for the block."""
+        """Within the block, the model uses the averages, if there are any."""
         tensors = [weight.data for weight in self._weights]
         for weight, average in zip(self._weights, self.averages or tensors, strict=True):
             weight.data = average

@@ -1,4 +1,4 @@
-"""What a run has measured so far: its curve, its log and its summary.
+"""What a run has measured so far: loss curve, log and summary.
 
 `Progress` holds plain numbers and is saved with the run's state; the lines of `training.log` are
 formatted from it.
@@ -19,27 +19,27 @@ POINTS_PER_EPOCH = 10
 
 @dataclass
 class Progress:
-    """Everything the loop remembers besides weights and optimizer; plain values only."""
+    """The state of the loop besides weights and optimizers; plain values only."""
 
     step: int = 0
     elapsed: float = 0.0
     """Seconds of training, over all resumes."""
     temperature: float = 1.0
-    """By which the logits of the weights last validated were divided, see `train.calibrate`."""
+    """Temperature of the last validation, see `train.calibrate`; 1 before the first."""
     point_losses: list[float] = field(default_factory=list)
     """Training losses of the steps since the last point of the curve."""
     epoch_losses: list[float] = field(default_factory=list)
-    """Sum and count of the losses of each point in this epoch, one after the other."""
+    """For each point of this epoch the sum and the number of its losses, alternating."""
     curve: list[dict[str, Any]] = field(default_factory=list)
-    """The rows of `metrics/loss.tsv`; an epoch's last one has `epoch_loss` and `val_loss` too."""
+    """The rows of `metrics/loss.tsv`; the last of an epoch also has `epoch_loss` and `val_loss`."""
     log: list[dict[str, Any]] = field(default_factory=list)
-    """What `log_lines` says of each validation: before the first step, then after each epoch."""
+    """The figures of each validation, which `log_lines` formats."""
     best_val_loss: float = math.inf
     best_epoch: int = 0
     finished: bool = False
 
     def add_point(self, epoch: float, lr: float) -> None:
-        """End a point of the training curve."""
+        """Add a point to the curve: the mean loss of the steps since the last one."""
         total, count = math.fsum(self.point_losses), len(self.point_losses)
         self.epoch_losses += [total, count]
         self.point_losses.clear()
@@ -104,7 +104,7 @@ def _log_line(entry: dict[str, Any], settings: TrainSettings, bits_per_byte: flo
 
 
 def summary(progress: Progress, batches: Batches, validator: Validator) -> dict[str, Any]:
-    """The figures of `metrics/train.json`, which depend on nothing but the run."""
+    """The figures of `metrics/train.json`: no times, so that the same run gives the same file."""
     last = next(row for row in reversed(progress.curve) if "epoch_loss" in row)
     return {
         "epochs": batches.epochs_done(progress.step),

@@ -21,8 +21,7 @@ def set_initial_weights(
 ) -> str:
     """Load `pretrained`, or draw random weights and, if `from_bigrams`, fit them to token pairs.
 
-    Returns "base", "bigrams", or "" for weights that know nothing yet. `seed` decides everything
-    that is random, dropout included.
+    Returns "base", "bigrams", or "" for random weights. `seed` seeds the weights and dropout.
     """
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)  # dropout

@@ -1,7 +1,7 @@
-"""Low-rank adapters: a frozen model learns through two thin matrices beside each of its large ones.
+"""Low-rank adapters (LoRA): train two thin matrices beside each frozen matrix of the blocks.
 
-LoRA (Hu et al. 2021, arXiv 2106.09685): W becomes W + alpha / rank * B A. B begins at zero, so the
-model begins as it was, and the sum is an ordinary matrix again, which is all that others see of it.
+Hu et al. 2021, arXiv 2106.09685: W becomes W + alpha / rank * B A. B starts at zero, so training
+starts from the unchanged model. For the checkpoint the sum is merged into an ordinary matrix.
 """
 
 import torch
@@ -15,11 +15,14 @@ TARGETS = {
     "feed_forward": ("feed_forward",),
     "all": ("attention", "feed_forward"),
 }
-"""The parts of a block that are adapted, by `train.lora_targets`."""
+"""Submodules of a block that get adapters, for each value of `train.lora_targets`."""
 
 
 class LoRALinear(nn.Module):
-    """A frozen linear layer with adapters, one pair for each of the matrices stacked in it."""
+    """A frozen linear layer with one pair (A, B) for each of the matrices stacked in it.
+
+    `split_sizes` are the rows of these matrices.
+    """
 
     def __init__(self, linear: nn.Linear, split_sizes: list[int], rank: int, alpha: float) -> None:
         super().__init__()
@@ -29,7 +32,7 @@ class LoRALinear(nn.Module):
         self.lora_b = nn.Parameter(torch.zeros(linear.out_features, rank))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., columns) -> (..., rows); the sum of the matrices is never formed."""
+        """(..., columns) -> (..., rows), without forming W + B A."""
         low = F.linear(x, self.lora_a).split(self.rank, dim=-1)
         parts = [
             F.linear(*each) for each in zip(low, self.lora_b.split(self.split_sizes), strict=True)
@@ -37,15 +40,15 @@ class LoRALinear(nn.Module):
         return F.linear(x, self.weight, self.bias) + self.scale * torch.cat(parts, dim=-1)
 
     def merged(self) -> Tensor:
-        """The one matrix (rows, columns) that does the same."""
+        """The equivalent single matrix (rows, columns)."""
         pairs = zip(self.lora_b.split(self.split_sizes), self.lora_a.split(self.rank), strict=True)
         return self.weight + self.scale * torch.cat([b @ a for b, a in pairs])
 
 
 def add_adapters(model: Transformer, targets: str, rank: int, alpha: float) -> None:
-    """Freeze `model` and put adapters, all zeros yet, on the matrices of its blocks.
+    """Freeze `model` and add adapters, all zero, to the matrices of its blocks.
 
-    `targets` is a key of `TARGETS`. The names of its weights stay as they are.
+    `targets` is a key of `TARGETS`. The names of the frozen weights do not change.
     """
     split_sizes: dict[Tensor, list[int]] = dict(model.block_matrices())
     model.requires_grad_(False)
@@ -80,7 +83,7 @@ def init_adapters(model: Transformer, generator: torch.Generator) -> None:
 
 @torch.no_grad()
 def merged_weights(model: Transformer) -> dict[str, Tensor]:
-    """The state dict of a model without adapters that does the same; of one without, its own."""
+    """The state dict with all adapters merged into the weights they adapt."""
     weights = model.state_dict()
     for name, layer in adapted_layers(model).items():
         del weights[f"{name}.lora_a"], weights[f"{name}.lora_b"]

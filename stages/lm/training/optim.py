@@ -1,4 +1,4 @@
-"""The optimizers and their learning rate. Knows nothing about the text or the loop."""
+"""The optimizers (Muon, AdamW) and the learning rate schedule."""
 
 import math
 from collections import defaultdict
@@ -19,12 +19,12 @@ ADAM_EPSILON = 1e-10
 
 
 class Muon(Optimizer):
-    """Momentum, orthogonalized (Jordan et al. 2024): the update of `torch.optim.Muon`.
+    """Orthogonalized momentum (Jordan et al. 2024), the same update as `torch.optim.Muon`.
 
-    Each matrix moves by the nearest semi-orthogonal matrix to its Nesterov momentum, times
-    `lr * sqrt(max(1, rows / columns))`. A parameter that holds several matrices one above the
-    other names their heights in its group's `rows`; each is orthogonalized by itself. Matrices of
-    one shape go through the iteration together.
+    The update of a matrix is the semi-orthogonal matrix nearest to its Nesterov momentum, times
+    `lr * sqrt(max(1, rows / columns))`. A parameter may stack several matrices along its rows; the
+    `rows` of its group are their sizes, and each is orthogonalized separately. Matrices of the
+    same shape are orthogonalized in one batch.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Muon(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Move every parameter that has a gradient; gradients are overwritten."""
+        """Update every parameter that has a gradient; overwrites the gradients."""
         stacks = defaultdict(list)  # by shape: (matrix, its update, learning rate)
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
@@ -77,7 +77,7 @@ class Muon(Optimizer):
 def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
     """Bring the singular values of `matrices` (N, rows, columns) near one; same shape and type.
 
-    Newton-Schulz: products only, and none of them sees more than the smaller side squared.
+    Newton-Schulz iteration: matrix products only, on the Gram matrix of the smaller side.
     """
     tall = matrices.size(1) > matrices.size(2)
     x = matrices.mT if tall else matrices
@@ -90,17 +90,17 @@ def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
 
 
 class Optimizers:
-    """The optimizers of one model, stepped together, at rates that rise and fall together."""
+    """The optimizers of one model, stepped together under one learning rate schedule."""
 
     def __init__(self, optimizers: list[Optimizer]) -> None:
         self.all = optimizers
         self.peaks = [[group["lr"] for group in each.param_groups] for each in optimizers]
 
-    def step(self, rate: float) -> None:
-        """Take a step at `rate` times every group's peak learning rate; clears the gradients."""
+    def step(self, multiplier: float) -> None:
+        """Step at `multiplier` times every group's peak learning rate; clears the gradients."""
         for optimizer, peaks in zip(self.all, self.peaks, strict=True):
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = peak * rate
+                group["lr"] = peak * multiplier
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
@@ -119,9 +119,9 @@ def build_optimizers(
 ) -> Optimizers:
     """Muon for the matrices of the blocks and AdamW (Loshchilov & Hutter 2019) for the rest.
 
-    With `train.optimizer: adamw`, AdamW alone at one learning rate. Only the matrices of the
-    blocks, and under AdamW the head, decay. Adapters are moved and decayed by AdamW alone whatever
-    `train.optimizer` is; Muon fitted them more slowly.
+    With `train.optimizer: adamw`, AdamW for everything, at one learning rate. Weight decay applies
+    to the matrices of the blocks, and under AdamW to the head too. LoRA adapters always use AdamW:
+    Muon fitted them more slowly.
     """
     lr, decay = settings.lr, settings.weight_decay
     betas = (settings.beta1, settings.beta2)
@@ -162,9 +162,9 @@ def build_optimizers(
 
 
 def lr_multiplier(step: int, total: int, settings: TrainSettings) -> float:
-    """The share of its peak that a learning rate has at a step (counted from 0) of `total`.
+    """The learning rate at `step` (counted from 0) of `total`, as a fraction of its peak.
 
-    It rises, holds and falls in a line.
+    Linear warm-up, constant, linear decay.
     """
     warmup = min(1.0, (step + 1) / (settings.warmup_steps + 1))
     decay_steps = settings.decay_fraction * total

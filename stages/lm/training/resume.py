@@ -1,8 +1,8 @@
 """The state of an unfinished training run, and which run it belongs to.
 
-A run is named by a fingerprint of everything that shapes its result. Its state lives in
-`<resume folder>/<fingerprint>/state.pt`, outside what DVC deletes and restores, so that running
-the stage again continues it, and running it with other settings never does.
+The fingerprint of a run is a digest of everything its result depends on. Its state is kept in
+`<resume folder>/<fingerprint>/state.pt`, which is no output of DVC: DVC deletes outputs before a
+stage runs. The same settings, data and code continue the run; others start one of their own.
 """
 
 import errno
@@ -47,7 +47,7 @@ def code_digests() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """What a run's result is a function of: a flat dict of names and plain values."""
+    """Everything that a run's result depends on, as a flat dict of names and plain values."""
 
     ingredients: dict[str, Any]
 
@@ -70,7 +70,7 @@ class RunIdentity:
 
 
 class ResumeStore:
-    """The states in one resume folder, seen from one run."""
+    """Loads and saves the state of one run, and removes old states of others."""
 
     def __init__(self, folder: Path, identity: RunIdentity) -> None:
         self.folder = folder
@@ -83,14 +83,14 @@ class ResumeStore:
         A damaged state is set aside under another name, never overwritten.
 
         Raises:
-            UserError: the system does not let it be read, which says nothing about the state.
+            UserError: the system could not read the file; the state itself may be sound.
         """
         if self.path.exists():
             try:
                 return read_artifact(self.path, {KIND: VERSION})[1], "continuing"
             except UserError as error:
                 cause = error.__cause__
-                # A damaged archive can ask for an impossible place, which is EINVAL.
+                # A damaged archive can seek to an impossible offset, which is EINVAL.
                 if isinstance(cause, OSError) and cause.errno != errno.EINVAL:
                     raise UserError(
                         f"{shown(self.path)} could not be read ({cause.strerror}) and is left as "
@@ -109,9 +109,10 @@ class ResumeStore:
         return None, f"starting fresh: since the last run {difference} (its state is kept)"
 
     def save(self, content: dict[str, Any]) -> None:
-        """Write the state, whole or not at all, and forget the oldest of the other runs.
+        """Write the state, whole or not at all; the first save removes old runs.
 
-        Also forgotten is what runs left that were killed before they had saved anything.
+        Removed are the states of other runs but the `KEPT` newest, and folders without a state,
+        left by runs that were killed before their first save.
         """
         fresh = not self.path.exists()
         if fresh:
@@ -119,7 +120,7 @@ class ResumeStore:
         write_artifact(self.path, KIND, VERSION, content)
         if fresh:
             kept = {path.parent for path in (self.path, *self._others()[:KEPT])}
-            for folder in self.folder.glob("[0-9a-f]" * 16):  # no other is ours
+            for folder in self.folder.glob("[0-9a-f]" * 16):  # only names this store makes
                 if folder not in kept:
                     _remove_unused(folder)
 
@@ -137,8 +138,8 @@ class ResumeStore:
 
 
 def _remove_unused(folder: Path) -> None:
-    # A run that trains elsewhere holds its lock; its folder must stay. Held until the folder is
-    # gone, the lock keeps any run from beginning in it meanwhile.
+    # A run that is training holds its lock, and its folder must stay. Holding the lock while the
+    # folder is deleted keeps a run from starting in it.
     with suppress(OSError), FileLock(folder / "lock", blocking=False):
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -159,7 +160,7 @@ def only_trainer(path: Path) -> Iterator[None]:
         except Timeout:
             try:
                 pid = holder.read_text().strip() or "unknown"
-            except OSError:  # it has the lock and is about to say who it is, or to let go
+            except OSError:  # the holder has not yet written its pid, or is just ending
                 pid = "unknown"
             raise UserError(
                 f"another training process (pid {pid}) is using {shown(path.parent)}; wait for it "

@@ -1,4 +1,4 @@
-"""The training loop: batches in, weights out, saved so that it can stop at any moment."""
+"""The training loop: it can stop after any step and continue to the same result."""
 
 import math
 import time
@@ -28,19 +28,19 @@ from .validation import Validator
 
 
 class NotFiniteError(Exception):
-    """A loss, a gradient or a weight is infinite or no number; the step was not taken."""
+    """A loss, a gradient or a weight is infinite or NaN; the step was not taken."""
 
     def __init__(self, step: int, what: str, value: float) -> None:
         super().__init__(f"training stopped at step {step}: the {what} is {value}")
 
 
 def progress_bar(total: int, initial: int) -> "tqdm[Any]":
-    """A bar that counts steps."""
+    """A progress bar that counts steps."""
     return tqdm(total=total, initial=initial, desc="train", unit="step", mininterval=0.5)
 
 
 class Trainer:
-    """A model being trained, and everything it takes to stop and to continue exactly."""
+    """Trains a model; its state can be saved and restored after any step."""
 
     def __init__(
         self, model: Transformer, data: TokenData, settings: TrainSettings, machine: Machine
@@ -74,9 +74,11 @@ class Trainer:
     # State -----------------------------------------------------------------------------------
 
     def initialize(self, from_bigrams: bool, pretrained: dict[str, Tensor] | None = None) -> None:
-        """Set the weights that training starts from; validate them if they know something."""
-        began, ours = time.monotonic(), (self.model, self.data, self.machine)
-        start = set_initial_weights(*ours, self.settings.seed, from_bigrams, pretrained)
+        """Set the initial weights; validate them unless they are random."""
+        began, seed = time.monotonic(), self.settings.seed
+        start = set_initial_weights(
+            self.model, self.data, self.machine, seed, from_bigrams, pretrained
+        )
         if not start:
             return
         self.progress.elapsed = time.monotonic() - began
@@ -86,10 +88,10 @@ class Trainer:
         self.progress.log_validation(0, val_loss, start=start)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that is needed to continue as if nothing had happened: tensors and plain values.
+        """Everything needed to continue exactly: tensors and plain values.
 
         Raises:
-            NotFiniteError: a weight is not finite; an earlier state is worth more than this one.
+            NotFiniteError: a weight is not finite; the state saved before should be kept.
         """
         weights = [weight.detach() for weight in (*self.model.parameters(), *self.ema.averages)]
         norm = float(torch.stack(torch._foreach_norm(weights)).sum())
@@ -115,7 +117,7 @@ class Trainer:
         return changes_warning(state["machine"], self.describe_machine())
 
     def describe_machine(self) -> dict[str, Any]:
-        """What can change the last bits of the result."""
+        """What can change the last bits of the result, as plain values."""
         return self.machine.describe() | {"compiled": self.compiled}
 
     # Loop ------------------------------------------------------------------------------------
@@ -129,12 +131,11 @@ class Trainer:
     ) -> None:
         """Train until the last step, until patience ends, or until a stop is requested.
 
-        Each step is followed by a `report` of its loss and of the speed in tokens/s; each epoch,
-        and every `checkpoint_steps` steps, by `save`.
+        Calls `report` with loss and tokens/s after every step, and `save` after every epoch and
+        every `checkpoint_steps` steps (0: never).
 
         Raises:
-            NotFiniteError: a loss or a gradient is not finite; the step is not taken, those before
-                it are saved.
+            NotFiniteError: a loss or a gradient is not finite; the steps before it are saved.
         """
         progress, tokens_per_step = self.progress, self.batches.tokens_per_step
         self.model.train()
@@ -174,11 +175,11 @@ class Trainer:
     def _step(self) -> float:
         """One optimizer step over a batch; returns its mean loss in nats per token.
 
-        A step that is not taken leaves nothing behind: the state is that before it.
+        If it raises, gradients and random generators are as before the step.
         """
         before = random_state(self.machine.device)
         try:
-            loss = self._gradients()
+            loss = self._compute_gradients()
         except NotFiniteError:
             self.model.zero_grad(set_to_none=True)
             restore_random_state(before, self.machine.device)
@@ -187,13 +188,13 @@ class Trainer:
         self.ema.update(self.progress.step)
         return loss
 
-    def _gradients(self) -> float:
-        """Leave the gradients of a step's batch in the parameters; returns its mean loss."""
+    def _compute_gradients(self) -> float:
+        """Compute the gradients of a step, clipped; returns its mean loss in nats per token."""
         split_share = self.settings.split_tokens * self._lr_multiplier(self.progress.step)
         micro_batches = self.batches.micro_batches(self.progress.step, split_share)
         losses = accumulate_gradients(self.model, micro_batches, self.machine)
         norm = clip_gradients(self.trained, self.settings.grad_clip)
-        # Read only now: reading waits for a GPU, which would be idle until the next launch.
+        # `item` waits for the GPU; called between micro-batches, it would leave the GPU idle.
         mean = sum(self._check_finite(loss.item(), "loss") for loss in losses)
         self._check_finite(norm.item(), "norm of the gradient")
         return mean

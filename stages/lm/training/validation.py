@@ -1,4 +1,4 @@
-"""The loss that chooses the best weights: that of the averaged, calibrated model on val."""
+"""The validation loss, by which the best weights and the temperature are chosen."""
 
 import torch
 
@@ -20,9 +20,9 @@ class Validator:
         self._val_tokens = val_tokens
 
     def loss(self, max_tokens: int | None = None) -> float:
-        """Nats per token with the weights as they are, on at most `max_tokens` tokens."""
+        """Nats per token of the current weights, on at most `max_tokens` tokens."""
         most = min(max_tokens or self._val_tokens, self._val_tokens)
-        # Scoring has windows of its own shapes; compiling for each would cost more than it saves.
+        # Scoring uses many window shapes; compiling for each would cost more than it saves.
         with torch.compiler.set_stance("force_eager"):
             nats, tokens = score_split(self._model, self._data, "val", self._machine, most)
         return nats / tokens
@@ -37,7 +37,7 @@ class Validator:
         return best_temperature(loss_at, start)
 
     def bits_per_byte(self, loss: float) -> float:
-        """A loss on this split in the unit that compares across tokenizers."""
+        """Convert a loss on this split from nats per token; comparable across tokenizers."""
         tokens = self._data.scored_tokens("val")
         size = self._data.meta.splits["val"].bytes
         return loss_units(loss * tokens, tokens, size)["bits_per_byte"]
