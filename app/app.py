@@ -23,16 +23,13 @@ from stages.lm.core.errors import UserError
 from stages.lm.inference.generation import (
     DEFAULT_LENGTH,
     DEFAULT_SEED,
+    SAMPLER_VALUES,
     SamplingSettings,
     generate_steps,
 )
 from stages.lm.inference.loading import LoadedModel, load_model
 
-TEMPERATURE = "Low values favour likely tokens, high values unlikely ones. 0 takes the most likely."
-TOP_K = "Sample only from this many most likely tokens. 0 is off."
-TOP_P = "Sample only from the fewest tokens whose probabilities reach this sum. 1 is off."
-MIN_P = "Leave out tokens below this share of the highest probability. 0 is off."
-PENALTY = "Above 1, tokens that the text already has become less likely. 1 is off."
+HELP = {name: value.metadata["help"] for name, value in SAMPLER_VALUES.items()}
 STOP = r"The text ends before the first of these strings, one per line. \\n means a new line."
 SEED = "The same prompt, settings and seed give the same text, here and in the terminal."
 PRESETS = {
@@ -91,17 +88,15 @@ def sampling_widgets() -> SamplingSettings:
     """The samplers' settings: presets, and a widget for each value."""
     defaults = SamplingSettings()
     st.pills("How to choose", list(PRESETS), key="preset", on_change=apply_preset)
-    temperature = st.slider(
-        "Temperature", 0.0, 2.0, defaults.temperature, 0.05, key="temperature", help=TEMPERATURE
-    )
-    top_p = st.slider("Top-p", 0.0, 1.0, defaults.top_p, 0.01, key="top_p", help=TOP_P)
+    default, hint = defaults.temperature, HELP["temperature"]
+    temperature = st.slider("Temperature", 0.0, 2.0, default, 0.05, key="temperature", help=hint)
+    top_p = st.slider("Top-p", 0.0, 1.0, defaults.top_p, 0.01, key="top_p", help=HELP["top_p"])
     with st.expander("More"):
-        top_k = st.number_input("Top-k", 0, 1_000_000, defaults.top_k, key="top_k", help=TOP_K)
-        min_p = st.slider("Min-p", 0.0, 1.0, defaults.min_p, 0.01, key="min_p", help=MIN_P)
-        default = defaults.repetition_penalty
-        penalty = st.slider(
-            "Repetition penalty", 1.0, 2.0, default, 0.05, key="penalty", help=PENALTY
-        )
+        default, hint = defaults.top_k, HELP["top_k"]
+        top_k = st.number_input("Top-k", 0, 1_000_000, default, key="top_k", help=hint)
+        min_p = st.slider("Min-p", 0.0, 1.0, defaults.min_p, 0.01, key="min_p", help=HELP["min_p"])
+        default, hint = defaults.repetition_penalty, HELP["repetition_penalty"]
+        penalty = st.slider("Repetition penalty", 1.0, 2.0, default, 0.05, key="penalty", help=hint)
         stop = st.text_area("Stop strings", key="stop", height=68, help=STOP)
     return SamplingSettings(
         temperature=temperature,

@@ -18,6 +18,7 @@ from stages.lm.core.errors import UserError, run_stage
 from stages.lm.inference.generation import (
     DEFAULT_LENGTH,
     DEFAULT_SEED,
+    SAMPLER_VALUES,
     GeneratedToken,
     SamplingSettings,
     TokenLogprobs,
@@ -55,7 +56,6 @@ def number(kind: type[int] | type[float], low: int, high: int) -> Callable[[str]
 
 def parser() -> Parser:
     """The arguments; defaults are the page's."""
-    defaults = SamplingSettings()
     made = Parser(
         prog="python -m app.generate",
         description="Continue a prompt with the trained model, or answer it where it was trained "
@@ -82,38 +82,14 @@ def parser() -> Parser:
         default=1,
         help="independent texts from the same prompt (%(default)s)",
     )
-    made.add_argument(
-        "--temperature",
-        type=number(float, 0, 100),
-        default=defaults.temperature,
-        help="low is cautious, high is daring; 0 always takes the likeliest token (%(default)s)",
-    )
-    made.add_argument(
-        "--top-k",
-        type=number(int, 0, 1_000_000),
-        default=defaults.top_k,
-        help="choose among this many most likely tokens; 0 is off (%(default)s)",
-    )
-    made.add_argument(
-        "--top-p",
-        type=number(float, 0, 1),
-        default=defaults.top_p,
-        help="choose among the fewest tokens that reach this probability; 1 is off (%(default)s)",
-    )
-    made.add_argument(
-        "--min-p",
-        type=number(float, 0, 1),
-        default=defaults.min_p,
-        help="choose among the tokens at least this many times as likely as the likeliest; 0 is "
-        "off (%(default)s)",
-    )
-    made.add_argument(
-        "--repetition-penalty",
-        type=number(float, 1, 100),
-        default=defaults.repetition_penalty,
-        help="above 1, what the text already has is less likely to come again; 1 is off "
-        "(%(default)s)",
-    )
+    for name, value in SAMPLER_VALUES.items():
+        low, high = value.metadata["low"], value.metadata["high"]
+        made.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=number(int if isinstance(value.default, int) else float, low, high),
+            default=value.default,
+            help=f"{value.metadata['help']} Default: %(default)s",
+        )
     made.add_argument(
         "--stop",
         type=stop_string,
@@ -162,17 +138,17 @@ def sequences(
             loaded, asked.prompt, asked.length, sampling, asked.seed, indices, asked.logprobs,
             asked.written,
         )  # fmt: skip
-        for place, copy in enumerate(tee(rows, len(indices))):
-            yield first + place, filter(None, map(itemgetter(place), copy))
+        for offset, copy in enumerate(tee(rows, len(indices))):
+            yield first + offset, filter(None, map(itemgetter(offset), copy))
 
 
-def explained(loaded: LoadedModel, step: GeneratedToken) -> str:
-    """One line on a token and its odds before and after the samplers."""
+def logprobs_line(loaded: LoadedModel, step: GeneratedToken) -> str:
+    """One line: a token and its log-probabilities before and after the samplers."""
 
-    def told(odds: TokenLogprobs | None) -> str:
-        assert odds is not None
-        named = [f"{loaded.tokenizer.tokens[i]!r} {log:.4f}" for i, log in odds.top]
-        return "  ".join([f"{odds.chosen:.4f}", *named])
+    def told(logprobs: TokenLogprobs | None) -> str:
+        assert logprobs is not None
+        named = [f"{loaded.tokenizer.tokens[i]!r} {log:.4f}" for i, log in logprobs.top]
+        return "  ".join([f"{logprobs.chosen:.4f}", *named])
 
     return f"{step.data!r}  {told(step.before)}  |  {told(step.after)}\n"
 
@@ -180,14 +156,8 @@ def explained(loaded: LoadedModel, step: GeneratedToken) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Write the texts to standard output; returns the exit code."""
     asked = parser().parse_args(arguments)
-    sampling = SamplingSettings(
-        temperature=asked.temperature,
-        top_k=asked.top_k,
-        top_p=asked.top_p,
-        min_p=asked.min_p,
-        repetition_penalty=asked.repetition_penalty,
-        stop=tuple(asked.stop),
-    )
+    values = {name: getattr(asked, name) for name in SAMPLER_VALUES}
+    sampling = SamplingSettings(**values, stop=tuple(asked.stop))
     if isinstance(sys.stdout, io.TextIOWrapper):
         # The model may write any character, whatever the terminal's encoding is.
         sys.stdout.reconfigure(encoding="utf-8", errors="replace")
@@ -204,7 +174,7 @@ def main(arguments: list[str] | None = None) -> int:
                 taken.append(step)
             print(flush=True)
             if asked.logprobs is not None:
-                print("".join(explained(loaded, step) for step in taken), end="", flush=True)
+                print("".join(logprobs_line(loaded, step) for step in taken), end="", flush=True)
     except BrokenPipeError:
         # The reader (`head`, a closed pager) has all it wants. What Python still holds goes
         # nowhere, or it would complain when it leaves.

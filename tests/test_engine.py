@@ -1,5 +1,6 @@
 """The C engine gives the model's logits, the same bits however asked, or leaves it to torch."""
 
+import ctypes
 import os
 import subprocess
 import threading
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.lm.inference import native, token_step
+from stages.lm.inference import engine, native, token_step
 from stages.lm.inference.decoder import PackedDecoder, TorchDecoder, make_decoder
 from stages.lm.inference.engine import Engine, EngineDecoder
 from stages.lm.inference.loading import LoadedModel, load_model
@@ -113,18 +114,40 @@ def test_logits_are_those_of_the_dequantized_weights(make_loaded, compiled, shap
 def test_batch_threads_and_the_split_of_a_prompt_change_no_bit(make_loaded, compiled, shape, kind):
     loaded = make_loaded(shape, kind)
     tokens = tokens_of(loaded, CONTEXT - 1)
-    engine = Engine(compiled, loaded.config, loaded.weights)
-    expected = EngineDecoder(engine, 1).feed([tokens])
+    shared = Engine(compiled, loaded.config, loaded.weights)
+    expected = EngineDecoder(shared, 1).feed([tokens])
     for batch, threads, cuts in ((1, 3, (1, 2, 100)), (3, 1, (255, 257)), (7, 2, (16, 144, 290))):
         torch.set_num_threads(threads)
         try:
-            decoder = EngineDecoder(engine, batch)
+            decoder = EngineDecoder(shared, batch)
             for first, end in zip((0, *cuts), (*cuts, len(tokens)), strict=True):
                 found = decoder.feed([tokens[first:end]])
         finally:
             torch.set_num_threads(1)
         assert decoder.length == len(tokens) and found.shape == (batch, expected.size(1))
         assert all(torch.equal(row, expected[0]) for row in found)
+
+
+def test_structs_that_differ_from_the_librarys_are_refused(make_loaded, compiled, monkeypatch):
+    class _Norm(ctypes.Structure):
+        _fields_ = (("bias", ctypes.c_void_p), ("weight", ctypes.c_void_p))  # in another order
+
+    assert engine.layout_in(compiled) == engine.layout_here()
+    loaded = make_loaded()
+    monkeypatch.setattr(engine, "STRUCTS", (*engine.STRUCTS, _Norm))
+    with pytest.raises(AssertionError, match=r"model\.h"):
+        Engine(compiled, loaded.config, loaded.weights)
+
+
+def test_a_changed_header_is_compiled_anew(tmp_path, monkeypatch):
+    source = tmp_path / "engine.c"
+    source.write_text('#include "part.h"\n')
+    (tmp_path / "part.h").write_text("int a;\n")
+    monkeypatch.setattr(native, "SOURCE", source)
+    first = native.built(native.compiler(), NATIVE, tmp_path)
+    assert native.built(native.compiler(), NATIVE, tmp_path) == first
+    (tmp_path / "part.h").write_text("int b;\n")
+    assert native.built(native.compiler(), NATIVE, tmp_path) != first
 
 
 def test_sequences_of_a_batch_do_not_meet(make_loaded):
@@ -135,7 +158,7 @@ def test_sequences_of_a_batch_do_not_meet(make_loaded):
     batch.feed([row[:150] for row in rows])
     together = batch.feed([row[150:] for row in rows])
     for row, found in zip(rows, together, strict=True):
-        alone.forget()
+        alone.reset()
         assert torch.equal(alone.feed([row])[0], found)
 
 
@@ -143,10 +166,10 @@ def test_what_is_forgotten_leaves_no_trace(make_loaded):
     loaded = make_loaded()
     decoder = make_decoder(loaded)
     expected = decoder.feed([tokens_of(loaded, 40)])
-    decoder.forget()
+    decoder.reset()
     assert decoder.length == 0
     decoder.feed([tokens_of(loaded, 200, seed=3)])
-    decoder.forget()
+    decoder.reset()
     assert torch.equal(decoder.feed([tokens_of(loaded, 40)]), expected)
 
 
@@ -197,7 +220,7 @@ def test_sequences_of_a_packed_decoder_do_not_meet(make_loaded):
     batch.feed([prompt])
     together = [batch.feed([[row[place]] for row in rows]) for place in range(5)]
     for number, row in enumerate(rows):
-        alone.forget()
+        alone.reset()
         alone.feed([prompt])
         for token, found in zip(row, together, strict=True):
             assert torch.equal(alone.feed([[token]])[0], found[number])

@@ -103,7 +103,7 @@ def test_logprobs_are_a_line_for_each_token(
     generate.main(["the", *flags, "--model", str(model)])
     loaded = load_model(model)
     printed = capsys.readouterr().out
-    for row in generate_steps(loaded, "the", 5, SamplingSettings(top_k=1), 1337, likeliest=2):
+    for row in generate_steps(loaded, "the", 5, SamplingSettings(top_k=1), 1337, top_logprobs=2):
         (step,) = row
         assert step and step.before
         (first, log), (second, other) = step.before.top

@@ -298,7 +298,7 @@ def test_nothing_is_chosen_after_the_stop_string(monkeypatch, loaded):
 def test_odds_are_the_models_and_the_samplers(loaded):
     settings = SamplingSettings(temperature=1.7, top_k=4, top_p=1, repetition_penalty=1.5)
     prompt = loaded.tokenizer.encode(b"The")
-    (row,) = generate_steps(loaded, "The", 1, settings, 3, likeliest=6)
+    (row,) = generate_steps(loaded, "The", 1, settings, 3, top_logprobs=6)
     (step,) = row
     logits = loaded.model(torch.tensor([prompt]))[0, -1].double()
     before = logits.log_softmax(-1)
@@ -315,7 +315,7 @@ def test_odds_are_the_models_and_the_samplers(loaded):
 
 def test_odds_change_no_text_and_are_only_there_if_asked_for(loaded):
     plain = [step for (step,) in generate_steps(loaded, "The", 20, PLAIN, 3)]
-    told = [step for (step,) in generate_steps(loaded, "The", 20, PLAIN, 3, likeliest=0)]
+    told = [step for (step,) in generate_steps(loaded, "The", 20, PLAIN, 3, top_logprobs=0)]
     assert [step.token for step in plain] == [step.token for step in told]
     assert all(step.before is step.after is None for step in plain)
     assert all(step.before.top == [] and step.before.chosen < 0 for step in told)

@@ -142,7 +142,7 @@ class Ours:
         return time.perf_counter() - start
 
     def decode(self, prompt: list[int], ids: list[int]) -> float:
-        self.decoder.forget()
+        self.decoder.reset()
         self.decoder.feed([prompt])
         start = time.perf_counter()
         for token in ids:
@@ -150,7 +150,7 @@ class Ours:
         return time.perf_counter() - start
 
     def prefill(self, ids: list[int]) -> float:
-        self.decoder.forget()
+        self.decoder.reset()
         start = time.perf_counter()
         self.decoder.feed([ids])
         return time.perf_counter() - start
@@ -158,7 +158,7 @@ class Ours:
     def first(self, text: str) -> float:
         start = time.perf_counter()
         ids = self.loaded.tokenizer.encode(text.encode())
-        self.decoder.forget()
+        self.decoder.reset()
         self.decoder.feed([ids])[0].argmax().item()
         return time.perf_counter() - start
 

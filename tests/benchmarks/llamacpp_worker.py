@@ -49,11 +49,11 @@ class Worker:
         self.context = llama.llama_init_from_model(self.model, params)
         self.vocab = llama.llama_model_get_vocab(self.model)
         self.size = llama.llama_vocab_n_tokens(self.vocab)
-        self.forget()
+        self.reset()
         self.feed([0])
         return time.perf_counter() - start
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Begin anew."""
         llama.llama_memory_clear(llama.llama_get_memory(self.context), True)
 
@@ -67,7 +67,7 @@ class Worker:
 
     def decode(self, prompt: list[int], ids: list[int]) -> float:
         """Seconds to feed `ids` one by one after a prompt."""
-        self.forget()
+        self.reset()
         self.feed(prompt)
         start = time.perf_counter()
         for token in ids:
@@ -76,7 +76,7 @@ class Worker:
 
     def prefill(self, ids: list[int]) -> float:
         """Seconds to the logits after `ids`, all at once."""
-        self.forget()
+        self.reset()
         start = time.perf_counter()
         self.feed(ids)
         return time.perf_counter() - start
@@ -85,7 +85,7 @@ class Worker:
         """Seconds from a text to the likeliest token after it."""
         start = time.perf_counter()
         ids = self.tokenize(text)
-        self.forget()
+        self.reset()
         self.feed(ids).argmax()
         return time.perf_counter() - start
 
@@ -99,7 +99,7 @@ class Worker:
 
     def logits(self, ids: list[int], path: str) -> None:
         """Write the logits (T, V) after each of `ids` to a file."""
-        self.forget()
+        self.reset()
         batch = llama.llama_batch_init(len(ids), 0, 1)
         batch.n_tokens = len(ids)
         for place, token in enumerate(ids):

@@ -1,7 +1,7 @@
-"""Next-token logits of sequences that grow token by token. Knows nothing about text or sampling.
+"""Next-token logits of a batch of sequences that grow token by token.
 
-Every decoder is the same function of the same weights to within rounding; `make_decoder` takes the
-fastest that works here.
+All decoders compute the same function of the weights up to rounding; `make_decoder` takes the
+fastest that this machine and model allow.
 """
 
 from typing import Protocol
@@ -27,22 +27,23 @@ class Decoder(Protocol):
         ...
 
     def feed(self, tokens: list[list[int]]) -> Tensor:
-        """Lengthen each sequence by its row, all of one length; float32 logits (B, V) after it.
+        """Append a row of token ids to each sequence; float32 logits (B, V) after the last.
 
-        One row alone is for every sequence. Together with `length` it must fit `context`.
+        All rows have one length. A single row is appended to every sequence. The sequences must
+        not become longer than `context`.
         """
         ...
 
-    def forget(self) -> None:
-        """Begin anew with empty sequences."""
+    def reset(self) -> None:
+        """Empty all sequences."""
         ...
 
 
 class TorchDecoder:
-    """The model itself with a key/value cache: on any device, for any weights.
+    """The torch model with key/value caches, for any device and weights.
 
-    Each sequence goes through it alone: a product with several rows rounds otherwise than one with
-    a single row, and what a sequence becomes must not depend on those beside it.
+    Sequences are computed one by one: a product of several rows rounds differently from that of a
+    single row, and a sequence must not depend on the others of its batch.
     """
 
     def __init__(self, loaded: LoadedModel, batch: int) -> None:
@@ -61,7 +62,7 @@ class TorchDecoder:
         """See `Decoder`."""
         rows = torch.tensor(tokens, device=self.model.token_embedding.weight.device)
         first, *others = self.caches
-        if len(tokens) == 1 and not self.length:  # a prompt that all share is read once
+        if len(tokens) == 1 and not self.length:  # a prompt that all sequences share is read once
             logits: Tensor = self.model(rows, first)[:, -1].float()
             for cache in others:
                 cache.keys.copy_(first.keys)
@@ -71,14 +72,14 @@ class TorchDecoder:
         pairs = zip(rows.expand(len(self.caches), -1), self.caches, strict=True)
         return torch.cat([self.model(row[None], cache)[:, -1] for row, cache in pairs]).float()
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """See `Decoder`."""
         for cache in self.caches:
             cache.length = 0
 
 
 class PackedDecoder(TorchDecoder):
-    """Reads several tokens as `TorchDecoder` does, and single ones by a `TokenStep`."""
+    """A `TorchDecoder` that computes single tokens with a `TokenStep`."""
 
     def __init__(self, loaded: LoadedModel, batch: int, step: TokenStep) -> None:
         super().__init__(loaded, batch)
@@ -95,7 +96,7 @@ class PackedDecoder(TorchDecoder):
 
 
 def make_decoder(loaded: LoadedModel, batch: int = 1) -> Decoder:
-    """A decoder of empty sequences. It belongs to the caller; `loaded` may serve many."""
+    """A new decoder of `batch` empty sequences. Many may share `loaded`."""
     if loaded.engine is not None:
         return EngineDecoder(loaded.engine, batch)
     if loaded.token_step is not None:

@@ -1,11 +1,11 @@
-"""Decoding of quantized weights on a CPU by engine.c: packs them for it and drives it.
+"""Decoding with quantized weights on a CPU by the C engine: packs the weights and calls it.
 
-Where the engine cannot be had or does not serve a model, there is None and the caller does without.
+`make_engine` returns None if the engine cannot be compiled or does not support the model.
 """
 
 import ctypes
 import mmap
-from ctypes import POINTER, Structure, byref, c_int32, c_void_p
+from ctypes import POINTER, Structure, byref, c_char_p, c_int32, c_int64, c_void_p, sizeof
 
 import torch
 from torch import Tensor
@@ -15,12 +15,12 @@ from ..quantization.quantized_model import GROUP_SIZE, QuantizedWeight
 from .native import library
 
 BYTES_A_THREAD = 1 << 21
-"""Of weights that a call multiplies by: for fewer, a thread more gains nothing over its keep."""
+"""Packed bytes per additional thread: for less work a thread costs more than it saves."""
 MAX_COLUMNS = 1 << 16
-"""Of a matrix, so that no sum of products of codes overflows."""
+"""Columns of a matrix, so that no sum of products of codes overflows."""
 
 
-# The structs of engine.c -------------------------------------------------------------------------
+# The structs of model.h --------------------------------------------------------------------------
 
 
 class _Matrix(Structure):
@@ -38,7 +38,7 @@ class _Table(Structure):
     _fields_ = (*((name, c_void_p) for name in ("codes", "scales", "values")), ("groups", c_int32))
 
 
-class _Layer(Structure):
+class _Block(Structure):
     _fields_ = (
         *((f"{name}_norm", _Norm) for name in ("attention", "query", "key", "feed_forward")),
         *((name, _Matrix) for name in ("qkv", "out", "up", "down")),
@@ -50,7 +50,7 @@ SIZES = ("layers", "heads", "kv_heads", "head_size", "width", "ff_width", "conte
 
 class _Model(Structure):
     _fields_ = (
-        ("blocks", POINTER(_Layer)),
+        ("blocks", POINTER(_Block)),
         ("tokens", _Table),
         ("positions", _Table),
         ("cosines", c_void_p),
@@ -61,11 +61,40 @@ class _Model(Structure):
     )
 
 
-BUFFERS = ("keys", "values", "stream", "wide", "mixed", "codes", "scales", "sums")
+BUFFERS = ("keys", "values", "residual", "hidden", "attention_out", "codes", "scales", "sums")
 
 
 class _State(Structure):
     _fields_ = (*((name, c_void_p) for name in BUFFERS), ("batch", c_int32))
+
+
+class _LayoutEntry(Structure):
+    _fields_ = (("name", c_char_p), ("bytes", c_int64))
+
+
+STRUCTS = (_Matrix, _Norm, _Table, _Block, _Model, _State)
+
+
+def layout_here() -> dict[str, int]:
+    """The size of each struct and the offset of each of its fields, in bytes, as defined here."""
+    layout = {}
+    for struct in STRUCTS:
+        name = struct.__name__.removeprefix("_")
+        layout[name] = sizeof(struct)
+        layout |= {
+            f"{name}.{field[0]}": getattr(struct, field[0]).offset for field in struct._fields_
+        }
+    return layout
+
+
+def layout_in(library: ctypes.CDLL) -> dict[str, int]:
+    """The same as compiled into the library."""
+    layout, index = {}, 0
+    entries = ctypes.pointer(_LayoutEntry.in_dll(library, "struct_layout"))
+    while name := entries[index].name:  # a null pointer ends the table
+        layout[name.decode()] = entries[index].bytes
+        index += 1
+    return layout
 
 
 # Models and their decoders -----------------------------------------------------------------------
@@ -77,13 +106,14 @@ class Engine:
     def __init__(
         self, library: ctypes.CDLL, config: ModelConfig, weights: dict[str, QuantizedWeight]
     ):
+        assert layout_here() == layout_in(library), "the structs here and in model.h differ"
         self.library = library
         self.config = config
         self.lanes: int = library.lanes()
-        self.kept: list[Tensor] = []
+        self.owned: list[Tensor] = []
         self.weights = weights
         quantized = (parts["codes"].numel() for parts in weights.values() if "codes" in parts)
-        self.room = large_pages(sum(quantized))
+        self.free = large_pages(sum(quantized))
         self.packed_bytes = 0
         tied = config.tie_embeddings
         model = _Model(**{name: getattr(config, name) for name in SIZES})
@@ -94,12 +124,12 @@ class Engine:
             model.cosines, model.sines = map(self._pointer, rotary_tables(config))
         else:
             model.positions = self._table("position_embedding.weight")
-        model.blocks = (_Layer * config.layers)(*map(self._layer, range(config.layers)))
+        model.blocks = (_Block * config.layers)(*map(self._block, range(config.layers)))
         self.model = model
 
     def _pointer(self, tensor: Tensor) -> int:
-        self.kept.append(tensor.contiguous())
-        return self.kept[-1].data_ptr()
+        self.owned.append(tensor.contiguous())
+        return self.owned[-1].data_ptr()
 
     def _values(self, name: str) -> int | None:
         return self._pointer(self.weights[name]["values"].float()) if name in self.weights else None
@@ -119,7 +149,7 @@ class Engine:
         (rows, columns), groups = codes.shape, scales.size(1)
         codes = codes.contiguous()
         bits = 4 if self.library.fits_4_bits(codes.data_ptr(), codes.numel()) else 8
-        packed, self.room = self.room.tensor_split([rows * columns * bits // 8])
+        packed, self.free = self.free.tensor_split([rows * columns * bits // 8])
         self.packed_bytes += len(packed)
         threads = torch.get_num_threads()
         self.library.pack(codes.data_ptr(), packed.data_ptr(), rows, columns, bits, threads)
@@ -130,26 +160,27 @@ class Engine:
         pointers = self._pointer(packed), self._pointer(scales), self._values(f"{name}.bias")
         return _Matrix(*pointers, rows, columns, bits, groups > 1)
 
-    def _layer(self, index: int) -> _Layer:
+    def _block(self, index: int) -> _Block:
         block = f"blocks.{index}"
         qwen3 = self.config.arch == "qwen3"
         norms = ("attention_norm", "attention.query_norm", "attention.key_norm")
         up = "gate_up" if qwen3 else "up"
         matrices = ("attention.qkv", "attention.out", f"feed_forward.{up}", "feed_forward.down")
-        return _Layer(
+        return _Block(
             *(self._norm(f"{block}.{name}") for name in (*norms, "feed_forward_norm")),
             *(self._matrix(f"{block}.{name}") for name in matrices),
         )
 
     @property
     def half(self) -> torch.dtype:
-        """How the library stores what may be in half precision."""
+        """The type of cached keys, values and group scales: float32 without half instructions."""
         return torch.float16 if self.library.half_bytes() == 2 else torch.float32
 
 
 def large_pages(count: int) -> Tensor:
-    """Room for `count` bytes in the largest pages there are, which are missed less often. Memory
-    is taken as it is written.
+    """A buffer of `count` bytes in huge pages where the system has them: fewer TLB misses.
+
+    The system commits its memory only as it is written.
     """
     memory = mmap.mmap(-1, count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
@@ -158,15 +189,15 @@ def large_pages(count: int) -> Tensor:
 
 
 def make_engine(config: ModelConfig, weights: dict[str, QuantizedWeight]) -> Engine | None:
-    """The weights, by their names in `Transformer`, as an engine, or None where it cannot serve."""
-    if not serves(config, weights):
+    """An engine of weights, by their names in `Transformer`; None if it cannot run them."""
+    if not supports(config, weights):
         return None
     compiled = library()
     return Engine(compiled, config, weights) if compiled else None
 
 
-def serves(config: ModelConfig, weights: dict[str, QuantizedWeight]) -> bool:
-    """Whether the shape fits whole vectors and groups, and every matrix but tables has codes."""
+def supports(config: ModelConfig, weights: dict[str, QuantizedWeight]) -> bool:
+    """Whether shapes fit whole vectors and groups, and all matrices but embeddings have codes."""
     columns = (config.width, config.ff_width, config.heads * config.head_size)
     if config.head_size % 16 or any(size % GROUP_SIZE or size > MAX_COLUMNS for size in columns):
         return False
@@ -194,18 +225,18 @@ class EngineDecoder:
         config, lanes = engine.config, engine.lanes
         rows = max(batch, engine.library.chunk_rows())
         context = -(-config.context // lanes) * lanes
-        joint = config.heads * config.head_size
-        columns = max(config.width, config.ff_width, joint)
+        heads_width = config.heads * config.head_size
+        columns = max(config.width, config.ff_width, heads_width)
         cache = (config.layers, batch, config.kv_heads)
-        wide = max(joint + 2 * config.kv_heads * config.head_size, 2 * config.ff_width)
+        hidden = max(heads_width + 2 * config.kv_heads * config.head_size, 2 * config.ff_width)
         self.buffers = {
             "keys": torch.empty(
                 *cache, context // lanes, config.head_size, lanes, dtype=engine.half
             ),
             "values": torch.empty(*cache, context, config.head_size, dtype=engine.half),
-            "stream": torch.empty(rows, config.width),
-            "wide": torch.empty(rows, wide),
-            "mixed": torch.empty(rows, max(config.width, joint)),
+            "residual": torch.empty(rows, config.width),
+            "hidden": torch.empty(rows, hidden),
+            "attention_out": torch.empty(rows, max(config.width, heads_width)),
             "codes": torch.empty(rows, columns, dtype=torch.int8),
             "scales": torch.empty(rows, columns // GROUP_SIZE),
             "sums": torch.empty(rows, columns // GROUP_SIZE, dtype=torch.int32),
@@ -217,14 +248,14 @@ class EngineDecoder:
         """See `Decoder`."""
         rows = torch.tensor(tokens, dtype=torch.int32)
         config = self.engine.config
-        least, most = rows.aminmax()
-        assert least >= 0 and most < config.vocab_size, "a token is not in the vocabulary"
+        lowest, highest = rows.aminmax()
+        assert lowest >= 0 and highest < config.vocab_size, "a token is not in the vocabulary"
         if self.length and len(rows) < self.batch:
             rows = rows.expand(self.batch, -1).contiguous()
         count, end = rows.size(1), self.length + rows.size(1)
         assert len(rows) in (1, self.batch) and count > 0 and end <= self.context
         logits = torch.empty(len(rows), config.padded_vocab)
-        useful = 1 + self.engine.packed_bytes * rows.numel() // BYTES_A_THREAD
+        useful_threads = 1 + self.engine.packed_bytes * rows.numel() // BYTES_A_THREAD
         self.engine.library.feed(
             byref(self.engine.model),
             byref(self.state),
@@ -233,9 +264,9 @@ class EngineDecoder:
             count,
             self.length,
             logits.data_ptr(),
-            min(useful, torch.get_num_threads()),
+            min(useful_threads, torch.get_num_threads()),
         )
-        if len(rows) < self.batch:  # a prompt that all share is read once
+        if len(rows) < self.batch:  # a prompt that all sequences share is read once
             blocks = -(-end // self.engine.lanes)
             for cache, used in (("keys", blocks), ("values", end)):
                 every = self.buffers[cache][:, :, :, :used]
@@ -243,6 +274,6 @@ class EngineDecoder:
         self.length = end
         return logits[:, : config.vocab_size].expand(self.batch, -1)
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """See `Decoder`."""
         self.length = 0

@@ -1,12 +1,13 @@
-"""Decoding: a prompt in, texts out, token by token, from a model with a key/value cache.
+"""Text generation: a prompt in, texts out, token by token.
 
-The app, the terminal and evaluate all generate through here, so the same call gives the same
-text everywhere, alone or beside others.
+The page, the terminal and evaluation all generate with these functions, so the same prompt,
+settings and seed give the same text in each of them, in a batch of any size.
 """
 
 import codecs
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,27 +31,44 @@ DEFAULT_LENGTH = 200
 DEFAULT_SEED = 1337
 
 
+def sampler_value(default: Any, low: float, high: float, help: str) -> Any:
+    """A field of `SamplingSettings` with what page and terminal say and allow of it."""
+    return field(default=default, metadata={"low": low, "high": high, "help": help})
+
+
 @dataclass(frozen=True, kw_only=True)
 class SamplingSettings:
     """How a token is chosen from the logits, and where the text stops."""
 
-    temperature: float = 0.8
-    """Divides the logits; 0 always takes the most likely token."""
-    top_k: int = 0
-    """Choose among this many most likely tokens only; 0 is off."""
-    top_p: float = 0.95
-    """Choose among the fewest tokens whose probabilities reach this sum; 1 is off."""
-    min_p: float = 0.0
-    """Choose among the tokens at least this many times as likely as the likeliest; 0 is off."""
-    repetition_penalty: float = 1.0
-    """Makes every token of the prompt and the text so far less likely to come again; 1 is off."""
+    temperature: float = sampler_value(
+        0.8, 0, 100, "Low values favour likely tokens, high values unlikely ones. 0 takes the most "
+        "likely."
+    )  # fmt: skip
+    """Divides the logits."""
+    top_k: int = sampler_value(
+        0, 0, 1_000_000, "Sample only from this many most likely tokens. 0 is off."
+    )
+    top_p: float = sampler_value(
+        0.95, 0, 1, "Sample only from the fewest tokens whose probabilities reach this sum. 1 is "
+        "off."
+    )  # fmt: skip
+    min_p: float = sampler_value(
+        0.0, 0, 1, "Leave out tokens below this share of the highest probability. 0 is off."
+    )
+    repetition_penalty: float = sampler_value(
+        1.0, 1, 100, "Above 1, tokens that the text already has become less likely. 1 is off."
+    )
     stop: tuple[str, ...] = ()
     """The text ends before the first of these to appear in it."""
 
 
+SAMPLER_VALUES = {each.name: each for each in fields(SamplingSettings) if each.metadata}
+"""The numbers among the fields of `SamplingSettings`, by name."""
+
+
 @dataclass(frozen=True)
 class TokenLogprobs:
-    """Natural logarithms of probabilities at one place in a text."""
+    """Natural logarithms of token probabilities at one position of a text."""
 
     chosen: float
     """Of the token that was chosen."""
@@ -89,7 +107,7 @@ def sampled_logits(logits: Tensor, settings: SamplingSettings, seen: Tensor | No
 
 
 def sequence_generator(seed: int, index: int) -> torch.Generator:
-    """The random generator of the `index`-th sequence, whatever their number."""
+    """The random generator of the `index`-th sequence, for a batch of any size."""
     # Two small numbers become one seed through SplitMix64's odd constant, so that (1, 0) and
     # (0, 1) differ.
     return torch.Generator().manual_seed((seed + index * 0x9E3779B97F4A7C15) % 2**63)
@@ -101,38 +119,39 @@ class SequenceState:
     def __init__(
         self, loaded: LoadedModel, prompt: list[int], settings: SamplingSettings, seed: int, i: int
     ) -> None:
-        self.known = loaded.tokenizer.tokens
+        self.tokens = loaded.tokenizer.tokens
         self.settings = settings
         self.generator = sequence_generator(seed, i)
         self.stops = StopStrings(settings.stop, RECORD_END if loaded.answers else b"")
         self.characters = codecs.getincrementaldecoder("utf-8")("replace")
         self.seen = None
         if settings.repetition_penalty != 1:
-            self.seen = torch.zeros(len(self.known), dtype=torch.bool)
+            self.seen = torch.zeros(len(self.tokens), dtype=torch.bool)
             self.seen[prompt] = True
 
-    def step(self, logits: Tensor, last: bool, likeliest: int | None) -> GeneratedToken:
+    def step(self, logits: Tensor, last: bool, top_logprobs: int | None) -> GeneratedToken:
         """Choose a token from logits (V,)."""
         # On the CPU in float64: the same draw on every device and with any number of threads.
         given = logits.double().cpu()
-        left = sampled_logits(given, self.settings, self.seen)
-        token = draw(left, self.generator)
+        kept = sampled_logits(given, self.settings, self.seen)
+        token = draw(kept, self.generator)
         if self.seen is not None:
             self.seen[token] = True
-        data = self.stops.feed(self.known[token])
+        data = self.stops.feed(self.tokens[token])
         final = last or self.stops.met
         text = self.characters.decode(data + self.stops.held * final, final)
-        odds = (
-            None if likeliest is None else logprobs_of(x, token, likeliest) for x in (given, left)
+        logprobs = (
+            None if top_logprobs is None else logprobs_of(x, token, top_logprobs)
+            for x in (given, kept)
         )
-        return GeneratedToken(token, self.known[token], text, *odds)
+        return GeneratedToken(token, self.tokens[token], text, *logprobs)
 
 
-def logprobs_of(logits: Tensor, token: int, likeliest: int) -> TokenLogprobs:
+def logprobs_of(logits: Tensor, token: int, top_logprobs: int) -> TokenLogprobs:
     """The log-probability that logits (V,) give `token`, and those of the likeliest tokens."""
     # Not logsumexp: of a vocabulary it is slower, and keeps every thread of torch busy.
     logs = logits.log_softmax(dim=-1)
-    top = logs.topk(min(likeliest, logs.numel()))
+    top = logs.topk(min(top_logprobs, logs.numel()))
     pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
     return TokenLogprobs(logs[token].item(), [(i, log) for i, log in pairs if log > float("-inf")])
 
@@ -140,46 +159,47 @@ def logprobs_of(logits: Tensor, token: int, likeliest: int) -> TokenLogprobs:
 def generate_steps(
     loaded: LoadedModel,
     prompt: str,
-    count: int,
+    max_new_tokens: int,
     settings: SamplingSettings,
     seed: int,
     indices: Sequence[int] = (0,),
-    likeliest: int | None = None,
+    top_logprobs: int | None = None,
     written: str = "",
 ) -> Iterator[list[GeneratedToken | None]]:
-    """The steps of up to `count` tokens that continue `prompt`, as they come, for each sequence.
+    """For each step, the token of every sequence; up to `max_new_tokens` steps from `prompt` on.
 
     A model that was trained on records answers the prompt instead; its answer may end by itself.
-    `written` is what already follows the prompt. A sequence is the same function of its index
-    whatever the others are; after its end or its stop string it gives None. With `likeliest`, each
-    step tells the odds of its token and of so many others. Nothing at all to continue stands for a
-    new line. When the sequences outgrow the model's context, their older half is forgotten and the
-    cache is filled anew from the rest.
+    `written` is what already follows the prompt; an empty input is replaced by a new line. A
+    sequence depends on its index, not on the other sequences; after its end or its stop string it
+    gives None. With `top_logprobs`, each step has the log-probabilities of its token and of this
+    many of the likeliest. When the sequences exceed the model's context, their older half is
+    dropped and the cache is recomputed from the rest.
 
     Raises:
         UserError: the vocabulary is none that a text can be written in.
     """
-    ids = loaded.tokenizer.encode(beginning(loaded, prompt, written))
+    ids = loaded.tokenizer.encode(model_input(loaded, prompt, written))
     if not ids:
         raise UserError(
             "the model's vocabulary makes no tokens of this text: its file was made by other "
             "means. Take one that `dvc repro` wrote."
         )
-    writers = [SequenceState(loaded, ids, settings, seed, index) for index in indices]
-    decoder = make_decoder(loaded, len(writers))
+    states = [SequenceState(loaded, ids, settings, seed, index) for index in indices]
+    decoder = make_decoder(loaded, len(states))
     context = decoder.context
     recent = [list(ids[-context:] if len(ids) <= context else ids[-(context // 2) :])]
     fresh = recent
-    for place in range(count):
+    for index in range(max_new_tokens):
         if decoder.length + len(fresh[0]) > context:
             recent = fresh = [row[-(context // 2) :] for row in recent]
-            decoder.forget()
+            decoder.reset()
+        last = index == max_new_tokens - 1
         row = [
-            None if writer.stops.met else writer.step(logits, place == count - 1, likeliest)
-            for writer, logits in zip(writers, decoder.feed(fresh), strict=True)
+            None if state.stops.met else state.step(logits, last, top_logprobs)
+            for state, logits in zip(states, decoder.feed(fresh), strict=True)
         ]
         yield row
-        if all(writer.stops.met for writer in writers):
+        if all(state.stops.met for state in states):
             return
         # A sequence that is over goes on with any token: nothing reads it.
         fresh = [[step.token if step else 0] for step in row]
@@ -188,8 +208,8 @@ def generate_steps(
         ]
 
 
-def beginning(loaded: LoadedModel, prompt: str, written: str) -> bytes:
-    """What the model continues."""
+def model_input(loaded: LoadedModel, prompt: str, written: str) -> bytes:
+    """The bytes that the model continues."""
     before, after = prompt.encode("utf-8", "replace"), written.encode("utf-8", "replace")
     return before + PROMPT_END + after if loaded.answers else before + after or b"\n"
 
@@ -197,11 +217,11 @@ def beginning(loaded: LoadedModel, prompt: str, written: str) -> bytes:
 def generate_text(
     loaded: LoadedModel,
     prompt: str,
-    count: int,
+    max_new_tokens: int,
     settings: SamplingSettings,
     seed: int,
     index: int = 0,
 ) -> str:
     """All of one sequence's text at once."""
-    rows = generate_steps(loaded, prompt, count, settings, seed, (index,))
+    rows = generate_steps(loaded, prompt, max_new_tokens, settings, seed, (index,))
     return "".join(step.text for (step,) in rows if step)

@@ -13,6 +13,7 @@ from ..core.artifact import REMEDY, opened_artifact
 from ..core.errors import UserError
 from ..core.paths import shown
 from ..model import checkpoint
+from ..model.busy_machine import sleep_when_busy
 from ..model.checkpoint import Checkpoint, build_model
 from ..model.transformer import ModelConfig, Transformer
 from ..quantization import quantized_model
@@ -77,6 +78,8 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
     """
     kinds = {checkpoint.KIND: checkpoint.VERSION, quantized_model.KIND: quantized_model.VERSION}
     device = torch.device(device)
+    if device.type == "cpu":
+        sleep_when_busy()
     size = path.stat().st_size if path.exists() else 0
     with opened_artifact(path, kinds) as (kind, content), ThreadPoolExecutor(1) as pool:
         weights = None

@@ -1,7 +1,4 @@
-"""engine.c as a library: compiled on this machine when it is first needed, then kept.
-
-Knows nothing about models.
-"""
+"""The C engine as a shared library, compiled on this machine on first use and then cached."""
 
 import ctypes
 import functools
@@ -24,16 +21,16 @@ from ..quantization.rans import decode_with_numpy
 
 SOURCE = Path(__file__).with_name("engine.c")
 FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-w", "-fPIC", "-shared")
-"""Without contraction, so that no compiler rounds a sum in another way than another one does."""
+"""No contraction to fused operations, so that all compilers round sums in the same way."""
 NATIVE = ("-march=native", "-mcpu=native", "-O3")
-"""The first that the compiler knows makes use of all that this processor can do."""
+"""Flags to try in turn: the first that the compiler knows uses all of this processor."""
 
 
 @functools.lru_cache
 def library(native: tuple[str, ...] = NATIVE) -> ctypes.CDLL | None:
-    """The compiled engine, or None, told in a line, where it cannot be had.
+    """The compiled engine, or None with a line on stderr that says why.
 
-    `native` are flags to try one after the other until one compiles.
+    The flags in `native` are tried in turn until one compiles.
     """
     try:
         if not hasattr(os, "getuid"):
@@ -110,16 +107,17 @@ def cache_folder() -> Iterator[Path]:
 
 
 def built(compiler: list[str], native: tuple[str, ...], folder: Path) -> Path:
-    """The library in `folder`, compiled unless it is there from the same source, compiler, flags
+    """The library in `folder`, compiled unless it is there from the same sources, compiler, flags
     and processor.
 
     Raises:
         OSError: the folder cannot be written, or the compiler fails with every one of `native`.
     """
-    source = SOURCE.read_bytes()
+    sources = [SOURCE, *sorted(SOURCE.parent.glob("*.h"))]
+    contents = [(source.name, source.read_bytes()) for source in sources]
     found = Path(compiler[0]).resolve().stat()
     known = (found.st_size, found.st_mtime_ns, compiler, FLAGS, native, processor())
-    digest = hashlib.sha256(source + repr(known).encode()).hexdigest()
+    digest = hashlib.sha256(repr((contents, known)).encode()).hexdigest()
     path = folder / f"engine-{digest}.so"
     if path.exists():
         return path
@@ -138,7 +136,7 @@ def built(compiler: list[str], native: tuple[str, ...], folder: Path) -> Path:
 
 
 def processor() -> str:
-    """What tells processors with other instructions apart: a home folder may be on several."""
+    """The processor's model and instructions: a home folder may be shared by several machines."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
     except OSError:

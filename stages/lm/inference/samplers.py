@@ -1,6 +1,6 @@
-"""What is done to the logits before a token is drawn, and where a text stops.
+"""Filters of next-token logits, drawing a token, and stop strings.
 
-Pure functions of logits (V,): a token at -inf cannot be drawn. Knows nothing about models or text.
+The filters are pure functions of logits (V,); a token at -inf is never drawn.
 """
 
 import math
@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-CUT = float("-inf")
+EXCLUDED = float("-inf")
 
 
 def penalise_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
@@ -21,11 +21,11 @@ def penalise_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
 
 
 def scale_temperature(logits: Tensor, temperature: float) -> Tensor:
-    """Logits (V,) over `temperature`, the largest at 0; a temperature of 0 leaves it alone."""
+    """Logits (V,) over `temperature`, shifted to a maximum of 0; 0 keeps only the largest."""
     if temperature == 0:
-        likeliest = torch.full_like(logits, CUT)
-        likeliest[logits.argmax()] = 0
-        return likeliest
+        greedy = torch.full_like(logits, EXCLUDED)
+        greedy[logits.argmax()] = 0
+        return greedy
     # Shifted first: however small the temperature, nothing overflows.
     return (logits - logits.max()) / temperature
 
@@ -35,7 +35,7 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
     if k <= 0 or k >= logits.numel():
         return logits
     threshold = torch.topk(logits, k).values[-1]
-    return logits.masked_fill(logits < threshold, CUT)
+    return logits.masked_fill(logits < threshold, EXCLUDED)
 
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
@@ -46,14 +46,14 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
     if p >= 1:
         return logits
     probabilities = logits.softmax(dim=-1)
-    # All that are less likely than this sum to less than 1 - p, so p is reached without them: they
-    # need no sorting, which takes most of the time where the vocabulary is large.
+    # Tokens below (1 - p) / (2 V) together hold less than 1 - p, so the nucleus never needs them.
+    # Leaving them out saves most of the sorting time for a large vocabulary.
     likely = (probabilities > (1 - p) / (2 * len(logits))).nonzero()[:, 0]
-    places = likely[torch.sort(logits[likely], descending=True, stable=True).indices]
+    order = likely[torch.sort(logits[likely], descending=True, stable=True).indices]
     # A token goes when those before it already reach p.
-    ordered = probabilities[places]
-    kept = places[ordered.cumsum(dim=-1) - ordered < p] if p > 0 else places[:1]
-    return torch.full_like(logits, CUT).index_copy(0, kept, logits[kept])
+    ordered = probabilities[order]
+    kept = order[ordered.cumsum(dim=-1) - ordered < p] if p > 0 else order[:1]
+    return torch.full_like(logits, EXCLUDED).index_copy(0, kept, logits[kept])
 
 
 def keep_min_p(logits: Tensor, p: float) -> Tensor:
@@ -63,15 +63,15 @@ def keep_min_p(logits: Tensor, p: float) -> Tensor:
     """
     if p <= 0:
         return logits
-    return logits.masked_fill(logits < logits.max() + math.log(p), CUT)
+    return logits.masked_fill(logits < logits.max() + math.log(p), EXCLUDED)
 
 
 def draw(logits: Tensor, generator: torch.Generator) -> int:
     """A token id drawn from float64 logits (V,) by their softmax."""
     sums = logits.softmax(dim=-1).cumsum(dim=-1)
     point = torch.rand((), generator=generator, dtype=torch.float64) * sums[-1]
-    place = int(torch.searchsorted(sums, point, right=True))
-    return min(place, int(logits.isfinite().nonzero()[-1]))
+    token = int(torch.searchsorted(sums, point, right=True))
+    return min(token, int(logits.isfinite().nonzero()[-1]))
 
 
 class StopStrings:

@@ -1,7 +1,7 @@
-"""One token through a quantized model by torch's own products of packed weights.
+"""A quantized model's forward pass for one token, with torch's kernels for packed weights.
 
-For where the C engine cannot be had: a quarter of the float32 model's bytes, and fewer calls.
-`Transformer` is what it computes, to within the rounding of activations to bf16.
+The fallback without the C engine: it reads a quarter of the float32 model's bytes. The result is
+that of `Transformer` up to the rounding of activations to bf16.
 """
 
 import sys
@@ -19,11 +19,10 @@ Function = Callable[[Tensor], Tensor]
 
 
 def make_token_step(config: ModelConfig, weights: dict[str, QuantizedWeight]) -> "TokenStep | None":
-    """The weights, by their names in `Transformer`, or None where torch's products of them are
-    slower than those of the float32 model, or matrices without codes would be in memory twice.
+    """A `TokenStep` of weights, by their names in `Transformer`; None where it would not help.
 
-    Its kernels for packed weights are vectorised for these processors, and not by Microsoft's
-    compiler.
+    That is where torch's kernels for packed weights are not vectorised (no AVX, or built by
+    Microsoft's compiler), or where matrices without codes would be in memory twice.
     """
     fast = torch.backends.cpu.get_cpu_capability().startswith("AVX") and sys.platform != "win32"
     plain = (
@@ -34,9 +33,9 @@ def make_token_step(config: ModelConfig, weights: dict[str, QuantizedWeight]) ->
     return TokenStep(config, weights) if fast and not any(plain) else None
 
 
-class _Layer(NamedTuple):
-    """The functions of a block, each of (1, ...) vectors but `heads_norm` of (H + K, S), which
-    GPT-2 does not have."""
+class BlockFunctions(NamedTuple):
+    """The functions of one block, of vectors (1, columns); `heads_norm` takes query and key heads
+    (heads + kv_heads, head_size) and is None for GPT-2."""
 
     attention_norm: Function
     qkv: Function
@@ -48,7 +47,7 @@ class _Layer(NamedTuple):
 
 
 class TokenStep:
-    """A quantized model for one token at a time. Nothing in it changes by use."""
+    """A quantized model for one token at a time; immutable."""
 
     def __init__(self, config: ModelConfig, weights: dict[str, QuantizedWeight]) -> None:
         self.config = config
@@ -62,27 +61,27 @@ class TokenStep:
             self.sines = torch.cat((-sines[:, :half], sines[:, half:]), dim=1)
 
     def __call__(self, token: int, cache: KVCache) -> Tensor:
-        """Lengthen the only sequence of a float32 `cache`; logits (1, vocab_size) after it."""
-        config, place = self.config, cache.length
-        joint = config.heads + config.kv_heads
+        """Append a token to the only sequence of a float32 `cache`; logits (1, vocab_size)."""
+        config, position = self.config, cache.length
+        rotated_heads = config.heads + config.kv_heads
         rotate = config.arch == "qwen3"
         x = self._row("token_embedding", token)
         if rotate:
-            cosines, sines = self.cosines[place], self.sines[place]
+            cosines, sines = self.cosines[position], self.sines[position]
         else:
-            x = x + self._row("position_embedding", place)
+            x = x + self._row("position_embedding", position)
         for number, layer in enumerate(self.layers):
             heads = layer.qkv(layer.attention_norm(x)).view(-1, config.head_size)
-            turned, values = heads[:joint], heads[joint:]
+            rotated, values = heads[:rotated_heads], heads[rotated_heads:]
             if layer.heads_norm:
-                turned = layer.heads_norm(turned)
-                swapped = turned.roll(config.head_size // 2, dims=1)
-                turned = torch.addcmul(turned * cosines, swapped, sines)
-            queries = turned[: config.heads].view(config.kv_heads, -1, config.head_size)
-            key, value = turned[config.heads :, None], values[:, None]
+                rotated = layer.heads_norm(rotated)
+                swapped = rotated.roll(config.head_size // 2, dims=1)
+                rotated = torch.addcmul(rotated * cosines, swapped, sines)
+            queries = rotated[: config.heads].view(config.kv_heads, -1, config.head_size)
+            key, value = rotated[config.heads :, None], values[:, None]
             keys, values = cache.append(number, key[None], value[None])
-            shares = torch.bmm(queries, keys[0].mT).mul_(config.head_size**-0.5).softmax(dim=-1)
-            x = x + layer.out(torch.bmm(shares, values[0]).view(1, -1))
+            attention = torch.bmm(queries, keys[0].mT).mul_(config.head_size**-0.5).softmax(dim=-1)
+            x = x + layer.out(torch.bmm(attention, values[0]).view(1, -1))
             inner = layer.up(layer.feed_forward_norm(x))
             if rotate:
                 gate, inner = inner.chunk(2, dim=1)
@@ -93,7 +92,7 @@ class TokenStep:
         cache.length += 1
         return self.head(self.final_norm(x))[:, : config.vocab_size]
 
-    def _layer(self, block: str) -> _Layer:
+    def _layer(self, block: str) -> BlockFunctions:
         qwen3 = self.config.arch == "qwen3"
         heads_norm = None
         if qwen3:
@@ -102,7 +101,7 @@ class TokenStep:
             )
             rows = query.expand(self.config.heads, -1), key.expand(self.config.kv_heads, -1)
             heads_norm = rms_norm(torch.cat(rows))
-        return _Layer(
+        return BlockFunctions(
             self._norm(f"{block}.attention_norm"),
             self._product(f"{block}.attention.qkv"),
             heads_norm,
@@ -135,12 +134,12 @@ class TokenStep:
 
 
 def rms_norm(weight: Tensor) -> Function:
-    """`RMSNorm` in as few calls as there are."""
+    """`RMSNorm` in few torch calls."""
     return lambda x: x * (x.square().mean(dim=-1, keepdim=True) + 1e-6).rsqrt_() * weight
 
 
 def packed_product(parts: QuantizedWeight) -> Function:
-    """(1, columns) -> (1, rows), both float32, by the fastest of torch's products that fits."""
+    """(1, columns) -> (1, rows), both float32, with the fastest kernel of torch that fits."""
     if "codes" in parts:
         codes, scales = parts["codes"], parts["scales"]
         rows, columns = codes.shape

@@ -1,0 +1,104 @@
+/* What a block does to each row on its own: embedding, norm, activation function, quantization. */
+
+/* Quantizes a row of activations to 8 bits: in each group the largest magnitude becomes 127. */
+static void quantize_row(const State *state, int row, int columns, const float *x) {
+    int8_t *codes = state->codes + (int64_t)row * columns;
+    for (int g = 0; g < columns / GROUP_SIZE; g++, x += GROUP_SIZE, codes += GROUP_SIZE) {
+        const I magnitude = (I){0} + 0x7fffffff;
+        F most = {0};
+        for (int i = 0; i < GROUP_SIZE; i += LANES)
+            most = maximum((F)((I)load(x + i) & magnitude), most);
+        float largest = max_lane(most);
+        float inverse = largest > 0 ? 127 / largest : 0;
+        I sum = {0};
+        for (int i = 0; i < GROUP_SIZE; i += LANES) {
+            I code = round_to_int(load(x + i) * inverse);
+            sum += code;
+            *(Bytes *)(codes + i) = __builtin_convertvector(code, Bytes);
+        }
+        int32_t whole = 0;
+        for (int i = 0; i < LANES; i++) whole += sum[i];
+        state->scales[row * (columns / GROUP_SIZE) + g] = largest / 127;
+        state->sums[row * (columns / GROUP_SIZE) + g] = whole;
+    }
+}
+
+/* LayerNorm if there is a bias, else RMSNorm, times `factor`; `to` may be `x`. */
+INLINE void normalize(Norm norm, const float *x, float *to, int size, float factor) {
+    F sum = {0};
+    float mean = 0;
+    if (norm.bias) {
+        for (int i = 0; i < size; i += LANES) sum += load(x + i);
+        mean = sum_lanes(sum) / size;
+        sum = (F){0};
+    }
+    for (int i = 0; i < size; i += LANES) sum += (load(x + i) - mean) * (load(x + i) - mean);
+    float scale = factor / sqrtf(sum_lanes(sum) / size + (norm.bias ? 1e-5f : 1e-6f));
+    for (int i = 0; i < size; i += LANES) {
+        F y = (load(x + i) - mean) * scale * load(norm.weight + i);
+        if (norm.bias) y += load(norm.bias + i);
+        *(F *)(to + i) = y;
+    }
+}
+
+/* The part of a call that goes through the blocks at once: `count` tokens of each sequence, the
+   first at position `start`. Row `sequence * count + i` is the i-th token of a sequence. */
+typedef struct {
+    const Model *model;
+    const State *state;
+    const Block *block;
+    const int32_t *tokens;
+    int block_index, sequences, token_stride, start, count, threads;
+    Norm norm;
+    int every, first; /* normed row i is row `first + i * every` of `residual` */
+} Chunk;
+
+INLINE void embed(const Table *table, int row, int width, float *to, int add) {
+    int size = width / table->groups;
+    for (int i = 0; i < width; i++) {
+        int64_t index = (int64_t)row * width + i;
+        float value = table->codes
+                          ? table->codes[index] * table->scales[row * table->groups + i / size]
+                          : table->values[index];
+        to[i] = add ? to[i] + value : value;
+    }
+}
+
+static void embed_row(void *task, int row) {
+    const Chunk *s = task;
+    const Model *m = s->model;
+    int sequence = row / s->count, i = row % s->count;
+    float *x = s->state->residual + (int64_t)row * m->width;
+    embed(&m->tokens, s->tokens[sequence * s->token_stride + i], m->width, x, 0);
+    if (!m->cosines) embed(&m->positions, s->start + i, m->width, x, 1);
+}
+
+static void norm_row(void *task, int row) {
+    const Chunk *s = task;
+    int width = s->model->width;
+    float *normed = s->state->attention_out + (int64_t)row * width;
+    const float *x = s->state->residual + (int64_t)(s->first + row * s->every) * width;
+    normalize(s->norm, x, normed, width, 1);
+    quantize_row(s->state, row, width, normed);
+}
+
+static void attention_out_row(void *task, int row) {
+    const Chunk *s = task;
+    int columns = s->block->out.columns;
+    quantize_row(s->state, row, columns, s->state->attention_out + (int64_t)row * columns);
+}
+
+/* silu(gate) * up, or gelu by its tanh approximation: both are gate * sigmoid(inner). */
+static void activate_row(void *task, int row) {
+    const Chunk *s = task;
+    int rows = s->block->up.rows, size = s->block->down.columns;
+    float *x = s->state->hidden + (int64_t)row * rows;
+    for (int i = 0; i < size; i += LANES) {
+        F gate = load(x + i), inner = gate;
+        if (rows == size) inner = 1.5957691216f * (gate + 0.044715f * gate * gate * gate);
+        F y = gate / (1 + exp_approx(-inner));
+        if (rows != size) y *= load(x + size + i);
+        *(F *)(x + i) = y;
+    }
+    quantize_row(s->state, row, size, x);
+}
