@@ -19,6 +19,7 @@ from stages.lm.model.runtime import Machine
 from stages.lm.model.transformer import ModelConfig, Transformer
 from stages.lm.settings.train import TrainSettings
 from stages.lm.text.tokenizer import train_bpe
+from stages.sample_text import sample_text
 
 ROOT = Path(__file__).parents[1]
 TEXT = (
@@ -178,6 +179,12 @@ def initialised_model(make_config):
         return model
 
     return make
+
+
+@pytest.fixture(scope="session")
+def sample():
+    """The embedded sample, which takes seconds to make."""
+    return sample_text().encode("utf-8")
 
 
 @pytest.fixture

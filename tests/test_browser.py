@@ -1,15 +1,16 @@
 """The page in a real browser, used as a visitor would: the whole way through, once."""
 
+import os
 import re
 import shutil
+import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import warm
 from playwright.sync_api import Page, expect, sync_playwright
 from test_app import save_models
 
@@ -38,14 +39,18 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     script = str(folder / "app" / "app.py")
-    command = [sys.executable, "-m", "streamlit", "run", script, "--server.port", str(port)]
-    with subprocess.Popen(command, cwd=folder / "models", stderr=subprocess.DEVNULL) as server:
+    words = ("-m", "streamlit", "run", script, "--server.port", str(port))
+    with Path(os.devnull).open("wb") as nothing:
+        server = warm.start(folder / "models", *words, output=nothing)
+    try:
         limit = time.monotonic() + 60
         with socket.socket() as probe:
             while probe.connect_ex(("127.0.0.1", port)) and time.monotonic() < limit:
                 time.sleep(0.2)
         yield f"http://127.0.0.1:{port}"
-        server.terminate()
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait()
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from stages import corpus
 from stages.lm.core import paths
 from stages.lm.core.errors import UserError
 from stages.lm.settings.recipes import automatic
-from stages.sample_text import sample_text
 
 
 @pytest.fixture
@@ -35,8 +34,7 @@ def test_the_record_names_the_text(record):
     assert found["sha256"] == hashlib.sha256(text).hexdigest()
 
 
-def test_the_sample_is_recognised_without_making_it(record, monkeypatch):
-    sample = sample_text().encode()
+def test_the_sample_is_recognised_without_making_it(record, sample, monkeypatch):
     monkeypatch.setattr(corpus, "sample_text", None)
     assert record(sample)["source"] == "sample"
     assert record(sample + b"mine\n")["source"] == "own"

@@ -14,7 +14,6 @@ from stages.lm.data.dataset import TokenData
 from stages.lm.data.splits import SPLITS
 from stages.lm.text.records import Record, read_records, split_records
 from stages.lm.text.tokenizer import Tokenizer
-from stages.sample_text import sample_text
 
 
 @pytest.fixture
@@ -111,8 +110,8 @@ def test_without_a_text_records_are_what_is_trained_on(project):
     assert paths.INPUT.read_bytes() == b"" and paths.RECORDS.read_bytes() == before
 
 
-def test_records_take_the_place_of_the_sample_and_of_nothing_else(project):
-    paths.INPUT.write_bytes(sample_text().encode())
+def test_records_take_the_place_of_the_sample_and_of_nothing_else(project, sample):
+    paths.INPUT.write_bytes(sample)
     paths.RECORDS.write_text(lines(SOME))
     corpus.main()
     assert paths.INPUT.read_bytes() == b""
@@ -122,9 +121,9 @@ def test_records_take_the_place_of_the_sample_and_of_nothing_else(project):
     assert paths.INPUT.read_bytes() == b"a text of mine\n" * 100
 
 
-def test_without_anything_the_sample_is_written_and_no_records(project):
+def test_without_anything_the_sample_is_written_and_no_records(project, sample):
     corpus.main()
-    assert paths.RECORDS.read_bytes() == b"" and paths.INPUT.read_bytes() == sample_text().encode()
+    assert paths.RECORDS.read_bytes() == b"" and paths.INPUT.read_bytes() == sample
 
 
 @pytest.mark.parametrize("left", ["nothing", "what the stage left"])

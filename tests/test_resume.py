@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import warm
 
 from stages.lm import settings
 from stages.lm.core import artifact
@@ -214,7 +215,7 @@ def test_a_killed_trainer_releases_its_lock(tmp_path):
         "from stages.lm.training.resume import only_trainer\n"
         "with only_trainer(Path(sys.argv[1])): os._exit(9)"
     )
-    assert subprocess.run([sys.executable, "-c", code, lock], cwd=ROOT).returncode == 9
+    assert warm.python(ROOT, "-c", code, str(lock)).returncode == 9
     assert (tmp_path / "lock.pid").exists()
     with only_trainer(lock):
         assert (tmp_path / "lock.pid").read_text() == f"{os.getpid()}\n"

@@ -10,15 +10,21 @@ from stages.lm.core.errors import UserError
 from stages.sample_text import SAMPLE_SHA256, sample_text
 
 
-def test_the_sample_is_always_the_same_bytes():
-    data = sample_text().encode("utf-8")
+@pytest.fixture(scope="module")
+def made():
+    """The sample, and whether making it left its source as it was: imported before, or not."""
+    imported = "networkx" in sys.modules
+    return sample_text().encode("utf-8"), ("networkx" in sys.modules) is imported
+
+
+def test_the_sample_is_always_the_same_bytes(made):
+    data, _ = made
     assert len(data) == 2_005_993 and hashlib.sha256(data).hexdigest() == SAMPLE_SHA256
 
 
-def test_the_source_is_read_and_never_imported():
-    imported = "networkx" in sys.modules
-    sample_text()
-    assert ("networkx" in sys.modules) is imported
+def test_the_source_is_read_and_never_imported(made):
+    _, unimported = made
+    assert unimported
 
 
 def test_another_version_is_refused_with_the_remedy(monkeypatch):
