@@ -118,7 +118,7 @@ class Trial:
         """Try a scheme and print what it gives."""
         quantized = self.quantized(scheme)
         loss = val_bits_per_byte(restored(quantized), self.data, self.machine, CHOOSING_TOKENS)
-        size, bits = quantized.packed().numel(), round(quantized.bits_per_weight(), 3)
+        size, bits = len(quantized.packed), round(quantized.bits_per_weight(), 3)
         increase = round(share_lost(loss, self.float), 6)
         print(f"{scheme:<12}{size:>12,} B{bits:>13.2f}{loss:>15.4f}{100 * increase:>+9.2f}%")
         return Tried(scheme, size, bits, loss, increase)

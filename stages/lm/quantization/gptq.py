@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..model.transformer import Transformer
 from .rans import runs_by_scale
+from .schemes import QuantizedWeight
 
 DAMPING = 0.01
 """Of the mean square of a layer's inputs, added to each: what calibration has not seen."""
@@ -93,7 +94,7 @@ def calibrate(model: Transformer, windows: Tensor, frequencies: Tensor) -> Calib
 
 def gptq(
     tensors: dict[str, Tensor], calibration: Calibration, bits: float
-) -> dict[str, dict[str, Tensor]]:
+) -> dict[str, QuantizedWeight]:
     """Codes (rows, columns) and float16 scales (rows, 1) of all matrices among `tensors`.
 
     Codes lie in -8 ... 7 where no weight of the matrix is far larger than its row's step, else in
@@ -151,7 +152,7 @@ class _Layer:
             nats += float(torch.special.entr(counts / counts.sum()).sum() * counts.sum())
         return nats / math.log(2)
 
-    def quantized(self, coarseness: float) -> dict[str, Tensor]:
+    def quantized(self, coarseness: float) -> QuantizedWeight:
         """Codes and scales."""
         scales = self.scales(coarseness)
         steps = scales.float().squeeze(1)
@@ -159,7 +160,7 @@ class _Layer:
         low, high = (-8, 7) if narrow else (-WIDE, WIDE)
         if self.carried is None:
             codes = (self.weight / steps.unsqueeze(1)).round_().clamp_(low, high)
-            return {"codes": codes.to(torch.int8), "scales": scales}
+            return QuantizedWeight(codes.to(torch.int8), scales)
         left = self.weight[:, self.order]
         codes = torch.empty_like(left)
         for start in range(0, left.size(1), BLOCK):
@@ -174,4 +175,4 @@ class _Layer:
                 rest = carried[column, place : start + here.size(1)]
                 here[:, column:].addr_(errors[:, column], rest, alpha=-1)
             left[:, start + BLOCK :] -= errors @ carried[:, start + BLOCK :]
-        return {"codes": codes[:, self.order.argsort()].to(torch.int8), "scales": scales}
+        return QuantizedWeight(codes[:, self.order.argsort()].to(torch.int8), scales)
