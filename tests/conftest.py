@@ -14,8 +14,9 @@ from hypothesis import settings as hypothesis_settings
 from stages.lm.data.dataset import TokenData
 from stages.lm.data.meta import SplitMeta, TokenizerMeta, TokensMeta
 from stages.lm.model.checkpoint import Checkpoint
+from stages.lm.model.init_weights import init_weights
 from stages.lm.model.runtime import Machine
-from stages.lm.model.transformer import ModelConfig, Transformer, init_weights
+from stages.lm.model.transformer import ModelConfig, Transformer
 from stages.lm.settings.train import TrainSettings
 from stages.lm.text.tokenizer import train_bpe
 

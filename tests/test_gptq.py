@@ -101,7 +101,7 @@ def test_calibration_knows_every_matrix_and_what_enters_it(make_model, fields):
     }
     for name, weight in matrices.items():
         assert known.gradients[name].shape == (len(weight),) and known.gradients[name].max() > 0
-    entered = model.blocks[0].attention_norm(model.embed(windows[:, :-1], 0)[0]).flatten(0, 1)
+    entered = model.blocks[0].attention_norm(model.embed(windows[:, :-1], 0)).flatten(0, 1)
     expected = entered.T @ entered / len(entered)
     torch.testing.assert_close(known.inputs["blocks.0.attention.qkv.weight"], expected)
 

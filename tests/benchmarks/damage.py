@@ -43,7 +43,8 @@ from stages.lm.data.splits import SPLITS
 from stages.lm.inference.generation import SamplingSettings, generate_text
 from stages.lm.inference.loading import load_model
 from stages.lm.model.checkpoint import Checkpoint
-from stages.lm.model.transformer import ModelConfig, Transformer, init_weights
+from stages.lm.model.init_weights import init_weights
+from stages.lm.model.transformer import ModelConfig, Transformer
 from stages.lm.quantization.quantized_model import quantize_checkpoint
 from stages.lm.text.tokenizer import PATTERNS, Tokenizer
 from stages.lm.training.resume import ResumeStore, RunIdentity

@@ -49,13 +49,7 @@ class HeadedTransformer(nn.Module):
 
     def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
         """Logits (B, T, vocab_size), as `Transformer` gives them."""
-        start = cache.length if cache is not None else 0
-        x, rope = self.model.embed(tokens, start)
-        for layer, block in enumerate(self.model.blocks):
-            remember = None if cache is None else lambda k, v, at=layer: cache.append(at, k, v)
-            x = block(x, rope, remember)
-        if cache is not None:
-            cache.length = start + tokens.size(1)
+        x = self.model.hidden(tokens, cache)
         return self.projection(self.model.final_norm(x))[..., : self.config.vocab_size]
 
 

@@ -1,10 +1,9 @@
-"""The whole model: a decoder-only transformer, as Qwen3 or as GPT-2 wires it.
+"""The model: a decoder-only transformer with the architecture of Qwen3 or of GPT-2.
 
-Token ids in, next-token logits out, with an optional key/value cache. Knows nothing about text,
-training or files. Shapes: B sequences, T tokens, W width, H heads, K key/value heads, S head size.
+Token ids in, next-token logits out, with an optional key/value cache.
+Shapes: B sequences, T tokens, W width, H heads, K key/value heads, S head size.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .attention import attend
 from .fused import QKNormRoPEFunction, RMSNormFunction, SwiGLUFunction, head_loss, product_dtype
 
 
@@ -36,12 +36,12 @@ class ModelConfig:
 
     @property
     def padded_vocab(self) -> int:
-        """Rows of the embedding and the head: a multiple of 64, which matrix products like."""
+        """Rows of the embedding and the head: a multiple of 64, which speeds up matrix products."""
         return -(-self.vocab_size // 64) * 64
 
 
 class KVCache:
-    """Keys and values of the tokens one batch of sequences has seen so far."""
+    """Keys and values of all earlier tokens of a batch of sequences."""
 
     def __init__(self, config: ModelConfig, batch: int, like: Tensor) -> None:
         shape = (config.layers, batch, config.kv_heads, config.context, config.head_size)
@@ -50,14 +50,14 @@ class KVCache:
         self.length = 0
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (B, K, T, S) of a layer; returns all of its keys and values so far."""
+        """Add keys and values (B, K, T, S) of a layer; all of them so far, (B, K, L, S)."""
         end = self.length + key.size(2)
         self.keys[layer, :, :, self.length : end] = key
         self.values[layer, :, :, self.length : end] = value
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
 
-Remember = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+CacheAppend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """`KVCache.append` of one layer."""
 
 
@@ -69,7 +69,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Same shape as `x`, in the type of the product that follows."""
+        """Same shape as `x`, in the data type of the matrix product that follows."""
         normed: Tensor = RMSNormFunction.apply(  # type: ignore[no-untyped-call]
             x.to(self.weight.dtype), self.weight, product_dtype(x)
         )
@@ -82,35 +82,6 @@ def rotary_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
     angles = torch.outer(torch.arange(config.context).float(), config.rope_base**-half)
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos(), angles.sin()
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None = None) -> Tensor:
-    """Causal attention; the last query sees every key, each earlier one a key less.
-
-    query (B, H, T, S), key and value (B, K, L, S) with L >= T; returns (B, H, T, S). With
-    `visible` (B, T, L), bool, only the pairs where it holds, none of them in the future.
-    """
-    if key.size(1) != query.size(1):
-        shared = query.size(1) // key.size(1)
-        key, value = (x.repeat_interleave(shared, dim=1) for x in (key, value))
-    length, seen = query.size(2), key.size(2)
-    if query.is_cuda and length == seen:
-        if visible is None:
-            return F.scaled_dot_product_attention(query, key, value, is_causal=True)
-        return F.scaled_dot_product_attention(query, key, value, visible.unsqueeze(1))
-    # On a CPU at short context the two products are faster than the fused operator's backward.
-    future = query.new_full((length, seen), float("-inf")).triu(seen - length + 1)
-    batch, heads, _, size = query.shape
-    scores = torch.baddbmm(
-        future,
-        query.reshape(batch * heads, length, size),
-        key.reshape(batch * heads, seen, size).mT,
-        alpha=size**-0.5,
-    )
-    if visible is not None:
-        scores.view(batch, heads, length, seen).masked_fill_(~visible.unsqueeze(1), float("-inf"))
-    mixed = torch.bmm(scores.softmax(dim=-1), value.reshape(batch * heads, seen, size))
-    return mixed.view(batch, heads, length, size)
 
 
 class Attention(nn.Module):
@@ -131,15 +102,15 @@ class Attention(nn.Module):
         self,
         x: Tensor,
         rope: tuple[Tensor, Tensor] | None,
-        remember: Remember | None,
-        visible: Tensor | None = None,
+        append: CacheAppend | None,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """(B, T, W) -> (B, T, W)."""
         query, key, value = self.heads(x, rope)
-        if remember is not None:
-            key, value = remember(key, value)
-        mixed = attend(query, key, value, visible)
-        out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        if append is not None:
+            key, value = append(key, value)
+        heads = attend(query, key, value, mask)  # (B, H, T, S)
+        out: Tensor = self.out(heads.transpose(1, 2).flatten(2))
         return out
 
     def heads(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -184,7 +155,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, each normed before and added after (pre-norm residual)."""
+    """Attention, then feed-forward; each takes normed input and adds to x (pre-norm residual)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -198,11 +169,11 @@ class Block(nn.Module):
         self,
         x: Tensor,
         rope: tuple[Tensor, Tensor] | None,
-        remember: Remember | None,
-        visible: Tensor | None = None,
+        append: CacheAppend | None,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """(B, T, W) -> (B, T, W)."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), rope, remember, visible))
+        x = x + self.dropout(self.attention(self.attention_norm(x), rope, append, mask))
         added: Tensor = self.dropout(self.feed_forward(self.feed_forward_norm(x)))
         return x + added
 
@@ -243,25 +214,13 @@ class Transformer(nn.Module):
         """Logits (B, T, vocab_size) for the token after each of `tokens` (B, T), int64.
 
         With a `cache`, `tokens` continue the sequences in it; together they must fit `context`.
-        With `targets` (B, T), the mean of their cross-entropies in nats instead. With `segments`
-        (B, T), which never fall along a row, each is a text of its own: tokens see none of another,
-        and negative targets are left out.
+        With `targets` (B, T), the mean cross-entropy in nats instead. `segments` (B, T), which
+        never decrease along a row, tell texts packed in one row apart: tokens attend within their
+        own only, and negative targets do not count.
         """
-        assert cache is None or segments is None, "what is cached has no segments"
-        start = cache.length if cache is not None else 0
-        end = start + tokens.size(1)
-        assert end <= self.config.context, f"{end} tokens do not fit {self.config.context}"
-        x, rope = self.embed(tokens, start, segments)
-        visible = None
-        if segments is not None:
-            visible = (segments.unsqueeze(2) == segments.unsqueeze(1)).tril()
-        for layer, block in enumerate(self.blocks):
-            x = block(x, rope, None if cache is None else partial(cache.append, layer), visible)
-        if cache is not None:
-            cache.length = end
+        x = self.final_norm(self.hidden(tokens, cache, segments))
         head = self.token_embedding if self.config.tie_embeddings else self.head
-        x = self.final_norm(x)
-        # The padding of the vocabulary is not part of it: never trained, never sampled.
+        # The padding of the vocabulary is never trained and never sampled.
         if targets is None:
             return F.linear(x, head.weight)[..., : self.config.vocab_size]
         return head_loss(
@@ -272,28 +231,60 @@ class Transformer(nn.Module):
             partial=segments is not None,
         )
 
-    def embed(
-        self, tokens: Tensor, start: int, segments: Tensor | None = None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """What enters the first block for tokens (B, T) at positions `start` and on, (B, T, W),
-        and the rotary tables of these positions, where the architecture has such.
+    def hidden(
+        self,
+        tokens: Tensor,
+        cache: KVCache | None = None,
+        segments: Tensor | None = None,
+        depth: int | None = None,
+    ) -> Tensor:
+        """The residual stream (B, T, W) after the first `depth` blocks, by default after all.
 
-        Learned positions begin anew with each of the `segments` (B, T); rotary ones, of which only
-        differences count, need not.
+        Takes `tokens`, `cache` and `segments` as `forward` does.
         """
-        x = self.token_embedding(tokens)
-        places = slice(start, start + tokens.size(1))
-        if self.config.arch == "qwen3":
-            return self.dropout(x), (self.cos[places], self.sin[places])
-        if segments is None:
-            return self.dropout(x + self.position_embedding.weight[places]), None
-        places_within = torch.arange(tokens.size(1), device=tokens.device) - torch.searchsorted(
-            segments, segments
-        )
-        return self.dropout(x + self.position_embedding(places_within)), None
+        assert cache is None or segments is None, "a cache holds no segments"
+        start = cache.length if cache is not None else 0
+        end = start + tokens.size(1)
+        assert end <= self.config.context, f"{end} tokens do not fit {self.config.context}"
+        x, rope = self.embed(tokens, start, segments), self.rope(start, end)
+        mask = None
+        if segments is not None:
+            mask = (segments.unsqueeze(2) == segments.unsqueeze(1)).tril()  # (B, T, T)
+        for layer, block in enumerate(self.blocks):
+            if layer == depth:
+                break
+            x = block(x, rope, None if cache is None else partial(cache.append, layer), mask)
+        if cache is not None:
+            cache.length = end
+        return x
+
+    def embed(self, tokens: Tensor, start: int, segments: Tensor | None = None) -> Tensor:
+        """Embeddings (B, T, W) of tokens (B, T) at positions `start` and on.
+
+        GPT-2's learned positions restart with each of the `segments` (B, T).
+        """
+        x: Tensor = self.token_embedding(tokens)
+        if self.config.arch == "gpt2":
+            if segments is None:
+                x = x + self.position_embedding.weight[start : start + tokens.size(1)]
+            else:
+                segment_starts = torch.searchsorted(segments, segments)
+                offsets = torch.arange(tokens.size(1), device=tokens.device) - segment_starts
+                x = x + self.position_embedding(offsets)
+        x = self.dropout(x)
+        return x
+
+    def rope(self, start: int, end: int) -> tuple[Tensor, Tensor] | None:
+        """Rotary cosines and sines of positions `start` to `end`, each (T, S); None for GPT-2.
+
+        Rotary attention depends on differences of positions only, so segments need no restart.
+        """
+        if self.config.arch == "gpt2":
+            return None
+        return self.cos[start:end], self.sin[start:end]
 
     def block_matrices(self) -> list[tuple[nn.Parameter, list[int]]]:
-        """The matrices of the blocks; a parameter holds one or several, of these heights."""
+        """The matrix parameters of the blocks, each with the rows of the matrices stacked in it."""
         size = self.config.head_size
         stacked = {"qkv": [self.config.heads * size] + 2 * [self.config.kv_heads * size]}
         stacked["gate_up"] = 2 * [self.config.ff_width]
@@ -304,35 +295,5 @@ class Transformer(nn.Module):
         ]
 
     def parameter_count(self) -> int:
-        """Trainable numbers, shared ones counted once."""
+        """Number of trainable values, shared ones counted once."""
         return sum(parameter.numel() for parameter in self.parameters())
-
-
-@torch.no_grad()
-def init_weights(model: Transformer, generator: torch.Generator) -> None:
-    """Fill the weights from `generator`.
-
-    Matrices are normal with a standard deviation of 0.02 in GPT-2 and of width^-1/2 in Qwen3.
-    What writes into the residual stream starts small: GPT-2 divides by sqrt(2 * layers); Qwen3
-    starts at zero, and an untied head too, so that the first prediction is uniform (the zero
-    initialisation of muP's readout and of speed-run GPTs).
-    """
-    config = model.config
-    gpt2 = config.arch == "gpt2"
-    std = 0.02 if gpt2 else config.width**-0.5
-    into_residual = 0.02 / math.sqrt(2 * config.layers) if gpt2 else 0.0
-    for name, parameter in model.named_parameters():
-        if "norm" in name:
-            continue
-        if name.endswith("bias"):
-            parameter.zero_()
-            continue
-        spread = std
-        if name.endswith(("out.weight", "down.weight")):
-            spread = into_residual
-        elif name == "head.weight":
-            spread = 0.02 if gpt2 else 0.0
-        elif "embedding" in name and not gpt2 and config.tie_embeddings:
-            spread = 0.02
-        # Drawn where the generator is, on the CPU: the same numbers for every device.
-        parameter.copy_(torch.empty(parameter.shape).normal_(0, spread, generator=generator))

@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 
 from ..data.dataset import TokenData
+from ..model.init_weights import init_weights
 from ..model.runtime import Machine
-from ..model.transformer import Transformer, init_weights
+from ..model.transformer import Transformer
 from .bigrams import fit_bigrams
 from .lora import init_adapters
 
