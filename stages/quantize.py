@@ -1,7 +1,7 @@
 """Stage `quantize`: `checkpoint.pt` -> `trained_model_quantized.pt`, and what it cost."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -24,29 +24,29 @@ from stages.lm.settings.quantize import QuantizeSettings
 from stages.lm.settings.runtime import RuntimeSettings
 
 CALIBRATION_TOKENS = 16_384
-"""Of the training split, in windows spread evenly over it."""
+"""Calibration tokens, from windows spread evenly over the training split."""
 CHOOSING_TOKENS = 32_768
-"""Of the validation split, spread evenly, while schemes are compared; the choice is then held
-against all of it."""
-LEAST_BITS = 0.1
-"""Of a loss below so many bits per byte, as of a task that is as good as learned, an increase is a
-share of this instead: next to nothing is a large share of nothing."""
+"""Tokens to compare schemes on, spread evenly over the validation split; the chosen scheme is then
+measured on all of it."""
+MIN_BITS_PER_BYTE = 0.1
+"""Floor of the denominator in `relative_increase`, so that a nearly solved task cannot fail on a
+tiny absolute loss."""
 RATES = [rate / 8 for rate in range(8, 33)]
-"""Bits a weight of the codes that `auto` chooses from: a finer ladder gains under 4 % of a file."""
+"""Bits per weight that `auto` chooses from; finer steps would save under 4 % of a file."""
 
 
 @dataclass(frozen=True)
 class Tried:
-    """A scheme and what was measured of it."""
+    """A scheme and its measurements."""
 
     scheme: str
     bytes: int
-    """Of the coded weights; the file has about as much text in every scheme."""
+    """Size of the coded weights; the rest of the file is about equal in every scheme."""
     bits_per_weight: float
     val_bits_per_byte: float
-    """On the part of the validation split that the schemes are compared on."""
+    """On `CHOOSING_TOKENS` of the validation split."""
     increase: float
-    """Of it over the float model, as a share."""
+    """Of bits per byte, relative to the float model."""
 
 
 def main() -> None:
@@ -55,29 +55,31 @@ def main() -> None:
     machine = pick_machine(load_section(RuntimeSettings))
     data = TokenData.load(paths.TOKENS)
     checkpoint = Checkpoint.load(paths.CHECKPOINT)
-    trial = Trial(checkpoint, data, machine)
+    trials = Trials(checkpoint, data, machine, settings.max_increase)
     print(f"{'weights':<12}{'bytes':>14}{'bits/weight':>13}{'val bits/byte':>15}{'increase':>10}")
     if settings.scheme == "auto":
-        tried = search(trial.run, settings.max_increase)
+        tried = search(trials.run, settings.max_increase)
         fitting = [one for one in tried if one.increase <= settings.max_increase]
-        names = [one.scheme for one in sorted(fitting, key=lambda one: one.bytes)]
-        names += [] if "f16" in names else ["f16"]
+        candidates = [one.scheme for one in sorted(fitting, key=lambda one: one.bytes)]
+        candidates += [] if "f16" in candidates else ["f16"]
     else:
-        tried = [trial.run(settings.scheme)]
-        names = [settings.scheme]
+        tried = [trials.run(settings.scheme)]
+        candidates = [settings.scheme]
+    # The loss on all of the validation split decides; the sample above may have been lucky.
     before = val_bits_per_byte(checkpoint.build(), data, machine)
-    for name in names:
-        quantized = trial.quantized(name)
+    for scheme in candidates:
+        quantized = trials.quantized(scheme)
         after = val_bits_per_byte(restored(quantized), data, machine)
-        lost = share_lost(after, before)
-        if lost <= settings.max_increase:
+        increase = relative_increase(after, before)
+        if increase <= settings.max_increase:
             break
     measured = {
         "val_bits_per_byte": after,
         "delta_bits_per_byte": round(after - before, 6),
         "bits_per_weight": round(quantized.bits_per_weight(), 3),
     }
-    replace(quantized, measured=measured).save(paths.QUANTIZED)
+    quantized.measured.update(measured)
+    quantized.save(paths.QUANTIZED)
     sizes = {
         "file_bytes": paths.QUANTIZED.stat().st_size,
         "checkpoint_bytes": paths.CHECKPOINT.stat().st_size,
@@ -87,25 +89,33 @@ def main() -> None:
     write_json(paths.QUANTIZE_METRICS, figures)
     print(
         f"{quantized.scheme}: {sizes['file_bytes']:,} B, checkpoint {sizes['checkpoint_bytes']:,} "
-        f"B; all of val: {after:.4f} bits/byte, {100 * lost:+.2f} %"
+        f"B; all of val: {after:.4f} bits/byte, {100 * increase:+.2f} %"
     )
-    if lost > settings.max_increase:
+    if increase > settings.max_increase:
         print(
             f"WARNING: quantize.scheme {quantized.scheme} loses more than quantize.max_increase "
             f"{settings.max_increase:g} allows; set quantize.scheme to auto, or to more bits."
         )
 
 
-class Trial:
+class Trials:
     """Schemes on one checkpoint, each measured on the same part of the validation split."""
 
-    def __init__(self, checkpoint: Checkpoint, data: TokenData, machine: Machine) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, data: TokenData, machine: Machine, max_increase: float
+    ) -> None:
         self.checkpoint, self.data, self.machine = checkpoint, data, machine
-        self.float = val_bits_per_byte(checkpoint.build(), data, machine, CHOOSING_TOKENS)
+        self.max_increase = max_increase
+        self.float_loss = val_bits_per_byte(checkpoint.build(), data, machine, CHOOSING_TOKENS)
         self.calibration: Calibration | None = None
+        self.best: QuantizedModel | None = None
+        """The first scheme tried, then the smallest that fits: not quantized again if chosen. The
+        others are dropped, so that memory holds one quantized model."""
 
     def quantized(self, scheme: str) -> QuantizedModel:
-        """The checkpoint under a scheme."""
+        """The checkpoint's weights in a scheme."""
+        if self.best is not None and self.best.scheme == scheme:
+            return self.best
         if not scheme.startswith("gptq"):
             return quantize_checkpoint(self.checkpoint, scheme)
         if self.calibration is None:
@@ -115,24 +125,27 @@ class Trial:
         return quantize_checkpoint(self.checkpoint, scheme, coded)
 
     def run(self, scheme: str) -> Tried:
-        """Try a scheme and print what it gives."""
+        """Measure a scheme and print the result."""
         quantized = self.quantized(scheme)
         loss = val_bits_per_byte(restored(quantized), self.data, self.machine, CHOOSING_TOKENS)
-        size, bits = quantized.packed().numel(), round(quantized.bits_per_weight(), 3)
-        increase = round(share_lost(loss, self.float), 6)
+        size, bits = len(quantized.packed), round(quantized.bits_per_weight(), 3)
+        increase = round(relative_increase(loss, self.float_loss), 6)
         print(f"{scheme:<12}{size:>12,} B{bits:>13.2f}{loss:>15.4f}{100 * increase:>+9.2f}%")
+        fits = increase <= self.max_increase
+        if self.best is None or (fits and size < len(self.best.packed)):
+            self.best = quantized
         return Tried(scheme, size, bits, loss, increase)
 
 
-def share_lost(after: float, before: float) -> float:
-    """By which share of a loss in bits per byte another is higher."""
-    return (after - before) / max(before, LEAST_BITS)
+def relative_increase(after: float, before: float) -> float:
+    """How much higher `after` is than `before`, both in bits per byte, as a fraction."""
+    return (after - before) / max(before, MIN_BITS_PER_BYTE)
 
 
 def search(run: Callable[[str], Tried], max_increase: float) -> list[Tried]:
-    """Try what may be the smallest scheme that loses at most `max_increase`.
+    """Try schemes until the smallest whose increase is at most `max_increase` is among them.
 
-    Halves the ladder of rates until the lowest that fits is known.
+    A binary search over `RATES`; the increase is taken to fall with the rate.
     """
     tried = [run("f16"), run("int8"), run("int4")]
     low, high = 0, len(RATES)
@@ -144,7 +157,7 @@ def search(run: Callable[[str], Tried], max_increase: float) -> list[Tried]:
 
 
 def calibration(checkpoint: Checkpoint, data: TokenData) -> Calibration:
-    """What the training text says about the checkpoint's matrices."""
+    """Statistics of the checkpoint's matrices on the training split."""
     config = checkpoint.config
     length = min(config.context, len(data.train) - 1)
     count = max(1, min(CALIBRATION_TOKENS, len(data.train)) // length)
@@ -156,7 +169,7 @@ def calibration(checkpoint: Checkpoint, data: TokenData) -> Calibration:
 
 
 def restored(quantized: QuantizedModel) -> Transformer:
-    """The model that a quantized one stands for."""
+    """The float model with dequantized weights."""
     return build_model(quantized.config, quantized.dequantized())
 
 
@@ -165,7 +178,7 @@ def val_bits_per_byte(
 ) -> float:
     """Loss on the validation split, each window scored from its first token.
 
-    With `max_tokens`, on windows thinned to about so many, as if all bytes were alike.
+    With `max_tokens`, about so many tokens are scored, and bytes per token are taken as uniform.
     """
     model = model.to(machine.device)
     nats, tokens = score_split(model, data, "val", machine, max_tokens)

@@ -19,6 +19,7 @@ from stages.lm.inference.token_step import TokenStep, make_token_step
 from stages.lm.model.checkpoint import Checkpoint
 from stages.lm.model.transformer import Transformer
 from stages.lm.quantization.quantized_model import quantize_checkpoint
+from stages.lm.quantization.schemes import QuantizedWeight
 
 CONTEXT = 300  # more than the engine's blocks of tokens and of keys
 SHAPES = {
@@ -42,7 +43,7 @@ def quantized(weight, top, in_groups):
     rows = weight.unflatten(1, (-1, 64)) if in_groups else weight.unsqueeze(1)
     scales = (rows.abs().amax(dim=2, keepdim=True) / top).half()
     codes = (rows / scales.float()).round().clamp(-top, top).to(torch.int8)
-    return {"codes": codes.flatten(1), "scales": scales.squeeze(2)}, (codes * scales.float())
+    return QuantizedWeight(codes.flatten(1), scales.squeeze(2)), codes * scales.float()
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ def make_loaded(make_config, tokenizer):
                 weights[name], exact = quantized(parameter, *WEIGHTS[kind])
                 parameter.copy_(exact.flatten(1))
             else:
-                weights[name] = {"values": parameter.half()}
+                weights[name] = parameter.half()
                 parameter.copy_(parameter.half())
         return LoadedModel(model.config, lambda: model, tokenizer, kind, {}, 0, weights)
 
@@ -282,7 +283,7 @@ def test_other_shapes_are_left_to_torch(make_loaded, fields):
 
 def test_matrices_that_are_not_quantized_are_left_to_torch(make_loaded):
     loaded = make_loaded()
-    loaded.weights["head.weight"] = {"values": loaded.model.head.weight.half()}
+    loaded.weights["head.weight"] = loaded.model.head.weight.half()
     assert isinstance(make_decoder(loaded), TorchDecoder)
     assert isinstance(make_decoder(replace(make_loaded(), weights=None)), TorchDecoder)
 
@@ -290,7 +291,7 @@ def test_matrices_that_are_not_quantized_are_left_to_torch(make_loaded):
 def test_only_a_model_of_codes_on_a_cpu_has_a_token_step(make_loaded, monkeypatch):
     loaded = make_loaded()
     assert replace(loaded, weights=None).token_step is None
-    plain = loaded.weights | {"head.weight": {"values": loaded.model.head.weight.half()}}
+    plain = loaded.weights | {"head.weight": loaded.model.head.weight.half()}
     assert make_token_step(loaded.config, plain) is None
     monkeypatch.setattr(token_step.sys, "platform", "win32")
     assert make_token_step(loaded.config, loaded.weights) is None

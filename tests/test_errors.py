@@ -35,3 +35,9 @@ def test_the_exit_code_is_what_the_stage_returns(capsys, returned, code):
 def test_a_defect_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         run_stage(lambda: 1 // 0)
+
+
+def test_a_message_is_one_line_of_bounded_length_with_its_beginning_and_end():
+    assert str(UserError("two\n  lines\tand a tab")) == "two lines and a tab"
+    long = str(UserError("begin " + "x" * 5_000 + " end"))
+    assert len(long) < 2_000 and long.startswith("begin ") and long.endswith(" end")

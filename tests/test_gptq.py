@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from stages.lm.quantization.gptq import Calibration, calibrate, gptq
-from stages.lm.quantization.quantized_model import dequantize
+from stages.lm.quantization.schemes import QuantizedWeight, dequantize
 
 COLUMNS, ROWS = 96, 130
 
@@ -34,15 +34,15 @@ def entropy(codes):
 def test_it_costs_the_output_less_than_plain_rounding_with_the_same_steps(layer, bits):
     weight, inputs, known = layer
     parts = gptq({"w": weight}, known, bits)["w"]
-    plain = (weight / parts["scales"].float()).round().clamp(-127, 127).to(torch.int8)
-    rounded = {"codes": plain, "scales": parts["scales"]}
+    plain = (weight / parts.scales.float()).round().clamp(-127, 127).to(torch.int8)
+    rounded = QuantizedWeight(plain, parts.scales)
     assert output_error(weight, parts, inputs) < 0.5 * output_error(weight, rounded, inputs)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 2.625, 4, 6])
 def test_a_weight_costs_the_bits_asked_for(layer, bits):
     weight, _, known = layer
-    assert entropy(gptq({"w": weight}, known, bits)["w"]["codes"]) == pytest.approx(bits, abs=0.25)
+    assert entropy(gptq({"w": weight}, known, bits)["w"].codes) == pytest.approx(bits, abs=0.25)
 
 
 def test_more_bits_cost_the_output_less(layer):
@@ -58,14 +58,14 @@ def test_codes_are_int8_with_one_float16_scale_a_row(layer):
     weight, _, known = layer
     for bits, limit in ((2, 8), (6, 127)):
         parts = gptq({"w": weight}, known, bits)["w"]
-        assert parts["codes"].shape == weight.shape and parts["codes"].dtype == torch.int8
-        assert parts["scales"].shape == (ROWS, 1) and parts["scales"].dtype == torch.float16
-        assert (parts["scales"] > 0).all() and parts["codes"].int().abs().max() <= limit
+        assert parts.codes.shape == weight.shape and parts.codes.dtype == torch.int8
+        assert parts.scales.shape == (ROWS, 1) and parts.scales.dtype == torch.float16
+        assert (parts.scales > 0).all() and parts.codes.int().abs().max() <= limit
 
 
 def test_codes_of_a_matrix_without_giants_fit_four_bits(layer):
     weight, _, known = layer
-    codes = gptq({"w": weight}, known, 2)["w"]["codes"]
+    codes = gptq({"w": weight}, known, 2)["w"].codes
     assert codes.min() >= -8 and codes.max() <= 7
 
 
@@ -74,7 +74,7 @@ def test_a_row_that_the_loss_feels_more_gets_smaller_steps(layer):
     felt = torch.ones(ROWS)
     felt[:10] = 4
     parts = gptq({"w": weight}, Calibration(known.inputs, {"w": felt}), 2.5)["w"]
-    ratio = parts["scales"][10:].float().mean() / parts["scales"][:10].float().mean()
+    ratio = parts.scales[10:].float().mean() / parts.scales[:10].float().mean()
     assert ratio == pytest.approx(2, rel=0.1)
 
 
@@ -101,7 +101,7 @@ def test_calibration_knows_every_matrix_and_what_enters_it(make_model, fields):
     }
     for name, weight in matrices.items():
         assert known.gradients[name].shape == (len(weight),) and known.gradients[name].max() > 0
-    entered = model.blocks[0].attention_norm(model.embed(windows[:, :-1], 0)[0]).flatten(0, 1)
+    entered = model.blocks[0].attention_norm(model.embed(windows[:, :-1], 0)).flatten(0, 1)
     expected = entered.T @ entered / len(entered)
     torch.testing.assert_close(known.inputs["blocks.0.attention.qkv.weight"], expected)
 
@@ -129,5 +129,5 @@ def test_calibration_leaves_the_model_as_it_was(make_model):
 def test_the_same_calibration_gives_the_same_codes(layer):
     weight, _, known = layer
     first, second = (gptq({"w": weight.clone()}, known, 2.5)["w"] for _ in range(2))
-    assert torch.equal(first["codes"], second["codes"])
-    assert torch.equal(first["scales"], second["scales"])
+    assert torch.equal(first.codes, second.codes)
+    assert torch.equal(first.scales, second.scales)

@@ -16,7 +16,7 @@ from stages.lm.inference.loading import load_model
 from stages.lm.model.checkpoint import Checkpoint
 from stages.lm.settings.quantize import QuantizeSettings
 from stages.lm.settings.runtime import RuntimeSettings
-from stages.quantize import RATES, Tried, search, share_lost
+from stages.quantize import RATES, Tried, relative_increase, search
 
 
 def ladder(lowest):
@@ -70,8 +70,8 @@ def stage(tmp_path, monkeypatch, make_model, tokenizer):
 @pytest.mark.parametrize(
     ("after", "before", "share"), [(2.2, 2.0, 0.1), (0.0002, 0.0001, 0.001), (0.01, 0.0, 0.1)]
 )
-def test_next_to_nothing_may_be_lost_of_next_to_nothing(after, before, share):
-    assert share_lost(after, before) == pytest.approx(share)
+def test_the_increase_of_a_tiny_loss_is_relative_to_a_floor(after, before, share):
+    assert relative_increase(after, before) == pytest.approx(share)
 
 
 def test_auto_writes_the_smallest_it_tried_that_fits(stage, capsys):

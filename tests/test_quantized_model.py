@@ -14,15 +14,24 @@ from stages.lm.model.checkpoint import build_model
 from stages.lm.model.transformer import Transformer
 from stages.lm.quantization.quantized_model import (
     QuantizedModel,
-    dequantize,
     quantize_checkpoint,
-    quantize_int4,
-    quantize_int8,
     shapes_of,
-    to_f16,
     unpack_tensors,
 )
 from stages.lm.quantization.rans import decode_with_numpy
+from stages.lm.quantization.schemes import (
+    QuantizedWeight,
+    dequantize,
+    quantize_int4,
+    quantize_int8,
+    to_f16,
+)
+
+
+def stored_parts(weight):
+    """The tensors of a quantized or a float16 weight."""
+    return [weight.codes, weight.scales] if isinstance(weight, QuantizedWeight) else [weight]
+
 
 SCHEMES = pytest.mark.parametrize("scheme", ["int8", "int4", "f16"])
 
@@ -37,7 +46,7 @@ def test_int8_is_within_half_a_scale_of_every_weight(seed, rows, columns, expone
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(rows, columns, generator=generator) * 10.0**exponent
     parts = quantize_int8(weight)
-    step = parts["scales"].float()
+    step = parts.scales.float()
     assert ((dequantize(parts) - weight).abs() <= step * (0.5 + 1e-5)).all()
     # And the step is no larger than the row needs: float16 has eleven bits.
     needed = (weight.abs().amax(1, keepdim=True) / 127).clamp(min=2**-24)
@@ -46,14 +55,14 @@ def test_int8_is_within_half_a_scale_of_every_weight(seed, rows, columns, expone
 
 def test_the_largest_weight_of_a_row_has_a_code_that_fits():
     weight = torch.tensor([[1.0, -1.0, 0.5], [-3e-3, 1e-3, 0.0], [6e4, -6e4, 1.0]])
-    codes = quantize_int8(weight)["codes"]
+    codes = quantize_int8(weight).codes
     assert codes.dtype == torch.int8 and codes.abs().amax(1).tolist() == [127, 127, 127]
 
 
 def test_codes_have_one_float16_scale_a_row():
     parts = quantize_int8(torch.randn(5, 40))
-    assert parts["codes"].shape == (5, 40)
-    assert parts["scales"].shape == (5, 1) and parts["scales"].dtype == torch.float16
+    assert parts.codes.shape == (5, 40)
+    assert parts.scales.shape == (5, 1) and parts.scales.dtype == torch.float16
 
 
 def test_a_row_of_zeros_stays_zero():
@@ -61,7 +70,7 @@ def test_a_row_of_zeros_stays_zero():
     weight[1] = torch.randn(8)
     parts = quantize_int8(weight)
     restored = dequantize(parts)
-    assert (parts["scales"] > 0).all() and not parts["codes"][[0, 2]].any()
+    assert (parts.scales > 0).all() and not parts.codes[[0, 2]].any()
     assert not restored[0].any() and not restored[2].any() and restored[1].any()
 
 
@@ -72,7 +81,7 @@ def test_a_row_too_small_for_float16_stays_finite_and_small():
 
 def test_negating_a_weight_negates_its_codes():
     weight = torch.randn(4, 30)
-    assert torch.equal(quantize_int8(-weight)["codes"], -quantize_int8(weight)["codes"])
+    assert torch.equal(quantize_int8(-weight).codes, -quantize_int8(weight).codes)
 
 
 def test_quantizing_what_was_quantized_changes_nothing():
@@ -84,7 +93,7 @@ def test_quantizing_what_was_quantized_changes_nothing():
 def test_int4_finds_no_worse_scale_than_the_one_its_largest_weight_gives(seed, columns):
     weight = torch.randn(5, columns, generator=torch.Generator().manual_seed(seed))
     parts = quantize_int4(weight)
-    codes, scales = parts["codes"], parts["scales"]
+    codes, scales = parts.codes, parts.scales
     assert codes.dtype == torch.int8 and codes.min() >= -8 and codes.max() <= 7
     assert scales.dtype == torch.float16
     assert scales.shape == (5, columns // 64 if columns % 64 == 0 else 1)
@@ -112,31 +121,30 @@ def test_f16_rounds_and_keeps_large_numbers_finite():
 def test_int8_quantizes_matrices_alone(checkpoint):
     quantized = quantize_checkpoint(checkpoint, "int8")
     for name, weight in checkpoint.tensors.items():
-        assert ("codes" in quantized.tensors[name]) is (weight.ndim == 2)
+        assert isinstance(quantized.tensors[name], QuantizedWeight) is (weight.ndim == 2)
     assert {name for name, t in checkpoint.tensors.items() if t.ndim == 1}
 
 
 def test_f16_quantizes_nothing(checkpoint):
-    for name, parts in quantize_checkpoint(checkpoint, "f16").tensors.items():
-        assert set(parts) == {"values"}
-        assert torch.equal(parts["values"], checkpoint.tensors[name].half())
+    for name, weight in quantize_checkpoint(checkpoint, "f16").tensors.items():
+        assert torch.equal(weight, checkpoint.tensors[name].half())
 
 
 def test_no_scheme_stores_more_than_its_numbers_have(checkpoint):
     sizes = {"int8": 8, "int4": 4, "f16": 16}
     for scheme, bits in sizes.items():
         quantized = quantize_checkpoint(checkpoint, scheme)
-        parts = [part for parts in quantized.tensors.values() for part in parts.values()]
+        parts = [part for weight in quantized.tensors.values() for part in stored_parts(weight)]
         halves = sum(part.numel() for part in parts if part.dtype == torch.float16)
         codes = sum(part.numel() for part in parts if part.dtype == torch.int8)
         tables = 2 * 256 * (len(parts) + 4)
-        assert quantized.packed().numel() < (bits * codes + 16 * halves) / 8 + tables
+        assert quantized.packed.numel() < (bits * codes + 16 * halves) / 8 + tables
 
 
 def test_bits_per_weight_are_those_of_the_stream(checkpoint):
     quantized = quantize_checkpoint(checkpoint, "int4")
     weights = sum(weight.numel() for weight in checkpoint.tensors.values())
-    assert quantized.bits_per_weight() == pytest.approx(8 * quantized.packed().numel() / weights)
+    assert quantized.bits_per_weight() == pytest.approx(8 * quantized.packed.numel() / weights)
 
 
 @SCHEMES
@@ -148,11 +156,11 @@ def test_what_is_written_comes_back(checkpoint, tmp_path, scheme):
     assert (loaded.config, loaded.scheme) == (checkpoint.config, scheme)
     assert loaded.measured == {"increase": 0.25} and loaded.tokenizer == checkpoint.tokenizer
     assert list(loaded.tensors) == list(quantized.tensors)
-    for name, parts in quantized.tensors.items():
-        assert set(loaded.tensors[name]) == set(parts)
-        for kind, part in parts.items():
-            assert loaded.tensors[name][kind].dtype == part.dtype
-            assert torch.equal(loaded.tensors[name][kind], part)
+    for name, weight in quantized.tensors.items():
+        assert type(loaded.tensors[name]) is type(weight)
+        pairs = zip(stored_parts(loaded.tensors[name]), stored_parts(weight), strict=True)
+        for read, written in pairs:
+            assert read.dtype == written.dtype and torch.equal(read, written)
 
 
 def test_a_tied_embedding_is_stored_once(make_model, checkpoint):
@@ -161,7 +169,7 @@ def test_a_tied_embedding_is_stored_once(make_model, checkpoint):
     sizes = []
     for model in (tied, untied):
         given = replace(checkpoint, config=model.config, tensors=model.state_dict())
-        sizes.append(quantize_checkpoint(given, "int8").packed().numel())
+        sizes.append(quantize_checkpoint(given, "int8").packed.numel())
     matrix = tied.token_embedding.weight.numel()
     assert 0.8 * matrix < sizes[1] - sizes[0] < 1.2 * matrix
 

@@ -81,6 +81,14 @@ def test_the_order_of_the_file_changes_no_split():
     assert split_records(shuffled, 0.1, 0.2) == split_records(SOME, 0.1, 0.2)
 
 
+def test_prompts_of_every_kind_are_in_every_split():
+    """Sorted by the prompts themselves, the last of an alphabet would all be held out."""
+    splits = split_records([Record(f"{i:03}", "x") for i in range(300)], 0.2, 0.2)
+    for records in splits.values():
+        numbers = [int(record.prompt) for record in records]
+        assert min(numbers) < 60 and max(numbers) > 240
+
+
 def test_every_record_is_in_one_split_of_about_the_size_asked_for():
     splits = split_records(SOME, 0.1, 0.2)
     assert [len(splits[split]) for split in SPLITS] == [140, 20, 40]

@@ -69,7 +69,7 @@ def test_attention_is_what_the_model_mixes_by(
     seen = {}
 
     def attend(
-        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, visible: None
+        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: None
     ) -> torch.Tensor:
         mixed = attended(query, key, value)
         seen[len(seen)] = value, mixed

@@ -36,6 +36,7 @@ from stages.lm.model.checkpoint import Checkpoint
 from stages.lm.model.runtime import Machine
 from stages.lm.model.transformer import ModelConfig, Transformer
 from stages.lm.quantization.quantized_model import quantize_checkpoint
+from stages.lm.quantization.schemes import QuantizedWeight
 from stages.lm.text.tokenizer import PATTERNS, Tokenizer, train_bpe
 from stages.quantize import Trial
 
@@ -333,7 +334,7 @@ def quantized_files(checkpoint: Checkpoint, folder: Path) -> dict[str, Path]:
     files = {}
     for scheme in RIVALS:
         quantized = quantize_checkpoint(checkpoint, scheme)
-        if any("codes" in parts for parts in quantized.tensors.values()):
+        if any(isinstance(each, QuantizedWeight) for each in quantized.tensors.values()):
             files[scheme] = folder / f"{scheme}.pt"
             quantized.save(files[scheme])
     return files

@@ -67,7 +67,12 @@ FAULTS = [
         '"val": range(train_end - 1, test_start)',
         "data",
     ),
-    Fault("data/splits.py", "if cut and left:", "if cut:", "data"),
+    Fault(
+        "data/splits.py",
+        "max(train_end, int(size * (1 - test_fraction) + 1e-6))",
+        "int(size * (1 - test_fraction))",
+        "data",
+    ),
     Fault("data/splits.py", "& 0xC0 == 0x80", "& 0xC0 == 0xC0", "data"),
     Fault(
         "data/windows.py",
@@ -112,12 +117,12 @@ FAULTS = [
     Fault("text/tokenizer.py", "ord(char) - 0xDC00", "ord(char) - 0xDC01", "tokenizer"),
     # model
     Fault(
-        "model/transformer.py",
-        ".triu(seen - length + 1)",
-        ".triu(seen - length + 2)",
+        "model/attention.py",
+        ".triu(key_length - length + 1)",
+        ".triu(key_length - length + 2)",
         "transformer",
     ),
-    Fault("model/transformer.py", "alpha=size**-0.5", "alpha=size**-0.49", "transformer"),
+    Fault("model/attention.py", "alpha=size**-0.5", "alpha=size**-0.49", "transformer"),
     Fault(
         "model/transformer.py",
         "(segments.unsqueeze(2) == segments.unsqueeze(1)).tril()",
@@ -299,7 +304,7 @@ FAULTS = [
     Fault("stages/train.py", "return 128 + stop.number", "return 0", "end_to_end"),
     Fault(
         "stages/quantize.py",
-        "if lost <= settings.max_increase:\n            break",
+        "if increase <= settings.max_increase:\n            break",
         "break",
         "quantize",
     ),

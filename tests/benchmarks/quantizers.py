@@ -23,11 +23,10 @@ from torch import Tensor, nn
 from stages.lm.data.dataset import TokenData
 from stages.lm.inference.loading import load_model
 from stages.lm.model.checkpoint import Checkpoint
-from stages.lm.model.kv_cache import KVCache
 from stages.lm.model.metrics import loss_units
 from stages.lm.model.runtime import Machine
 from stages.lm.model.scoring import score
-from stages.lm.model.transformer import Transformer
+from stages.lm.model.transformer import KVCache, Transformer
 from stages.quantize import RATES, Trial
 
 DECODED = 100
@@ -50,12 +49,7 @@ class HeadedTransformer(nn.Module):
 
     def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
         """Logits (B, T, vocab_size), as `Transformer` gives them."""
-        start = cache.length if cache is not None else 0
-        x, rope = self.model.embed(tokens, start)
-        for layer, block in enumerate(self.model.blocks):
-            x = block(x, rope, None if cache is None else cache.layer(layer))
-        if cache is not None:
-            cache.length = start + tokens.size(1)
+        x = self.model.hidden(tokens, cache)
         return self.projection(self.model.final_norm(x))[..., : self.config.vocab_size]
 
 

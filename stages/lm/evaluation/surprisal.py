@@ -80,11 +80,9 @@ def attention(loaded: LoadedModel, text: bytes, layer: int) -> tuple[list[bytes]
     """
     model = loaded.model
     ids = loaded.tokenizer.encode(text)[: model.config.context]
-    x, rope = model.embed(torch.tensor([ids], device=device_of(loaded)), 0)
-    for block in model.blocks[:layer]:
-        x = block(x, rope, None)
+    x = model.hidden(torch.tensor([ids], device=device_of(loaded)), depth=layer)
     last: Any = model.blocks[layer]
-    query, key, _ = last.attention.heads(last.attention_norm(x), rope)
+    query, key, _ = last.attention.heads(last.attention_norm(x), model.rope(0, len(ids)))
     key = key.repeat_interleave(query.size(1) // key.size(1), dim=1)
     scores = query @ key.mT * query.size(3) ** -0.5
     future = torch.ones_like(scores[0, 0], dtype=torch.bool).triu(1)

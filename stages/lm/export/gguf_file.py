@@ -17,7 +17,7 @@ from ..inference.loading import LoadedModel
 from ..model.fused import EPSILON
 from ..model.transformer import ModelConfig
 from ..pretrained.hf_weights import LAYER_NORM_EPSILON, rename_tensors, unfuse_weights
-from ..quantization.quantized_model import to_f16
+from ..quantization.schemes import to_f16
 from ..text.byte_level import printed_merges, printed_tokens
 from ..text.records import RECORD_END
 from ..text.tokenizer import Tokenizer

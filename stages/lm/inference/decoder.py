@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..model.kv_cache import KVCache
+from ..model.transformer import KVCache
 from .engine import EngineDecoder
 from .loading import LoadedModel
 from .token_step import TokenStep

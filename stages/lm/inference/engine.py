@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..model.transformer import ModelConfig, rotary_tables
-from ..quantization.quantized_model import GROUP_SIZE, QuantizedWeight
+from ..quantization.schemes import GROUP_SIZE, QuantizedWeight, StoredWeight, dequantize
 from .native import library
 
 BYTES_A_THREAD = 1 << 21
@@ -103,17 +103,15 @@ def layout_in(library: ctypes.CDLL) -> dict[str, int]:
 class Engine:
     """A quantized model in the engine's layout. Any number of decoders may share it."""
 
-    def __init__(
-        self, library: ctypes.CDLL, config: ModelConfig, weights: dict[str, QuantizedWeight]
-    ):
+    def __init__(self, library: ctypes.CDLL, config: ModelConfig, weights: dict[str, StoredWeight]):
         assert layout_here() == layout_in(library), "the structs here and in model.h differ"
         self.library = library
         self.config = config
         self.lanes: int = library.lanes()
         self.owned: list[Tensor] = []
         self.weights = weights
-        quantized = (parts["codes"].numel() for parts in weights.values() if "codes" in parts)
-        self.free = large_pages(sum(quantized))
+        quantized = (each for each in weights.values() if isinstance(each, QuantizedWeight))
+        self.free = large_pages(sum(weight.codes.numel() for weight in quantized))
         self.packed_bytes = 0
         tied = config.tie_embeddings
         model = _Model(**{name: getattr(config, name) for name in SIZES})
@@ -132,20 +130,22 @@ class Engine:
         return self.owned[-1].data_ptr()
 
     def _values(self, name: str) -> int | None:
-        return self._pointer(self.weights[name]["values"].float()) if name in self.weights else None
+        return self._pointer(dequantize(self.weights[name])) if name in self.weights else None
 
     def _norm(self, name: str) -> _Norm:
         return _Norm(self._values(f"{name}.weight"), self._values(f"{name}.bias"))
 
     def _table(self, name: str) -> _Table:
-        parts = self.weights[name]
-        if "values" in parts:
+        weight = self.weights[name]
+        if isinstance(weight, Tensor):
             return _Table(values=self._values(name), groups=1)
-        codes, scales = parts["codes"], parts["scales"].float()
+        codes, scales = weight.codes, weight.scales.float()
         return _Table(self._pointer(codes), self._pointer(scales), groups=scales.size(1))
 
     def _matrix(self, name: str) -> _Matrix:
-        codes, scales = (self.weights[f"{name}.weight"][part] for part in ("codes", "scales"))
+        weight = self.weights[f"{name}.weight"]
+        assert isinstance(weight, QuantizedWeight), f"{name} has no codes"
+        codes, scales = weight.codes, weight.scales
         (rows, columns), groups = codes.shape, scales.size(1)
         codes = codes.contiguous()
         bits = 4 if self.library.fits_4_bits(codes.data_ptr(), codes.numel()) else 8
@@ -188,7 +188,7 @@ def large_pages(count: int) -> Tensor:
     return torch.frombuffer(memory, dtype=torch.uint8)
 
 
-def make_engine(config: ModelConfig, weights: dict[str, QuantizedWeight]) -> Engine | None:
+def make_engine(config: ModelConfig, weights: dict[str, StoredWeight]) -> Engine | None:
     """An engine of weights, by their names in `Transformer`; None if it cannot run them."""
     if not supports(config, weights):
         return None
@@ -196,7 +196,7 @@ def make_engine(config: ModelConfig, weights: dict[str, QuantizedWeight]) -> Eng
     return Engine(compiled, config, weights) if compiled else None
 
 
-def supports(config: ModelConfig, weights: dict[str, QuantizedWeight]) -> bool:
+def supports(config: ModelConfig, weights: dict[str, StoredWeight]) -> bool:
     """Whether shapes fit whole vectors and groups, and all matrices but embeddings have codes."""
     columns = (config.width, config.ff_width, config.heads * config.head_size)
     if config.head_size % 16 or any(size % GROUP_SIZE or size > MAX_COLUMNS for size in columns):
@@ -204,12 +204,12 @@ def supports(config: ModelConfig, weights: dict[str, QuantizedWeight]) -> bool:
     tables = {"position_embedding.weight"}
     if not config.tie_embeddings:
         tables.add("token_embedding.weight")
-    for name, parts in weights.items():
-        if "codes" in parts:
-            codes, scales = parts["codes"], parts["scales"]
+    for name, weight in weights.items():
+        if isinstance(weight, QuantizedWeight):
+            codes, scales = weight.codes, weight.scales
             if codes.dtype != torch.int8 or scales.size(1) not in (1, codes.size(1) // GROUP_SIZE):
                 return False
-        elif parts["values"].ndim == 2 and name not in tables:
+        elif weight.ndim == 2 and name not in tables:
             return False
     return True
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..core.artifact import REMEDY, opened_artifact
 from ..core.errors import UserError
@@ -17,7 +18,8 @@ from ..model.busy_machine import sleep_when_busy
 from ..model.checkpoint import Checkpoint, build_model
 from ..model.transformer import ModelConfig, Transformer
 from ..quantization import quantized_model
-from ..quantization.quantized_model import QuantizedModel, QuantizedWeight
+from ..quantization.quantized_model import QuantizedModel
+from ..quantization.schemes import StoredWeight
 from ..text.tokenizer import Tokenizer
 from .engine import Engine, make_engine
 from .native import decode
@@ -40,7 +42,7 @@ class LoadedModel:
     provenance: dict[str, Any]
     """`model` and `train` settings, `data` (tokens, bytes, digests) and `metrics` of training."""
     file_bytes: int
-    weights: dict[str, QuantizedWeight] | None = None
+    weights: dict[str, StoredWeight] | None = None
     """Quantized weights by their names in `model`; None where they are float32, or on a device
     other than a CPU."""
 
@@ -120,10 +122,10 @@ def checked(quantized: QuantizedModel) -> QuantizedModel:
 
     Its weights have the names and shapes that its `config` gives. Raises anything if not.
     """
-    for name, parts in quantized.tensors.items():
-        for part in parts.values():
-            # A product of finite scales and codes is finite: both have few bits.
-            if part.is_floating_point() and not part.isfinite().all():
-                raise ValueError(f"the stored weight {name} holds a value that is no number")
+    for name, weight in quantized.tensors.items():
+        # A product of finite scales and codes is finite: both have few bits.
+        halves = weight if isinstance(weight, Tensor) else weight.scales
+        if not halves.isfinite().all():
+            raise ValueError(f"the stored weight {name} holds a value that is no number")
     Checkpoint(quantized.config, {}, quantized.tokenizer, quantized.provenance)  # refuses others
     return quantized

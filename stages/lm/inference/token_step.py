@@ -12,14 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..model.kv_cache import KVCache
-from ..model.transformer import ModelConfig, rotary_tables
-from ..quantization.quantized_model import GROUP_SIZE, QuantizedWeight, dequantize
+from ..model.transformer import KVCache, ModelConfig, rotary_tables
+from ..quantization.schemes import GROUP_SIZE, QuantizedWeight, StoredWeight, dequantize
 
 Function = Callable[[Tensor], Tensor]
 
 
-def make_token_step(config: ModelConfig, weights: dict[str, QuantizedWeight]) -> "TokenStep | None":
+def make_token_step(config: ModelConfig, weights: dict[str, StoredWeight]) -> "TokenStep | None":
     """A `TokenStep` of weights, by their names in `Transformer`; None where it would not help.
 
     That is where torch's kernels for packed weights are not vectorised (no AVX, or built by
@@ -27,9 +26,9 @@ def make_token_step(config: ModelConfig, weights: dict[str, QuantizedWeight]) ->
     """
     fast = torch.backends.cpu.get_cpu_capability().startswith("AVX") and sys.platform != "win32"
     plain = (
-        parts["values"].ndim == 2 and not name.endswith("embedding.weight")
-        for name, parts in weights.items()
-        if "values" in parts
+        weight.ndim == 2 and not name.endswith("embedding.weight")
+        for name, weight in weights.items()
+        if isinstance(weight, Tensor)
     )
     return TokenStep(config, weights) if fast and not any(plain) else None
 
@@ -50,7 +49,7 @@ class BlockFunctions(NamedTuple):
 class TokenStep:
     """A quantized model for one token at a time; immutable."""
 
-    def __init__(self, config: ModelConfig, weights: dict[str, QuantizedWeight]) -> None:
+    def __init__(self, config: ModelConfig, weights: dict[str, StoredWeight]) -> None:
         self.config = config
         self.weights = weights
         self.layers = [self._layer(f"blocks.{index}") for index in range(config.layers)]
@@ -80,7 +79,7 @@ class TokenStep:
                 rotated = torch.addcmul(rotated * cosines, swapped, sines)
             queries = rotated[: config.heads].view(config.kv_heads, -1, config.head_size)
             key, value = rotated[config.heads :, None], values[:, None]
-            keys, values = cache.layer(number).append(key[None], value[None])
+            keys, values = cache.append(number, key[None], value[None])
             attention = torch.bmm(queries, keys[0].mT).mul_(config.head_size**-0.5).softmax(dim=-1)
             x = x + layer.out(torch.bmm(attention, values[0]).view(1, -1))
             inner = layer.up(layer.feed_forward_norm(x))
@@ -113,11 +112,10 @@ class TokenStep:
         )
 
     def _values(self, name: str) -> Tensor:
-        return self.weights[name]["values"].float()
+        return dequantize(self.weights[name])
 
     def _row(self, table: str, row: int) -> Tensor:
-        parts = self.weights[f"{table}.weight"]
-        return dequantize({name: part[row : row + 1] for name, part in parts.items()})
+        return dequantize(self.weights[f"{table}.weight"][row : row + 1])
 
     def _norm(self, name: str) -> Function:
         weight = self._values(f"{name}.weight")
@@ -139,10 +137,10 @@ def rms_norm(weight: Tensor) -> Function:
     return lambda x: x * (x.square().mean(dim=-1, keepdim=True) + 1e-6).rsqrt_() * weight
 
 
-def packed_product(parts: QuantizedWeight) -> Function:
+def packed_product(weight: StoredWeight) -> Function:
     """(1, columns) -> (1, rows), both float32, with the fastest kernel of torch that fits."""
-    if "codes" in parts:
-        codes, scales = parts["codes"], parts["scales"]
+    if isinstance(weight, QuantizedWeight):
+        codes, scales = weight.codes, weight.scales
         rows, columns = codes.shape
         # The kernels read whole vectors, beyond the end of other shapes.
         whole = rows % 16 == 0 and columns % GROUP_SIZE == 0
@@ -158,5 +156,5 @@ def packed_product(parts: QuantizedWeight) -> Function:
             return lambda x: torch._weight_int4pack_mm_for_cpu(
                 x.to(torch.bfloat16), packed, GROUP_SIZE, with_zeros
             ).float()
-    weight = dequantize(parts)
-    return lambda x: F.linear(x, weight)
+    exact = dequantize(weight)
+    return lambda x: F.linear(x, exact)

@@ -1,17 +1,19 @@
-"""The whole model: a decoder-only transformer with the graph of Qwen3 or of GPT-2.
+"""The model: a decoder-only transformer with the architecture of Qwen3 or of GPT-2.
 
 Token ids in, next-token logits out, with an optional key/value cache.
 Shapes: B sequences, T tokens, W width, H heads, K key/value heads, S head size.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .attention import attend
 from .fused import QKNormRoPEFunction, RMSNormFunction, SwiGLUFunction, head_loss, product_dtype
-from .kv_cache import KVCache, LayerCache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +36,29 @@ class ModelConfig:
 
     @property
     def padded_vocab(self) -> int:
-        """Rows of the embedding and the head: a multiple of 64 multiplies faster."""
+        """Rows of the embedding and the head: a multiple of 64, which speeds up matrix products."""
         return -(-self.vocab_size // 64) * 64
+
+
+class KVCache:
+    """Keys and values of all earlier tokens of a batch of sequences."""
+
+    def __init__(self, config: ModelConfig, batch: int, like: Tensor) -> None:
+        shape = (config.layers, batch, config.kv_heads, config.context, config.head_size)
+        self.keys = torch.empty(shape, dtype=like.dtype, device=like.device)
+        self.values = torch.empty_like(self.keys)
+        self.length = 0
+
+    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Add keys and values (B, K, T, S) of a layer; all of them so far, (B, K, L, S)."""
+        end = self.length + key.size(2)
+        self.keys[layer, :, :, self.length : end] = key
+        self.values[layer, :, :, self.length : end] = value
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+
+CacheAppend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""`KVCache.append` of one layer."""
 
 
 class RMSNorm(nn.Module):
@@ -46,7 +69,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Same shape as `x`, in the type of the product that follows."""
+        """Same shape as `x`, in the data type of the matrix product that follows."""
         normed: Tensor = RMSNormFunction.apply(  # type: ignore[no-untyped-call]
             x.to(self.weight.dtype), self.weight, product_dtype(x)
         )
@@ -59,35 +82,6 @@ def rotary_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
     angles = torch.outer(torch.arange(config.context).float(), config.rope_base**-half)
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos(), angles.sin()
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Causal attention; the last query sees every key, each earlier query one key less.
-
-    query (B, H, T, S), key and value (B, K, L, S) with L >= T; returns (B, H, T, S). With
-    `mask` (B, T, L), bool, only the pairs where it is true, none of which may be in the future.
-    """
-    if key.size(1) != query.size(1):
-        shared = query.size(1) // key.size(1)
-        key, value = (x.repeat_interleave(shared, dim=1) for x in (key, value))
-    length, seen = query.size(2), key.size(2)
-    if query.is_cuda and length == seen:
-        if mask is None:
-            return F.scaled_dot_product_attention(query, key, value, is_causal=True)
-        return F.scaled_dot_product_attention(query, key, value, mask.unsqueeze(1))
-    # On a CPU at short context the two products are faster than the fused operator's backward.
-    future = query.new_full((length, seen), float("-inf")).triu(seen - length + 1)
-    batch, heads, _, size = query.shape
-    scores = torch.baddbmm(
-        future,
-        query.reshape(batch * heads, length, size),
-        key.reshape(batch * heads, seen, size).mT,
-        alpha=size**-0.5,
-    )
-    if mask is not None:
-        scores.view(batch, heads, length, seen).masked_fill_(~mask.unsqueeze(1), float("-inf"))
-    out = torch.bmm(scores.softmax(dim=-1), value.reshape(batch * heads, seen, size))
-    return out.view(batch, heads, length, size)
 
 
 class Attention(nn.Module):
@@ -108,15 +102,15 @@ class Attention(nn.Module):
         self,
         x: Tensor,
         rope: tuple[Tensor, Tensor] | None,
-        cache: LayerCache | None,
+        append: CacheAppend | None,
         mask: Tensor | None = None,
     ) -> Tensor:
         """(B, T, W) -> (B, T, W)."""
         query, key, value = self.heads(x, rope)
-        if cache is not None:
-            key, value = cache.append(key, value)
-        attended = attend(query, key, value, mask)  # (B, H, T, S)
-        out: Tensor = self.out(attended.transpose(1, 2).flatten(2))
+        if append is not None:
+            key, value = append(key, value)
+        heads = attend(query, key, value, mask)  # (B, H, T, S)
+        out: Tensor = self.out(heads.transpose(1, 2).flatten(2))
         return out
 
     def heads(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -161,7 +155,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, each normed before and added after (pre-norm residual)."""
+    """Attention, then feed-forward; each takes normed input and adds to x (pre-norm residual)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -175,11 +169,11 @@ class Block(nn.Module):
         self,
         x: Tensor,
         rope: tuple[Tensor, Tensor] | None,
-        cache: LayerCache | None,
+        append: CacheAppend | None,
         mask: Tensor | None = None,
     ) -> Tensor:
         """(B, T, W) -> (B, T, W)."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), rope, cache, mask))
+        x = x + self.dropout(self.attention(self.attention_norm(x), rope, append, mask))
         added: Tensor = self.dropout(self.feed_forward(self.feed_forward_norm(x)))
         return x + added
 
@@ -220,23 +214,13 @@ class Transformer(nn.Module):
         """Logits (B, T, vocab_size) for the token after each of `tokens` (B, T), int64.
 
         With a `cache`, `tokens` continue the sequences in it; together they must fit `context`.
-        With `targets` (B, T): the mean of their cross-entropies in nats instead. With `segments`
-        (B, T), numbers that never fall along a row: tokens attend only within their own segment,
-        and negative targets are ignored.
+        With `targets` (B, T), the mean cross-entropy in nats instead. `segments` (B, T), which
+        never decrease along a row, tell texts packed in one row apart: tokens attend within their
+        own only, and negative targets do not count.
         """
-        assert cache is None or segments is None, "what is cached has no segments"
-        start = cache.length if cache is not None else 0
-        end = start + tokens.size(1)
-        assert end <= self.config.context, f"{end} tokens do not fit {self.config.context}"
-        x, rope = self.embed(tokens, start, segments)
-        mask = None
-        if segments is not None:
-            mask = (segments.unsqueeze(2) == segments.unsqueeze(1)).tril()
-        x = self.hidden(x, rope, cache, mask)
-        if cache is not None:
-            cache.length = end
+        x = self.final_norm(self.hidden(tokens, cache, segments))
         head = self.token_embedding if self.config.tie_embeddings else self.head
-        # The vocabulary's padding is no part of it: never trained, never sampled.
+        # The padding of the vocabulary is never trained and never sampled.
         if targets is None:
             return F.linear(x, head.weight)[..., : self.config.vocab_size]
         return head_loss(
@@ -249,38 +233,58 @@ class Transformer(nn.Module):
 
     def hidden(
         self,
-        x: Tensor,
-        rope: tuple[Tensor, Tensor] | None,
+        tokens: Tensor,
         cache: KVCache | None = None,
-        mask: Tensor | None = None,
+        segments: Tensor | None = None,
+        depth: int | None = None,
     ) -> Tensor:
-        """What the head gets, (B, T, W): `x` of `embed` through all blocks and the last norm."""
-        for layer, block in enumerate(self.blocks):
-            x = block(x, rope, None if cache is None else cache.layer(layer), mask)
-        normed: Tensor = self.final_norm(x)
-        return normed
+        """The residual stream (B, T, W) after the first `depth` blocks, by default after all.
 
-    def embed(
-        self, tokens: Tensor, start: int, segments: Tensor | None = None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """The first block's input (B, T, W) for tokens (B, T) whose positions begin at `start`.
-
-        And the rotary tables of these positions, for an architecture that rotates. Learned
-        positions start at 0 in each of the `segments` (B, T); rotary ones need not, because only
-        their differences count.
+        Takes `tokens`, `cache` and `segments` as `forward` does.
         """
-        x = self.token_embedding(tokens)
-        positions = slice(start, start + tokens.size(1))
-        if self.config.arch == "qwen3":
-            return self.dropout(x), (self.cos[positions], self.sin[positions])
-        if segments is None:
-            return self.dropout(x + self.position_embedding.weight[positions]), None
-        first = torch.searchsorted(segments, segments)  # of each token's segment
-        within = torch.arange(tokens.size(1), device=tokens.device) - first
-        return self.dropout(x + self.position_embedding(within)), None
+        assert cache is None or segments is None, "a cache holds no segments"
+        start = cache.length if cache is not None else 0
+        end = start + tokens.size(1)
+        assert end <= self.config.context, f"{end} tokens do not fit {self.config.context}"
+        x, rope = self.embed(tokens, start, segments), self.rope(start, end)
+        mask = None
+        if segments is not None:
+            mask = (segments.unsqueeze(2) == segments.unsqueeze(1)).tril()  # (B, T, T)
+        for layer, block in enumerate(self.blocks):
+            if layer == depth:
+                break
+            x = block(x, rope, None if cache is None else partial(cache.append, layer), mask)
+        if cache is not None:
+            cache.length = end
+        return x
+
+    def embed(self, tokens: Tensor, start: int, segments: Tensor | None = None) -> Tensor:
+        """Embeddings (B, T, W) of tokens (B, T) at positions `start` and on.
+
+        GPT-2's learned positions restart with each of the `segments` (B, T).
+        """
+        x: Tensor = self.token_embedding(tokens)
+        if self.config.arch == "gpt2":
+            if segments is None:
+                x = x + self.position_embedding.weight[start : start + tokens.size(1)]
+            else:
+                segment_starts = torch.searchsorted(segments, segments)
+                offsets = torch.arange(tokens.size(1), device=tokens.device) - segment_starts
+                x = x + self.position_embedding(offsets)
+        x = self.dropout(x)
+        return x
+
+    def rope(self, start: int, end: int) -> tuple[Tensor, Tensor] | None:
+        """Rotary cosines and sines of positions `start` to `end`, each (T, S); None for GPT-2.
+
+        Rotary attention depends on differences of positions only, so segments need no restart.
+        """
+        if self.config.arch == "gpt2":
+            return None
+        return self.cos[start:end], self.sin[start:end]
 
     def block_matrices(self) -> list[tuple[nn.Parameter, list[int]]]:
-        """The blocks' matrices: each parameter, and the rows of every matrix stacked in it."""
+        """The matrix parameters of the blocks, each with the rows of the matrices stacked in it."""
         size = self.config.head_size
         stacked = {"qkv": [self.config.heads * size] + 2 * [self.config.kv_heads * size]}
         stacked["gate_up"] = 2 * [self.config.ff_width]
@@ -291,5 +295,5 @@ class Transformer(nn.Module):
         ]
 
     def parameter_count(self) -> int:
-        """Trainable numbers, shared ones counted once."""
+        """Number of trainable values, shared ones counted once."""
         return sum(parameter.numel() for parameter in self.parameters())

@@ -1,13 +1,14 @@
-"""Codes of few bits that a model's predictions hardly notice, found on calibration text.
+"""GPTQ: codes of few bits per weight, chosen on calibration text to change the loss little.
 
-GPTQ (Frantar et al. 2022, arXiv 2210.17323) rounds a matrix column by column and lets the columns
-that follow make up for each error. How coarsely a row is rounded follows from how much the loss
-feels its errors; an entropy coder then makes small codes short (entropy-coded scalar quantization,
-Gish & Pierce 1968), so a model can have any number of bits a weight.
+GPTQ (Frantar et al. 2022, arXiv 2210.17323) rounds a matrix column by column and adjusts the
+remaining columns to compensate for each error. Rows to which the loss is more sensitive get smaller
+scales. An entropy coder stores frequent codes in fewer bits (entropy-coded scalar quantization,
+Gish & Pierce 1968), so the average bits per weight need not be an integer.
 """
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,32 +16,34 @@ from torch import Tensor, nn
 
 from ..model.transformer import Transformer
 from .rans import runs_by_scale
+from .schemes import QuantizedWeight
 
 DAMPING = 0.01
-"""Of the mean square of a layer's inputs, added to each: what calibration has not seen."""
+"""Added to the Hessian's diagonal, as a share of its mean, so that it can be inverted."""
 BLOCK = 64
-"""Columns rounded before their errors are carried on to the rest at once."""
-LEAST = 0.1
-"""No row counts for less than this part of the mean, and none for more than its inverse: the loss
-is only for small errors a square of them."""
+"""Columns rounded before their errors are applied to all later columns in one product."""
+MIN_IMPORTANCE = 0.1
+"""Row importances are clamped to [0.1, 10] times their mean; the quadratic loss model holds for
+small errors only."""
 NARROW = 8.5
-"""Weights of at most so many steps have codes in -8 ... 7; what is cut off there is passed on."""
+"""A matrix whose weights are all at most this many scales gets codes in -8 ... 7. GPTQ compensates
+for what is clipped there."""
 WIDE = 127
-"""Codes of the other matrices end here. Rare large ones cost little once coded."""
-STEPS_AN_OCTAVE = 8
-"""Steps lie on a grid of powers of two, so that few bits name them."""
+"""Largest absolute code of the other matrices. Rare large codes cost little once coded."""
+SCALES_PER_OCTAVE = 8
+"""Scales are powers of 2^(1/8), so that they too compress well."""
 BATCH = 16
 """Windows in one pass of calibration."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What text says about a model's matrices, by their names."""
+    """Statistics of a model's matrices on calibration text, by their names."""
 
     inputs: dict[str, Tensor]
-    """E[x x^T] of what each is multiplied with, (columns, columns). Looked up rows have none."""
+    """E[x x^T] of each matrix's inputs x, (columns, columns); none for lookup tables."""
     gradients: dict[str, Tensor]
-    """E[(d loss / d y)^2] of each row's outcome for a token, (rows,)."""
+    """E[(d loss / d y)^2] of each row's output y for a token, (rows,)."""
 
 
 def calibrate(model: Transformer, windows: Tensor, frequencies: Tensor) -> Calibration:
@@ -60,45 +63,48 @@ def calibrate(model: Transformer, windows: Tensor, frequencies: Tensor) -> Calib
         add(inputs, name, flat.T @ flat)
         y.register_hook(lambda grad: add(gradients, name, grad.square().sum((0, 1))))
 
+    def watch_embedding(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        x = inputs[0].detach().requires_grad_()
+        x.register_hook(lambda grad: add(gradients, "embedding", grad.square().mean(2).sum()))
+        return x, *inputs[1:]
+
     hooks = [
         layer.register_forward_hook(lambda _, x, y, name=f"{path}.weight": watch(name, x[0], y))
         for path, layer in model.blocks.named_modules(prefix="blocks")
         if isinstance(layer, nn.Linear)
     ]
+    hooks.append(model.blocks[0].register_forward_pre_hook(watch_embedding))
     head = "token_embedding" if model.config.tie_embeddings else "head"
     with torch.enable_grad():
         for rows in windows.split(BATCH):
-            embedded, rope = model.embed(rows[:, :-1], 0)
-            x = embedded.detach().requires_grad_()
-            x.register_hook(lambda grad: add(gradients, "embedding", grad.square().mean(2).sum()))
-            y = model.hidden(x, rope)
+            y = model.final_norm(model.hidden(rows[:, :-1]))
             logits = F.linear(y, model.get_parameter(f"{head}.weight"))
             watch(f"{head}.weight", y, logits)
             known = logits[..., : model.config.vocab_size]
             F.cross_entropy(known.flatten(0, 1), rows[:, 1:].flatten(), reduction="sum").backward()
     for hook in hooks:
         hook.remove()
-    looked_up = gradients.pop("embedding")
+    embedding_gradient = gradients.pop("embedding")
     if head == "head":
-        gradients["token_embedding.weight"] = looked_up * frequencies
+        gradients["token_embedding.weight"] = embedding_gradient * frequencies
     if model.config.arch == "gpt2":
         length = windows.size(1) - 1
         seen = (torch.arange(model.config.context) < length) / length
-        gradients["position_embedding.weight"] = looked_up * seen
+        gradients["position_embedding.weight"] = embedding_gradient * seen
     return Calibration(inputs, gradients)
 
 
 def gptq(
     tensors: dict[str, Tensor], calibration: Calibration, bits: float
-) -> dict[str, dict[str, Tensor]]:
+) -> dict[str, QuantizedWeight]:
     """Codes (rows, columns) and float16 scales (rows, 1) of all matrices among `tensors`.
 
-    Codes lie in -8 ... 7 where no weight of the matrix is far larger than its row's step, else in
-    -127 ... 127. The steps make a weight cost `bits` on average, and the last bit of each row buys
-    as much loss as that of any other (reverse water-filling).
+    Codes lie in -8 ... 7 where every weight is at most `NARROW` times its row's scale, else in
+    -127 ... 127. The scales are set so that a weight costs `bits` on average and one more bit would
+    lower the loss equally in every row (reverse water-filling).
     """
     matrices = {name: weight for name, weight in tensors.items() if weight.ndim == 2}
-    layers = {name: _Layer(weight, calibration, name) for name, weight in matrices.items()}
+    layers = {name: _Matrix(weight, calibration, name) for name, weight in matrices.items()}
     total = sum(weight.numel() for weight in matrices.values())
     low, high = -40.0, 40.0  # log2 of the coarseness
     for _ in range(16):
@@ -108,38 +114,39 @@ def gptq(
     return {name: layer.quantized(2**high) for name, layer in layers.items()}
 
 
-class _Layer:
-    """A matrix, and what its errors cost."""
+class _Matrix:
+    """A matrix with the second-order statistics of the loss around it."""
 
     def __init__(self, weight: Tensor, calibration: Calibration, name: str) -> None:
         self.weight = weight.float()
         self.largest = self.weight.abs().amax(dim=1)
         importance = calibration.gradients[name]
         mean = importance.mean().clamp(min=1e-30)
-        importance = importance.clamp(LEAST * mean, mean / LEAST)
-        squares = calibration.inputs.get(name)
-        self.carried = None
-        if squares is not None:
-            squares = squares.double()
-            floor = DAMPING * squares.diagonal().mean().clamp(min=1e-30)
-            squares = squares + floor * torch.eye(len(squares), dtype=squares.dtype)
-            # Errors where inputs are large come first, while many columns can make up for them.
-            self.order = squares.diagonal().argsort(descending=True, stable=True)
-            squares = squares[self.order][:, self.order]
-            inverse = torch.cholesky_inverse(torch.linalg.cholesky(squares))
-            self.carried = torch.linalg.cholesky(inverse, upper=True).float()
-            importance = importance * self.carried.diagonal().square().reciprocal().mean()
+        importance = importance.clamp(MIN_IMPORTANCE * mean, mean / MIN_IMPORTANCE)
+        hessian = calibration.inputs.get(name)
+        self.hessian_inverse = None
+        if hessian is not None:
+            hessian = hessian.double()
+            floor = DAMPING * hessian.diagonal().mean().clamp(min=1e-30)
+            hessian = hessian + floor * torch.eye(len(hessian), dtype=hessian.dtype)
+            # Columns with large inputs first, while many columns are left to compensate for them.
+            self.order = hessian.diagonal().argsort(descending=True, stable=True)
+            hessian = hessian[self.order][:, self.order]
+            inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
+            # Kept as its upper Cholesky factor, as GPTQ uses it.
+            self.hessian_inverse = torch.linalg.cholesky(inverse, upper=True).float()
+            importance = importance * self.hessian_inverse.diagonal().square().reciprocal().mean()
         self.inverse_importance = importance.rsqrt()
 
     def scales(self, coarseness: float) -> Tensor:
-        """The step of each row, (rows, 1) in float16."""
+        """The scale of each row, (rows, 1) in float16."""
         least = self.largest / WIDE
         steps = torch.maximum(coarseness * self.inverse_importance, least).clamp(2**-14, 2**15)
-        steps = torch.exp2((steps.log2() * STEPS_AN_OCTAVE).round() / STEPS_AN_OCTAVE)
+        steps = torch.exp2((steps.log2() * SCALES_PER_OCTAVE).round() / SCALES_PER_OCTAVE)
         return steps.half().unsqueeze(1)
 
     def expected_bits(self, coarseness: float) -> float:
-        """The entropy of all codes, found by plain rounding."""
+        """The entropy of all codes in bits, estimated by plain rounding without compensation."""
         scales = self.scales(coarseness)
         codes = (self.weight / scales.float()).round_().add_(2 * WIDE).int()
         nats = 0.0
@@ -148,27 +155,27 @@ class _Layer:
             nats += float(torch.special.entr(counts / counts.sum()).sum() * counts.sum())
         return nats / math.log(2)
 
-    def quantized(self, coarseness: float) -> dict[str, Tensor]:
-        """Codes and scales."""
+    def quantized(self, coarseness: float) -> QuantizedWeight:
+        """Codes and scales by GPTQ, or by plain rounding for a lookup table."""
         scales = self.scales(coarseness)
         steps = scales.float().squeeze(1)
         narrow = bool((self.largest <= NARROW * steps).all())
         low, high = (-8, 7) if narrow else (-WIDE, WIDE)
-        if self.carried is None:
+        if self.hessian_inverse is None:
             codes = (self.weight / steps.unsqueeze(1)).round_().clamp_(low, high)
-            return {"codes": codes.to(torch.int8), "scales": scales}
-        left = self.weight[:, self.order]
-        codes = torch.empty_like(left)
-        for start in range(0, left.size(1), BLOCK):
-            here = left[:, start : start + BLOCK]
-            carried = self.carried[start : start + BLOCK]
-            errors = torch.empty_like(here)
-            for column in range(here.size(1)):
-                code = (here[:, column] / steps).round_().clamp_(low, high)
+            return QuantizedWeight(codes.to(torch.int8), scales)
+        remaining = self.weight[:, self.order]
+        codes = torch.empty_like(remaining)
+        for start in range(0, remaining.size(1), BLOCK):
+            block = remaining[:, start : start + BLOCK]
+            inverse_rows = self.hessian_inverse[start : start + BLOCK]
+            errors = torch.empty_like(block)
+            for column in range(block.size(1)):
+                code = (block[:, column] / steps).round_().clamp_(low, high)
                 codes[:, start + column] = code
-                place = start + column
-                errors[:, column] = (here[:, column] - code * steps) / carried[column, place]
-                rest = carried[column, place : start + here.size(1)]
-                here[:, column:].addr_(errors[:, column], rest, alpha=-1)
-            left[:, start + BLOCK :] -= errors @ carried[:, start + BLOCK :]
-        return {"codes": codes[:, self.order.argsort()].to(torch.int8), "scales": scales}
+                index = start + column
+                errors[:, column] = (block[:, column] - code * steps) / inverse_rows[column, index]
+                factors = inverse_rows[column, index : start + block.size(1)]
+                block[:, column:].addr_(errors[:, column], factors, alpha=-1)
+            remaining[:, start + BLOCK :] -= errors @ inverse_rows[:, start + BLOCK :]
+        return QuantizedWeight(codes[:, self.order.argsort()].to(torch.int8), scales)

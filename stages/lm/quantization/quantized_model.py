@@ -1,11 +1,10 @@
-"""Weights in few bits: the schemes, and the file that holds them.
+"""`models/trained_model_quantized.pt`: a quantized model in one self-contained file.
 
-`models/trained_model_quantized.pt` is self-contained: shape, tokenizer, provenance, codes and what
-they cost. Knows nothing about decoding; `dequantize` gives back the matrices that a scheme stands
-for.
+It holds the model's shape, tokenizer, provenance, entropy-coded weights and measured loss.
 """
 
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +25,19 @@ from .rans import (
     runs_by_scale,
     unpack,
 )
+from .schemes import (
+    GROUP_SIZE,
+    QuantizedWeight,
+    StoredWeight,
+    dequantize,
+    quantize_int4,
+    quantize_int8,
+    to_f16,
+)
 
 KIND = "quantized model"
 VERSION = 2
-GROUP_SIZE = 64
-"""Columns that share a scale where a row has more than one."""
-
 FIRST_BLOCK = "blocks.0."
-
-QuantizedWeight = dict[str, Tensor]
-"""A weight: int8 `codes` (rows, columns) and float16 `scales` (rows, 1 or columns / 64), each for
-a run of columns; or float16 `values`, where it is not quantized."""
 
 
 @dataclass(frozen=True)
@@ -45,28 +46,32 @@ class QuantizedModel:
 
     config: ModelConfig
     scheme: str
-    tensors: dict[str, QuantizedWeight]
+    tensors: dict[str, StoredWeight]
     """By the names of `Transformer`'s state dict."""
     tokenizer: dict[str, str]
     provenance: dict[str, Any]
     measured: dict[str, float] = field(default_factory=dict)
     """What the scheme cost, as `metrics/quantize.json` has it."""
 
+    @cached_property
     def packed(self) -> Tensor:
-        """All codes, scales and values as one stream of bytes, see `packing`."""
+        """All codes, scales and float16 values as one stream of bytes, see `rans.pack`."""
         return torch.from_numpy(pack([array for array in self._arrays() if len(array)]))
 
     def _arrays(self) -> list[np.ndarray]:
         arrays = []
-        for parts in self.tensors.values():
-            if "codes" in parts:
-                scales = parts["scales"].numpy().ravel()
-                codes = parts["codes"].numpy().view(np.uint8).reshape(len(scales), -1) ^ 128
-                arrays += [codes[run].ravel() for run in runs_by_scale(scales, codes.size)]
-        # Float16 numbers as their low and their high bytes: exponents are alike, fractions are not.
-        for kind in ("scales", "values"):
-            halves = [parts[kind].flatten() for parts in self.tensors.values() if kind in parts]
-            whole = torch.cat(halves).numpy() if halves else np.empty(0, np.float16)
+        quantized = [w for w in self.tensors.values() if isinstance(w, QuantizedWeight)]
+        for weight in quantized:
+            scales = weight.scales.numpy().ravel()
+            codes = weight.codes.numpy().view(np.uint8).reshape(len(scales), -1) ^ 128
+            arrays += [codes[run].ravel() for run in runs_by_scale(scales, codes.size)]
+        # The high bytes of float16 numbers (sign, exponent) repeat, the low ones hardly do: two
+        # arrays, each with a frequency table of its own.
+        scales_only = [weight.scales for weight in quantized]
+        values = [weight for weight in self.tensors.values() if isinstance(weight, Tensor)]
+        for halves in (scales_only, values):
+            flat = [half.flatten() for half in halves]
+            whole = torch.cat(flat).numpy() if flat else np.empty(0, np.float16)
             arrays += list(whole.astype("<f2").view(np.uint8).reshape(-1, 2).T)
         return arrays
 
@@ -79,10 +84,10 @@ class QuantizedModel:
             "provenance": self.provenance,
             "measured": self.measured,
             "scales_a_row": {
-                name: parts["scales"].size(1) if "scales" in parts else 0
-                for name, parts in self.tensors.items()
+                name: weight.scales.size(1) if isinstance(weight, QuantizedWeight) else 0
+                for name, weight in self.tensors.items()
             },
-            "packed": self.packed(),
+            "packed": self.packed,
         }
         write_artifact(path, KIND, VERSION, content)
 
@@ -106,12 +111,12 @@ class QuantizedModel:
 
     def dequantized(self) -> dict[str, Tensor]:
         """The state dict of `Transformer` in float32 that the codes stand for."""
-        return {name: dequantize(parts) for name, parts in self.tensors.items()}
+        return {name: dequantize(weight) for name, weight in self.tensors.items()}
 
     def bits_per_weight(self) -> float:
         """Bits stored for each trainable number, scales and tables included, headers not."""
-        weights = sum(dequantize(parts).numel() for parts in self.tensors.values())
-        return 8 * len(self.packed()) / weights
+        count = sum(weight.shape.numel() for weight in self.tensors.values())
+        return 8 * len(self.packed) / count
 
 
 def shapes_of(config: ModelConfig, tensors: int) -> dict[str, torch.Size]:
@@ -138,7 +143,7 @@ def shapes_of(config: ModelConfig, tensors: int) -> dict[str, torch.Size]:
 
 def unpack_tensors(
     shapes: dict[str, torch.Size], scales: dict[str, int], stream: np.ndarray, decode: Decode
-) -> dict[str, QuantizedWeight]:
+) -> dict[str, StoredWeight]:
     """The parts of each weight, from the number of scales that its rows have (0: none).
 
     Raises:
@@ -181,14 +186,14 @@ def unpack_tensors(
         items = part.view(f"V{shape.numel() // len(flat)}").take(places)
         codes[name] = torch.from_numpy(items.view(np.int8)).view(shape)
     return {
-        name: {"codes": codes[name], "scales": stored_scales[name]}
+        name: QuantizedWeight(codes[name], stored_scales[name])
         if name in coded
-        else {"values": stored_values[name]}
+        else stored_values[name]
         for name in shapes
     }
 
 
-def _halves(shapes: dict[str, torch.Size], stored: np.ndarray) -> QuantizedWeight:
+def _halves(shapes: dict[str, torch.Size], stored: np.ndarray) -> dict[str, Tensor]:
     """Float16 tensors of these shapes, one after the other, from low bytes, then high ones."""
     numbers = torch.from_numpy(stored.reshape(2, -1).T.copy().view("<f2").ravel())
     parts = numbers.split([shape.numel() for shape in shapes.values()]) if shapes else ()
@@ -207,71 +212,10 @@ def quantize_checkpoint(
     if coded is None:
         quantize = {"int8": quantize_int8, "int4": quantize_int4, "f16": None}[scheme]
         coded = {name: quantize(weight) for name, weight in matrices.items()} if quantize else {}
-    tensors = {
-        name: coded[name] if name in coded else {"values": to_f16(weight)}
+    tensors: dict[str, StoredWeight] = {
+        name: coded[name] if name in coded else to_f16(weight)
         for name, weight in checkpoint.tensors.items()
     }
     return QuantizedModel(
         checkpoint.config, scheme, tensors, checkpoint.tokenizer, checkpoint.provenance
     )
-
-
-def quantize_int8(weight: Tensor) -> QuantizedWeight:
-    """Symmetric 8-bit codes (rows, columns) with one float16 scale a row: weight ~ code * scale.
-
-    The scale is rounded up to float16 before the codes are found, so that its rounding costs
-    nothing and no code overflows.
-    """
-    exact = weight.float().abs().amax(dim=1, keepdim=True) / 127
-    scales = exact.clamp(min=2**-24).to(torch.float16)
-    infinity = torch.full_like(scales, torch.inf)
-    scales = torch.where(scales.float() < exact, torch.nextafter(scales, infinity), scales)
-    codes = (weight.float() / scales.float()).round().clamp(-127, 127).to(torch.int8)
-    return {"codes": codes, "scales": scales}
-
-
-def quantize_int4(weight: Tensor) -> QuantizedWeight:
-    """4-bit codes with a float16 scale for 64 columns, or for a row that is no multiple of that.
-
-    The largest weight of a group gets about -8 and so gives the scale its sign, as in llama.cpp's
-    Q4_0; of scales around that, the one with the smallest squared error is taken.
-    """
-    rows, columns = weight.shape
-    size = GROUP_SIZE if columns % GROUP_SIZE == 0 else columns
-    groups = weight.float().view(-1, size)
-    largest = groups.gather(1, groups.abs().argmax(dim=1, keepdim=True))
-    best = torch.full_like(largest, torch.inf)
-    scales = torch.zeros_like(largest, dtype=torch.float16)
-    for divisor in torch.arange(-10, -6.4, 0.25).tolist():
-        tried = nonzero_f16(largest / divisor)
-        error = groups.sub(rounded(groups, tried) * tried.float()).square().sum(1, keepdim=True)
-        better = error < best
-        best, scales = torch.where(better, error, best), torch.where(better, tried, scales)
-    codes = rounded(groups, scales).to(torch.int8)
-    return {"codes": codes.view(rows, columns), "scales": scales.view(rows, -1)}
-
-
-def rounded(weight: Tensor, scales: Tensor) -> Tensor:
-    """The 4-bit codes nearest to `weight`, still in float32."""
-    return (weight / scales.float()).round_().clamp_(-8, 7)
-
-
-def nonzero_f16(scales: Tensor) -> Tensor:
-    """`scales` in float16, the smallest number standing for zero."""
-    halves = to_f16(scales)
-    return torch.where(halves == 0, torch.full_like(halves, 2**-24), halves)
-
-
-def to_f16(weight: Tensor) -> Tensor:
-    """`weight` in float16, the largest finite number standing for any larger one."""
-    limit = torch.finfo(torch.float16).max
-    return weight.clamp(-limit, limit).to(torch.float16)
-
-
-def dequantize(parts: QuantizedWeight) -> Tensor:
-    """The float32 weight that a quantized weight's parts stand for."""
-    if "values" in parts:
-        return parts["values"].float()
-    codes, scales = parts["codes"], parts["scales"]
-    groups = codes.view(*scales.shape, -1).float()
-    return (groups * scales.float().unsqueeze(2)).view(codes.shape)

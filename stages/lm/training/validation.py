@@ -18,6 +18,7 @@ class Validator:
     ) -> None:
         self._model, self._data, self._machine = model, data, machine
         self._val_tokens = val_tokens
+        self._scored_tokens = data.scored_tokens("val")
 
     def loss(self, max_tokens: int | None = None) -> float:
         """Nats per token of the current weights, on at most `max_tokens` tokens."""
@@ -38,6 +39,6 @@ class Validator:
 
     def bits_per_byte(self, loss: float) -> float:
         """Convert a loss on this split from nats per token; comparable across tokenizers."""
-        tokens = self._data.scored_tokens("val")
+        tokens = self._scored_tokens
         size = self._data.meta.splits["val"].bytes
         return loss_units(loss * tokens, tokens, size)["bits_per_byte"]
