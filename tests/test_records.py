@@ -81,6 +81,14 @@ def test_the_order_of_the_file_changes_no_split():
     assert split_records(shuffled, 0.1, 0.2) == split_records(SOME, 0.1, 0.2)
 
 
+def test_each_split_has_prompts_from_the_whole_alphabet():
+    prompts = sorted(record.prompt for record in SOME)
+    quarter = len(prompts) // 4
+    for records in split_records(SOME, 0.1, 0.2).values():
+        found = sorted(record.prompt for record in records)
+        assert found[0] < prompts[quarter] and found[-1] > prompts[-quarter]
+
+
 def test_every_record_is_in_one_split_of_about_the_size_asked_for():
     splits = split_records(SOME, 0.1, 0.2)
     assert [len(splits[split]) for split in SPLITS] == [140, 20, 40]
