@@ -3,6 +3,7 @@
 import copy
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -215,7 +216,7 @@ def test_the_bigram_start_is_validated_before_the_first_step(begun):
 
 def test_the_seconds_of_the_bigram_start_are_counted(begun, monkeypatch):
     clock = iter(range(0, 10_000, 10))
-    monkeypatch.setattr(trainer.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     run = begun()
     assert run.progress.elapsed == 10 and lines(run)[0].endswith("0:00:10 elapsed")
     run.fit(nothing, after(1))

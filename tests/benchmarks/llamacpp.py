@@ -38,7 +38,7 @@ from stages.lm.model.transformer import ModelConfig, Transformer
 from stages.lm.quantization.quantized_model import quantize_checkpoint
 from stages.lm.quantization.schemes import QuantizedWeight
 from stages.lm.text.tokenizer import PATTERNS, Tokenizer, train_bpe
-from stages.quantize import Trial
+from stages.quantize import Trials
 
 SHAPES = {
     "11M qwen3": ModelConfig(
@@ -295,7 +295,7 @@ def loss(checkpoint: Checkpoint, asked: argparse.Namespace, folder: Path) -> Non
     files = {"float": folder / "float.pt", "f32": folder / "f32.gguf"}
     write_gguf(load_model(files["float"]), files["f32"], "f32")
     reference = checkpoint.build().eval()
-    trial = Trial(checkpoint, data, Machine(torch.device("cpu"), "float32", 1))
+    trial = Trials(checkpoint, data, Machine(torch.device("cpu"), "float32", 1), 0.005)
     for scheme in asked.scheme:
         files[scheme] = folder / f"{scheme}.pt"
         trial.quantized(scheme).save(files[scheme])

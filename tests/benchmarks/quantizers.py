@@ -27,7 +27,7 @@ from stages.lm.model.metrics import loss_units
 from stages.lm.model.runtime import Machine
 from stages.lm.model.scoring import score
 from stages.lm.model.transformer import KVCache, Transformer
-from stages.quantize import RATES, Trial
+from stages.quantize import RATES, Trials
 
 DECODED = 100
 """Tokens decoded one by one to measure the speed."""
@@ -102,7 +102,7 @@ def main() -> None:
     asked = parser.parse_args()
     data, checkpoint = TokenData.load(asked.tokens), Checkpoint.load(asked.checkpoint)
     machine = Machine(torch.device("cpu"), "float32", torch.get_num_threads())
-    trial = Trial(checkpoint, data, machine)
+    trial = Trials(checkpoint, data, machine, 0.005)
     parameters = checkpoint.build().parameter_count()
     held_out = ("val", "test")
     before = [bits_per_byte(checkpoint.build(), data, splits) for splits in (("val",), held_out)]
