@@ -380,7 +380,7 @@ def test_compiled_training_on_threads_is_reproducible(
         model.load_state_dict(make_model(**shape).state_dict())  # fresh ones have no such gradient
         run = Trainer(model, data, settings, machine)
         for _ in range(10):
-            run._gradients()
+            run._compute_gradients()
             gradients.append(model.token_embedding.weight.grad)
             model.zero_grad(set_to_none=True)
     finally:
