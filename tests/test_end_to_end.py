@@ -430,7 +430,8 @@ def run_commands(folder: Path, store: Path, commands: list[str]) -> int:
         words = shlex.split(line.replace("/path/or/s3-bucket", str(store)))
         python(folder, *(words[1:] if words[0] == "python" else ["-m", *words]))
         if words[:3] == ["dvc", "queue", "start"]:
-            wait_for_queue(folder)
+            status = wait_for_queue(folder, tasks=2)
+            assert "Failed" not in status, status
     return len(dvc(folder, "exp", "list", "--name-only").stdout.split()) - len(before)
 
 
@@ -451,8 +452,15 @@ def test_the_readmes_queue_runs(built, tmp_path):
     assert run_commands(folder, tmp_path / "store", commands) == 2
 
 
-def wait_for_queue(folder: Path) -> None:
-    limit = time.monotonic() + 120
-    while any(word in dvc(folder, "queue", "status").stdout for word in ("Running", "Queued")):
-        assert time.monotonic() < limit, "the queued experiments did not end"
+def wait_for_queue(folder: Path, tasks: int) -> str:
+    """Wait until so many tasks have ended; returns the queue's last status.
+
+    Between two tasks DVC shows none as running or queued, so the ended ones are counted.
+    """
+    limit = time.monotonic() + 240
+    while True:
+        status = dvc(folder, "queue", "status").stdout
+        if status.count("Success") + status.count("Failed") >= tasks:
+            return status
+        assert time.monotonic() < limit, f"the queued experiments did not end: {status}"
         time.sleep(0.5)

@@ -167,7 +167,7 @@ def queues(rivals: Rivals) -> Iterator[Case]:
             beside = Background(project, "repro")
             dvc(project, "queue", "start", "-j", str(jobs))
             assert beside.end()[0] == 0, beside.end()[1]
-            wait_for_queue(project)
+            wait_for_queue(project, len(seeds))
             names = dvc(project, "exp", "list", "--name-only").stdout.split()
             assert names, dvc(project, "queue", "status").stdout
             for number, seed in enumerate(seeds):
