@@ -19,7 +19,7 @@ from stages.lm.inference.token_step import TokenStep, make_token_step
 from stages.lm.model.checkpoint import Checkpoint
 from stages.lm.model.transformer import Transformer
 from stages.lm.quantization.quantized_model import quantize_checkpoint
-from stages.lm.quantization.schemes import QuantizedWeight
+from stages.lm.quantization.schemes import QuantizedWeight, dequantize
 
 CONTEXT = 300  # more than the engine's blocks of tokens and of keys
 SHAPES = {
@@ -108,6 +108,20 @@ def test_logits_are_those_of_the_dequantized_weights(make_loaded, compiled, shap
     assert nats.mean() < 1e-4
     chosen = expected.gather(1, found.argmax(dim=1, keepdim=True))[:, 0]
     assert (expected.amax(dim=1) - chosen).max() < 0.1  # another token only where they are close
+
+
+@pytest.mark.parametrize("shape", ["qwen3", "gpt2"])
+def test_small_vectors_are_normed_with_the_models_epsilon(make_loaded, compiled, shape):
+    loaded = make_loaded(shape)
+    weights = dict(loaded.weights)
+    for name in {"token_embedding.weight", "position_embedding.weight"} & set(weights):
+        small = QuantizedWeight(weights[name].codes, weights[name].scales * 0.03)
+        weights[name] = small
+        loaded.model.get_parameter(name).copy_(dequantize(small))
+    tokens = tokens_of(loaded, 8)
+    expected = loaded.model(torch.tensor([tokens]))[0, -1].double()
+    found = EngineDecoder(Engine(compiled, loaded.config, weights), 1).feed([tokens])[0].double()
+    assert (found - expected).abs().max() < 0.05 * expected.abs().max()
 
 
 @pytest.mark.parametrize("kind", WEIGHTS)
