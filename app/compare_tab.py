@@ -10,9 +10,12 @@ import pandas as pd
 import streamlit as st
 from about_tab import short
 from experiments import Experiment, experiments, load_experiment, metrics
+from figures import figures_of, number_in
+from marking import plain
 from streamlit.delta_generator import DeltaGenerator
 
 from stages.lm.core import paths
+from stages.lm.core.artifact import artifact_id
 from stages.lm.core.errors import UserError
 from stages.lm.inference.loading import LoadedModel
 
@@ -100,25 +103,27 @@ def table(picked: list[ModelChoice]) -> None:
 
 
 def facts(choice: ModelChoice) -> dict[str, str]:
-    """Labels and values of a model from the files in `metrics/`."""
-    revision = choice.experiment.revision if choice.experiment else None
-    trained = metrics(revision, paths.TRAIN_METRICS)
-    evaluated = metrics(revision, paths.EVALUATE_METRICS)
-    sizes = metrics(revision, paths.QUANTIZE_METRICS)
+    """Labels and values of a model from the files in `metrics/`, as far as they are of it."""
+    if choice.experiment:
+        revision = choice.experiment.revision
+        model = metrics(revision, paths.QUANTIZE_METRICS).get("model")
+    else:
+        revision, model = None, artifact_id(choice.file)
     quantized = choice.file == paths.QUANTIZED
-    held_out = evaluated.get("quantized" if quantized else "float", {}).get("held_out", {})
-    size = sizes.get("file_bytes" if quantized else "checkpoint_bytes")
+    known = figures_of(model, quantized, revision)
+    bits = number_in(known.own, "held_out", "bits_per_byte")
+    size = number_in(known.quantized, "file_bytes" if quantized else "checkpoint_bytes")
     return {
-        "Bits per byte of held-out text": formatted(held_out.get("bits_per_byte"), "{:.4f}"),
-        "File": NOTHING if size is None else f"{short(size)}B",
-        "Parameters": formatted(trained.get("parameters"), "{:,}"),
-        "Best epoch": formatted(trained.get("best_epoch"), "{:,}"),
+        "Bits per byte of held-out text": NOTHING if bits is None else f"{bits:.4f}",
+        "File": NOTHING if size is None else f"{short(int(size))}B",
+        "Parameters": counted(number_in(known.trained, "parameters")),
+        "Best epoch": counted(number_in(known.trained, "best_epoch")),
     }
 
 
-def formatted(value: float | None, form: str) -> str:
-    """A number in the given form, or a dash where there is none."""
-    return form.format(value) if isinstance(value, int | float) else NOTHING
+def counted(number: float | None) -> str:
+    """A number in full, or a dash where there is none."""
+    return NOTHING if number is None else f"{number:,}"
 
 
 def compare(
@@ -140,7 +145,7 @@ def compare(
         st.text(str(error))  # not Markdown: the message may quote bytes of a file
         return
     except FileNotFoundError as error:
-        st.info(f"`{error.filename}` does not exist yet. Run `dvc repro` to make it.")
+        st.info(f"{plain(str(error.filename))} does not exist yet. Run `dvc repro` to make it.")
         return
     sides = [
         Side(choice.label, model.lead(prompt)) for choice, model in zip(picked, models, strict=True)
@@ -176,6 +181,8 @@ def draw(sides: list[Side], slots: list[DeltaGenerator]) -> None:
     """Draw both texts, each under the name of its model and its speed."""
     for slot, side in zip(slots, sides, strict=True):
         with slot.container():
-            st.caption(f"{side.label} · {side.tokens / max(side.seconds, 1e-9):,.0f} tokens/s")
+            st.caption(
+                f"{plain(side.label)} · {side.tokens / max(side.seconds, 1e-9):,.0f} tokens/s"
+            )
             # st.code strips one newline at either end: these two.
             st.code(f"\n{side.lead}{side.text}\n", language=None, wrap_lines=True)

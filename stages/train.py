@@ -10,6 +10,7 @@ from dataclasses import asdict
 from types import FrameType
 
 from stages.lm.core import paths
+from stages.lm.core.artifact import artifact_id
 from stages.lm.core.errors import UserError, run_stage
 from stages.lm.core.files import write_json
 from stages.lm.data.dataset import TokenData
@@ -247,7 +248,7 @@ def publish(trainer: Trainer, model_settings: ModelSettings, identity: RunIdenti
     }
     tokenizer = asdict(data.meta.tokenizer) | {"vocabulary": data.vocabulary}
     Checkpoint(trainer.model.config, trainer.best, tokenizer, provenance).save(paths.CHECKPOINT)
-    write_json(paths.TRAIN_METRICS, metrics)
+    write_json(paths.TRAIN_METRICS, {"model": artifact_id(paths.CHECKPOINT)} | metrics)
     write_tsv(paths.LOSS_CURVE, CURVE, progress.curve)
 
 
