@@ -30,7 +30,7 @@ from stages.lm.inference.loading import load_model
 from stages.lm.model.checkpoint import Checkpoint
 from stages.lm.model.transformer import ModelConfig, Transformer
 from stages.lm.quantization.quantized_model import quantize_checkpoint
-from stages.lm.text.tokenizer import train_bpe
+from stages.lm.text.tokenizer import Tokenizer, train_bpe
 
 PAGE = str(Path(__file__).resolve().parents[1] / "app" / "app.py")
 FILES = (
@@ -49,8 +49,13 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(paths, name, tmp_path / getattr(paths, name).name)
 
 
-def save_models(seed: int = 0, provenance: dict[str, Any] = PROVENANCE, **shape: int) -> None:
-    tokenizer = train_bpe(
+def save_models(
+    seed: int = 0,
+    provenance: dict[str, Any] = PROVENANCE,
+    tokenizer: Tokenizer | None = None,
+    **shape: int,
+) -> None:
+    tokenizer = tokenizer or train_bpe(
         iter(["the cat sat on the mat, the rat ran to the hat. " * 5]), 280, "gpt-2"
     )
     small = {"context": 32, "layers": 1, "heads": 2, "kv_heads": 2, "head_size": 8, "width": 16}
