@@ -105,6 +105,13 @@ def test_noise_is_refused_whatever_it_is_said_to_hold(stream, wanted):
         unpack(np.frombuffer(stream, np.uint8), [*wanted, 2**40])
 
 
+def test_a_size_beyond_any_memory_is_refused_before_memory_is_taken():
+    lanes = np.zeros(4 * lane_count(2**50), np.uint8)  # so that no part of the stream is missing
+    stream = np.concatenate([pack([gaussian(50, 1.0)]), lanes])
+    with pytest.raises(ValueError, match=f"{2**50} codes cannot lie in {len(stream)} bytes"):
+        unpack(stream, [2**50])
+
+
 def test_a_table_that_lets_a_symbol_cost_nothing_is_refused():
     stream = pack([np.zeros(50, np.uint8)])
     stream[2:6] = np.array([TABLE, 0], "<u2").view(np.uint8)
