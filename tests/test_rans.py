@@ -7,7 +7,13 @@ from hypothesis import strategies as st
 
 from stages.lm.inference import native
 from stages.lm.quantization import rans
-from stages.lm.quantization.rans import MOST_PER_BYTE, TABLE, decode_with_numpy, lane_count, pack
+from stages.lm.quantization.rans import (
+    MAX_SYMBOLS_PER_BYTE,
+    TABLE,
+    decode_with_numpy,
+    lane_count,
+    pack,
+)
 
 ARRAYS = st.lists(st.binary(min_size=1, max_size=300), min_size=1, max_size=5)
 
@@ -57,7 +63,7 @@ def test_a_stream_is_as_short_as_the_entropy_of_its_arrays(deviation):
 def test_one_symbol_over_and_over_is_short_but_not_free(symbol):
     array = np.full(50_000, symbol, np.uint8)
     stream = pack([array])
-    assert len(array) / MOST_PER_BYTE <= len(stream) < 800
+    assert len(array) / MAX_SYMBOLS_PER_BYTE <= len(stream) < 800
     assert np.array_equal(unpack(stream, [len(array)])[0], array)
 
 
