@@ -2,7 +2,9 @@
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import streamlit as st
 from copied import copied_parts
@@ -33,8 +35,8 @@ MAX_REDRAW_SECONDS = 0.5
 NATS_AT_FULL_COLOUR = 7
 PROMPT_HINT = "The beginning of a text. Left empty, the text starts on a new line."
 GO_ON = (
-    "With unchanged settings, a longer text would have gone on like this. Nothing follows a stop "
-    "string or the end of an answer."
+    "With unchanged settings, it goes on as a longer text would have. Nothing follows a stop string "
+    "or the end of an answer."
 )
 RECORD_HINT = "A prompt in the form of the records this model was trained on."
 VIEWS = {"Text": "text", "Probabilities": "probabilities", "Copied parts": "copied"}
@@ -48,15 +50,16 @@ def write_tab(loaded: LoadedModel, name: str, request: Request) -> None:
         prompt = st.text_area("Prompt", key="prompt", height=140, placeholder=hint)
         label = "Answer" if loaded.answers else "Continue the text"
         pressed = st.form_submit_button(label, key="write", type="primary")
-    asked, parent = st.session_state.pop("asked", (None, None))
+    asked, parent = None, None
+    if "asked" in st.session_state:
+        make, parent = st.session_state.pop("asked")
+        asked = in_vocabulary(loaded.tokenizer, parent, make(request))
     if pressed:
         asked, parent = replace(request, prompt=prompt), None
     # The old text disappears when writing begins. Each slot is filled only once a run: Streamlit
     # may deliver a second filling before the emptying between them.
     meanwhile, below = st.empty(), st.empty()
     if asked:
-        if parent:
-            asked = in_vocabulary(loaded.tokenizer, parent, asked)
         start = WrittenText(loaded, asked.sampling, asked.written).start
         lead = loaded.lead(asked.prompt) + start
         with meanwhile.container():
@@ -70,9 +73,11 @@ def write_tab(loaded: LoadedModel, name: str, request: Request) -> None:
             actions(loaded, history, history.shown, request)
 
 
-def ask(request: Request, parent: Result) -> None:
-    """Have the next run of the page carry out a request, as a branch of `parent`."""
-    st.session_state["asked"] = request, parent
+def ask(make: Callable[[Request], Request], parent: Result) -> None:
+    """Have the next run of the page make a request of the settings as they are then, and carry it
+    out as a branch of `parent`.
+    """
+    st.session_state["asked"] = make, parent
 
 
 def stream(loaded: LoadedModel, result: Result) -> None:
@@ -192,7 +197,8 @@ def branching(loaded: LoadedModel, result: Result) -> None:
             return
         before = go_on(result, sequence, index, result.request)
         length = max(1, result.request.length - index - 1)
-        ask(replace(before, written=(*before.written, token), length=length), result)
+        longer = replace(before, written=(*before.written, token), length=length)
+        ask(lambda _: longer, result)
 
     st.pills(
         "Continue from here with another token (probability from the model → after the samplers)",
@@ -209,8 +215,8 @@ def actions(loaded: LoadedModel, history: History, result: Result, request: Requ
     with st.container(horizontal=True):
         for index, text in enumerate(result.texts()):
             number = f" {index + 1}" if many else ""
-            longer = go_on(result, index, len(result.steps[index]), request)
-            here = in_vocabulary(loaded.tokenizer, result, longer)
+            longer = partial(go_on, result, index, len(result.steps[index]))
+            here = in_vocabulary(loaded.tokenizer, result, longer(request))
             st.button(
                 f"Go on{number}",
                 key=f"go on {index}",
