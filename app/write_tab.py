@@ -35,8 +35,8 @@ MAX_REDRAW_SECONDS = 0.5
 NATS_AT_FULL_COLOUR = 7
 PROMPT_HINT = "The beginning of a text. Left empty, the text starts on a new line."
 GO_ON = (
-    "With unchanged settings, it goes on as a longer text would have. Nothing follows a stop string "
-    "or the end of an answer."
+    "With unchanged settings, it goes on as a longer text would have. Nothing follows a stop "
+    "string or the end of an answer."
 )
 RECORD_HINT = "A prompt in the form of the records this model was trained on."
 VIEWS = {"Text": "text", "Probabilities": "probabilities", "Copied parts": "copied"}
