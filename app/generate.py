@@ -79,7 +79,7 @@ def parser() -> Parser:
         "--length",
         type=number(int, 1, 100_000),
         default=DEFAULT_LENGTH,
-        help="tokens added to the prompt (%(default)s)",
+        help="tokens added to those (%(default)s)",
     )
     made.add_argument(
         "--sequences",
@@ -93,6 +93,25 @@ def parser() -> Parser:
         default=1,
         help="number of the first text: 3 begins with what would be the third (%(default)s)",
     )
+    add_sampling(made)
+    made.add_argument(
+        "--logprobs",
+        type=number(int, 0, 1000),
+        help="after each text, a line for each of its tokens: the natural logarithm of its "
+        "probability, and so many of the likeliest tokens with theirs, from the model | after the "
+        "samplers",
+    )
+    made.add_argument(
+        "--model",
+        type=Path,
+        default=paths.QUANTIZED,
+        help=f"a model file ({paths.shown(paths.QUANTIZED)}), or {paths.shown(paths.CHECKPOINT)}",
+    )
+    return made
+
+
+def add_sampling(made: Parser) -> None:
+    """Add the arguments that say how tokens are chosen, and where the text stops."""
     for name, value in SAMPLER_VALUES.items():
         low, high = value.metadata["low"], value.metadata["high"]
         made.add_argument(
@@ -109,25 +128,11 @@ def parser() -> Parser:
         help=r"the text ends before this string; \n stands for a new line; may be given repeatedly",
     )
     made.add_argument(
-        "--logprobs",
-        type=number(int, 0, 1000),
-        help="after each text, a line for each of its tokens: the natural logarithm of its "
-        "probability, and so many of the likeliest tokens with theirs, from the model | after the "
-        "samplers",
-    )
-    made.add_argument(
         "--seed",
         type=number(int, 0, 2**31 - 1),
         default=DEFAULT_SEED,
         help="the same seed gives the same text (%(default)s)",
     )
-    made.add_argument(
-        "--model",
-        type=Path,
-        default=paths.QUANTIZED,
-        help=f"a model file ({paths.shown(paths.QUANTIZED)}), or {paths.shown(paths.CHECKPOINT)}",
-    )
-    return made
 
 
 def token_ids(text: str) -> tuple[int, ...]:

@@ -463,14 +463,16 @@ def test_a_branch_may_begin_with_a_part_of_a_character(capsys: pytest.CaptureFix
 
 
 def test_the_alternatives_have_different_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    save_byte_models()
-    odds = TokenLogprobs(-0.5, [(token, -7.0) for token in range(256)])
+    texts = [bytes([byte]) for byte in range(256)] + [rb"\n", rb"\x00", rb"\xe2", rb"\\"]
+    ranks = {data: token for token, data in enumerate(texts)}
+    save_models(tokenizer=Tokenizer(ranks, PATTERNS["gpt-2"], "bytes"))
+    odds = TokenLogprobs(-0.5, [(token, -7.0) for token in range(260)])
     steps = [[GeneratedToken(10, b"\n", "\n", odds, odds)]]
     monkeypatch.setattr(generation, "generate_steps", lambda *_: iter(steps))
     at = page()
     write(at, "")
     at.segmented_control(key="view").set_value("Probabilities").run()
-    assert len(set(at.pills(key="alternative").options)) == 256
+    assert len(set(at.pills(key="alternative").options)) == 260
 
 
 def test_a_text_is_gone_on_with_by_a_model_of_another_vocabulary() -> None:
