@@ -79,7 +79,7 @@ def parser() -> Parser:
         "--length",
         type=number(int, 1, 100_000),
         default=DEFAULT_LENGTH,
-        help="tokens added to those (%(default)s)",
+        help="tokens that are added (%(default)s)",
     )
     made.add_argument(
         "--sequences",

@@ -35,7 +35,7 @@ SETTINGS = {
     ),
     "stops": SamplingSettings(temperature=3.0, stop=("e", "ab", "\x07\x05")),
 }
-CUTS = [(1,), (14, 15, 16), (17, 39), tuple(range(2, LENGTH, 3))]
+CUTS = [(1, 14, 15, 16), (17, 39), tuple(range(2, LENGTH, 3))]
 
 
 @pytest.fixture(scope="module", params=DECODERS)
