@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from stages.lm.core import paths
-from stages.lm.core.errors import UserError, run_stage
+from stages.lm.core.errors import UserError
+from stages.lm.core.stage import run_stage
 from stages.lm.inference.generation import (
     DEFAULT_LENGTH,
     DEFAULT_SEED,

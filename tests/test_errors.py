@@ -2,7 +2,8 @@
 
 import pytest
 
-from stages.lm.core.errors import UserError, run_stage
+from stages.lm.core.errors import UserError
+from stages.lm.core.stage import run_stage
 
 
 def outcome(main, capsys):
