@@ -65,8 +65,8 @@ for command, files in json.loads(Path("asked.json").read_text()).items():
         before = path.read_bytes() if path.exists() else None
         inputs.check()
         text = before or b""
-        for old, new in ((b"0.05", b"0.06"), (b": auto", b": 1"), (b"min_context: 4", b"min_context: 5")):
-            text = text.replace(old, new)
+        for old, new in {"0.05": "0.06", ": auto": ": 1", "context: 4": "context: 5"}.items():
+            text = text.replace(old.encode(), new.encode())
         path.write_bytes(text + b"\\n# edited")
         try:
             inputs.check()
