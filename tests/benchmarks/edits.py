@@ -107,15 +107,26 @@ def run(
         began = time.monotonic()
         if moment is not None:
             time.sleep(moment)
-            try:
+            with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGSTOP)
-            except ProcessLookupError:
+            while state(pid) not in ("T", "Z", ""):
+                time.sleep(0.001)
+            if state(pid) != "T":
                 return process.wait(), -1
             edit()
-            os.kill(pid, signal.SIGCONT)
-        while Path(f"/proc/{pid}/cwd").exists():
+            with suppress(ProcessLookupError):  # it had just ended when it was stopped
+                os.kill(pid, signal.SIGCONT)
+        while state(pid) not in ("", "Z"):
             time.sleep(0.01)
-        return process.wait(), time.monotonic() - began
+        took = time.monotonic() - began
+        return process.wait(), took
+
+
+def state(pid: int) -> str:
+    """`T` of a stopped process, `Z` of one that has ended, and so on."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()[0]
+    return ""
 
 
 def stage_process(folder: Path, dvc_pid: int) -> int | None:
@@ -240,7 +251,7 @@ def main() -> None:
                     if prepare:
                         prepare()
                     old = project.record(folder, stage)
-                    moment = draw.uniform(0, duration - 0.1)
+                    moment = draw.uniform(0, duration)
                     code, took = run(folder, stage, moment, edit)
                     if took < 0:
                         continue  # it had ended

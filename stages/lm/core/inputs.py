@@ -7,6 +7,7 @@ fails, and DVC records nothing.
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +17,34 @@ from .paths import PARAMS, ROOT, shown
 from .yaml_text import parse_yaml
 
 Version = tuple[int, int, int]
-"""Inode, size and time of change (ns) of a file."""
+"""Inode, size and time of change (ns): tell two versions of a file apart without reading it."""
 
 
-def files_in(path: Path) -> list[Path]:
-    """The file at `path`, or all files in the folder at `path`; none where there is nothing."""
-    if not path.is_dir():
-        return [path] if path.exists() else []
-    return [
-        Path(folder, name)
-        for folder, _, names in os.walk(path)
-        if not folder.endswith("__pycache__")
-        for name in names
-    ]
+def versions_in(path: Path) -> dict[Path, Version]:
+    """Of the file at `path`, or of all files in the folder at `path`; empty if it is missing."""
+    files = [path]
+    if path.is_dir():
+        files = [
+            Path(folder, name)
+            for folder, _, names in os.walk(path)
+            if not folder.endswith("__pycache__")
+            for name in names
+        ]
+    found = {}
+    for file in files:
+        with suppress(FileNotFoundError):  # also a file that is removed at this moment
+            stat = file.stat()
+            found[file] = stat.st_ino, stat.st_size, stat.st_mtime_ns
+    return found
 
 
-def code_digests() -> dict[str, str]:
-    """SHA-256 of every file of the library and the stages, by its path from the project's root."""
-    return {shown(path): sha256_file(path) for path in files_in(ROOT / "stages")}
+CODE_VERSIONS = versions_in(ROOT / "stages")
+CODE = {shown(path): sha256_file(path) for path in CODE_VERSIONS}
+"""SHA-256 of the project's code that this process runs, by path from the project's root.
 
-
-CODE = code_digests()
-"""Those of the code that this process runs: `stages/__init__.py` imports this module first, so that
-an edit during the seconds of further imports counts as a change."""
+`stages/__init__.py` imports this module before all others of the project, so that an edit during
+the seconds of further imports counts as a change.
+"""
 
 
 class FileVersions:
@@ -53,12 +59,7 @@ class FileVersions:
         self.versions = self._now()
 
     def _now(self) -> dict[Path, Version]:
-        found = {}
-        for path in self.paths:
-            for file in files_in(path):
-                stat = file.stat()
-                found[file] = stat.st_ino, stat.st_size, stat.st_mtime_ns
-        return found
+        return {file: one for path in self.paths for file, one in versions_in(path).items()}
 
     def check(self) -> None:
         """Compare.
@@ -71,23 +72,22 @@ class FileVersions:
 
 
 class StageInputs:
-    """The dependencies and settings that `dvc.yaml` names for the stage with a command."""
+    """The dependencies and settings that `dvc.yaml` lists for the stage with a command."""
 
     def __init__(self, command: str) -> None:
-        pipeline = _read_yaml(ROOT / "dvc.yaml").get("stages", {})
-        stage: dict[str, Any] = next(
-            (one for one in pipeline.values() if one["cmd"] == command), {}
-        )
+        stages = _read_yaml(_bytes(ROOT / "dvc.yaml"), "dvc.yaml").get("stages", {})
+        stage: dict[str, Any] = next((one for one in stages.values() if one["cmd"] == command), {})
         deps = stage.get("deps", [])
-        self.code = [dep for dep in deps if dep.startswith("stages/")]
-        self.files = FileVersions(ROOT / dep for dep in deps if dep not in self.code)
+        self.code = [ROOT / dep for dep in deps if dep.startswith("stages/")]
+        self.files = FileVersions(ROOT / dep for dep in deps if not dep.startswith("stages/"))
         self.sections = stage.get("params", [])
-        self.settings = self._read_settings()
+        self.params = _bytes(PARAMS) if self.sections else b""
+        self.settings = self._settings(self.params)
 
-    def _read_settings(self) -> dict[str, Any]:
+    def _settings(self, params: bytes) -> dict[str, Any]:
         """The values under each section, by `section.key`."""
         found: dict[str, Any] = {}
-        document = _read_yaml(PARAMS) if self.sections else {}
+        document = _read_yaml(params, PARAMS.name)
         for section in self.sections:
             values = document.get(section)
             pairs = values.items() if isinstance(values, dict) else [("", values)]
@@ -101,18 +101,27 @@ class StageInputs:
             UserError: something was changed.
         """
         self.files.check()
-        settings = self._read_settings()
+        now = versions_in(ROOT / "stages")
+        for path, _ in CODE_VERSIONS.items() ^ now.items():
+            same = path in now and sha256_file(path) == CODE.get(shown(path))
+            if not same and any(path.is_relative_to(dep) for dep in self.code):
+                raise changed(f"{shown(path)} was edited, added or removed")
+        params = _bytes(PARAMS) if self.sections else b""
+        if params == self.params:
+            return
+        settings = self._settings(params)
         for name in self.settings.keys() | settings.keys():
             old, new = self.settings.get(name), settings.get(name)
             if repr(old) != repr(new):  # 1, 1.0 and true are equal
                 raise changed(f"{name} in {PARAMS.name} was changed from {old!r} to {new!r}")
-        for name, _ in CODE.items() ^ code_digests().items():
-            if any(name == dep or name.startswith(f"{dep}/") for dep in self.code):
-                raise changed(f"{name} was edited, added or removed")
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    document = parse_yaml(path.read_text("utf-8"), path.name) if path.exists() else None
+def _bytes(path: Path) -> bytes:
+    return path.read_bytes() if path.exists() else b""
+
+
+def _read_yaml(data: bytes, name: str) -> dict[str, Any]:
+    document = parse_yaml(data.decode("utf-8", "replace"), name)
     return document if isinstance(document, dict) else {}
 
 
