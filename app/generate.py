@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from stages.lm.core import paths
-from stages.lm.core.errors import UserError, run_stage
+from stages.lm.core.errors import UserError
+from stages.lm.core.stage import run_stage
 from stages.lm.inference.generation import (
     DEFAULT_LENGTH,
     DEFAULT_SEED,
@@ -202,15 +203,19 @@ def main(arguments: list[str] | None = None) -> int:
             print(flush=True)
             if asked.logprobs is not None:
                 print("".join(logprobs_line(loaded, step) for step in taken), end="", flush=True)
-    except BrokenPipeError:
-        # The reader (`head`, a closed pager) has all it wants. What Python still holds goes
-        # nowhere, or it would complain when it leaves.
+    except OSError as error:
+        # What Python still holds goes nowhere, or it would complain when it leaves.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader of a broken pipe (`head`, a closed pager) has all it wants.
+        if not isinstance(error, BrokenPipeError):
+            raise UserError(
+                f"the text could not be written ({error.strerror}); write it elsewhere."
+            ) from error
     except KeyboardInterrupt:
         print(flush=True)
-        return 130
+        raise
     return 0
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_stage(main, unread=("stderr",))
