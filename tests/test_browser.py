@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import warm
 from playwright.sync_api import Page, expect, sync_playwright
-from test_app import save_models
+from test_app import FILES, save_models
+from test_foreign_text import ALL, hostile_files
 
 from stages.lm.core import paths
 
@@ -24,8 +25,8 @@ pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium is installed h
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Where a page with a small model is served from a copy of the project."""
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project with a small model."""
     folder = tmp_path_factory.mktemp("project")
     for name in ("app", "stages"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -35,13 +36,19 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         for name in ("CHECKPOINT", "QUANTIZED"):
             patch.setattr(paths, name, folder / "models" / getattr(paths, name).name)
         save_models()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(project: Path) -> Iterator[str]:
+    """Where its page is served."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    script = str(folder / "app" / "app.py")
+    script = str(project / "app" / "app.py")
     words = ("-m", "streamlit", "run", script, "--server.port", str(port))
     with Path(os.devnull).open("wb") as nothing:
-        server = warm.start(folder / "models", *words, output=nothing)
+        server = warm.start(project / "models", *words, output=nothing)
     try:
         limit = time.monotonic() + 60
         with socket.socket() as probe:
@@ -113,3 +120,27 @@ def test_a_visit(visitor: Page) -> None:
     page.get_by_role("tab", name="About this model").click()
     expect(page.get_by_text("Parameters", exact=True).last).to_be_visible()
     assert page.get_by_text("Traceback").count() == 0
+
+
+def test_foreign_text_is_text(
+    visitor: Page, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page, asked = visitor, []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("dialog", lambda dialog: asked.append(dialog.message))
+    for name in (*FILES, "PARAMS"):
+        monkeypatch.setattr(paths, name, project / getattr(paths, name).relative_to(paths.ROOT))
+    for folder in ("metrics", "data"):
+        (project / folder).mkdir()
+    hostile_files(project)
+    page.reload()
+    page.get_by_role("textbox", name="Prompt", exact=True).fill(ALL)
+    page.get_by_role("button", name="Answer").click()
+    expect(page.get_by_text("tokens/s")).to_be_visible()
+    page.get_by_text("Probabilities", exact=True).click()
+    expect(page.locator("span[title]").first).to_be_visible()
+    offered = page.get_by_role("radio", name=re.compile("→"))
+    expect(offered.first).to_be_visible()
+    for name in ("Token", "Left", "Right"):
+        pass
+    page.screenshot(path="/tmp/write.png", full_page=True)

@@ -1,11 +1,11 @@
 """What comes from model files, metrics, experiments and texts is shown as text, never as markup."""
 
 import importlib
+import json
 import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +18,8 @@ from test_app import files as files  # the fixture that keeps the project's own 
 
 from app.marking import plain, visible
 from stages.lm.core import paths
+from stages.lm.core.artifact import read_artifact, write_artifact
+from stages.lm.quantization import quantized_model
 from stages.lm.text.tokenizer import PATTERNS, Tokenizer
 
 HOST = "zq.invalid"
@@ -64,13 +66,14 @@ HOSTILE = [
     "\u202ezq\x1b[31mzq\x9b\x07",
 ]
 ALL = "\n".join(HOSTILE)
+FORMATS = {quantized_model.KIND: quantized_model.VERSION}
 PLAIN = {
     ("Text", "body"),
     ("Code", "code_text"),
     ("Selectbox", "options"),
     ("TextArea", "default"),
     ("TextArea", "value"),
-    ("ArrowVegaLiteChart", "spec"),
+    ("VegaLiteChart", "spec"),
     ("Html", "body"),
 }
 """Fields that the browser shows as text: test_browser.py looks. The last is HTML, escaped."""
@@ -155,7 +158,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_foreign_text_is_never_markup(project: Path) -> None:
     at = page()
-    check(at)
+    seen = check(at)
+    assert all(plain(name) in seen for name in HOSTILE), "names of compressors"
     at.number_input(key="length").set_value(3)
     write(at, ALL)
     check(at)
@@ -164,7 +168,7 @@ def test_foreign_text_is_never_markup(project: Path) -> None:
     at.segmented_control(key="view").set_value("Probabilities").run()
     seen = check(at)
     assert all(plain(visible(token)) in seen for token in TOKENS)
-    at.pills(key="alternative").set_value(300).run()
+    at.pills(key="alternative").set_value(TOKENIZER.vocab_size - 1).run()
     check(at)
     at.text_area(key="text").set_value(ALL)
     at.button(key="read").click().run()
@@ -172,9 +176,38 @@ def test_foreign_text_is_never_markup(project: Path) -> None:
     at.selectbox(key="Right").select_index(2)
     at.button(key="compare").click().run()
     check(at)
-    assert "zq" in at.text[0].value
-    at.session_state["comparison"] = [
-        SimpleNamespace(label=text, lead=text, text=text, tokens=1, seconds=1) for text in HOSTILE
-    ][:2]
-    check(at.run())
-    assert all(plain(name) in seen for name in HOSTILE), "compressors"
+    (label,) = at.selectbox(key="Right").options[2:3]
+    assert plain(label) in "".join(caption.value for caption in at.caption)
+
+
+@pytest.mark.parametrize(
+    ("part", "key"), [(None, "scheme"), ("config", "arch"), ("tokenizer", "pattern")]
+)
+def test_a_forged_model_file_is_told_as_text(part: str | None, key: str) -> None:
+    save_models()
+    kind, content = read_artifact(paths.QUANTIZED, FORMATS)
+    (content[part] if part else content)[key] = ALL
+    write_artifact(paths.QUANTIZED, kind, FORMATS[kind], content)
+    at = page()
+    check(at)
+    assert "zq" in at.text[0].value or part == "tokenizer"
+
+
+def test_figures_of_other_types_are_not_shown() -> None:
+    save_models()
+    save_figures({"held_out": {"bits_per_byte": 2.5}}, asked_records=5, majority=0.5)
+    more = {"parameters": 1, "best_epoch": 1, "file_bytes": 1, "checkpoint_bytes": 1}
+    files = (paths.EVALUATE_METRICS, paths.TRAIN_METRICS, paths.QUANTIZE_METRICS)
+    found = {path: json.loads(path.read_text("utf-8")) | more for path in files}
+    at = page()
+    for value in (ALL, [ALL], {ALL: ALL}, -1e400, 10**400, True, None):
+        for path, figures in found.items():
+            path.write_text(json.dumps(replaced(figures, value)), "utf-8")
+        check(at.run())
+
+
+def replaced(found: Any, value: Any, key: str = "") -> Any:
+    """`found` with `value` for every figure, but not for the names of the models."""
+    if isinstance(found, dict):
+        return {key: replaced(each, value, key) for key, each in found.items()}
+    return found if key in ("model", "checkpoint") else value
