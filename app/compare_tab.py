@@ -20,7 +20,7 @@ from stages.lm.core.errors import UserError
 from stages.lm.inference.loading import LoadedModel
 
 REDRAW_SECONDS = 0.1
-NOTHING = "-"
+NOTHING = "—"  # a hyphen would be a list: a table renders Markdown
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,15 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import warm
 from playwright.sync_api import Page, expect, sync_playwright
 from test_app import FILES, save_models
-from test_foreign_text import ALL, hostile_files
+from test_foreign_text import ALL, HOST, HOSTILE, hostile_files
 
+from app.marking import escaped
 from stages.lm.core import paths
 
 ROOT = Path(__file__).parents[1]
@@ -134,13 +136,58 @@ def test_foreign_text_is_text(
         (project / folder).mkdir()
     hostile_files(project)
     page.reload()
+    read = time.monotonic()  # at the latest, the experiments
     page.get_by_role("textbox", name="Prompt", exact=True).fill(ALL)
     page.get_by_role("button", name="Answer").click()
     expect(page.get_by_text("tokens/s")).to_be_visible()
     page.get_by_text("Probabilities", exact=True).click()
-    expect(page.locator("span[title]").first).to_be_visible()
-    offered = page.get_by_role("radio", name=re.compile("→"))
-    expect(offered.first).to_be_visible()
-    for name in ("Token", "Left", "Right"):
-        pass
-    page.screenshot(path="/tmp/write.png", full_page=True)
+    expect(page.locator("span[title*=zq]").first).to_be_attached()
+    expect(page.get_by_role("radio", name=re.compile("zq.*→")).first).to_be_visible()
+    open_choices(page, "Token")
+    expect(page.get_by_role("option", name=re.compile("zq")).first).to_be_visible()
+    page.keyboard.press("Escape")
+    check_no_markup(page)
+
+    page.get_by_role("tab", name="Read").click()
+    page.get_by_role("textbox", name="Text", exact=True).fill(ALL)
+    page.get_by_role("button", name="Measure the surprise").click()
+    page.get_by_text("The least expected tokens").click()
+    page.get_by_text("Attention", exact=True).click()
+    expect(page.get_by_text("the darker a cell")).to_be_visible()
+    check_no_markup(page)
+
+    page.get_by_role("tab", name="About this model").click()
+    expect(page.get_by_text("never seen")).to_be_visible()
+    expect(page.locator("[data-testid=stVegaLiteChart]").last).to_be_visible()
+    check_no_markup(page)
+    told = [text.replace("\u2060", "") for text in page.locator("code").all_text_contents()]
+    assert {escaped(name) for name in HOSTILE} <= {*told}
+
+    page.get_by_role("tab", name="Compare").click()
+    page.wait_for_timeout(1000 * max(0, read + 11 - time.monotonic()))  # until they are read again
+    page.get_by_role("button", name="Write with both").click()
+    expect(page.get_by_text("tokens/s").last).to_be_visible()
+    open_choices(page, "Right")
+    page.get_by_role("option").nth(2).click()
+    page.wait_for_timeout(1500)  # a click while the page is drawn anew would be lost
+    page.get_by_role("button", name="Write with both").click()
+    expect(page.locator("code", has_text="$zq$<b>_zq_").last).to_be_visible()
+    check_no_markup(page)
+    hosts = {urlsplit(url).netloc for url in asked if not url.startswith(("data:", "blob:"))}
+    assert hosts == {urlsplit(page.url).netloc}
+
+
+def open_choices(page: Page, name: str) -> None:
+    """Open a list of choices; a page that is being drawn may pass over a key."""
+    while not page.get_by_role("option").count():
+        page.get_by_role("combobox", name=name).press("ArrowDown")
+        page.wait_for_timeout(200)
+
+
+def check_no_markup(page: Page) -> None:
+    """Nothing is made of what is foreign; Streamlit has icons of its own."""
+    made = "img, .katex, script, iframe, em, strong, del, blockquote, sup"
+    assert page.locator("[data-testid=stMain]").locator(made).count() == 0
+    assert page.get_by_role("heading", name=re.compile("zq")).count() == 0
+    assert page.locator(f"a[href*='{HOST}'], [aria-label='home icon']").count() == 0
+    assert not re.search("😄|zq → zq", page.locator("body").inner_text())

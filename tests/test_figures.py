@@ -56,7 +56,7 @@ def seen(at: AppTest, kind: str) -> set[str]:
     shown = {
         "bits": any("never seen" in caption.value for caption in at.caption),
         "curve": any(header.value == "Loss while training" for header in at.subheader),
-        "size": column["File"] != "-",
+        "size": column["File"] != "—",
         "parameters": column["Parameters"] == "5",
     }
     assert shown["bits"] == (column["Bits per byte of held-out text"] == "2.5000")

@@ -19,7 +19,9 @@ from test_app import files as files  # the fixture that keeps the project's own 
 from app.marking import plain, visible
 from stages.lm.core import paths
 from stages.lm.core.artifact import read_artifact, write_artifact
+from stages.lm.model.checkpoint import Checkpoint
 from stages.lm.quantization import quantized_model
+from stages.lm.quantization.quantized_model import quantize_checkpoint
 from stages.lm.text.tokenizer import PATTERNS, Tokenizer
 
 HOST = "zq.invalid"
@@ -121,11 +123,15 @@ TOKENIZER = Tokenizer(
 
 
 def hostile_files(root: Path) -> None:
-    """A model, its figures, a run that goes on and two experiments, all of them hostile."""
+    """A model that writes hostile tokens, its figures, and two experiments: all of it hostile."""
     paths.PARAMS.write_text("recipe: quick\n")
     odd = {"epochs": ALL, "best_epoch": ALL, "tokens": ALL, "bytes": ALL, ALL: ALL}
     data = {"splits": {"train": odd}, "records": {"train": ALL}}
     save_models(0, {"data": data, "metrics": odd, ALL: ALL}, TOKENIZER)
+    checkpoint = Checkpoint.load(paths.CHECKPOINT)
+    checkpoint.tensors["head.weight"][:256] /= 10
+    checkpoint.save(paths.CHECKPOINT)
+    quantize_checkpoint(checkpoint, "int8").save(paths.QUANTIZED)
     save_figures(
         {"held_out": {"bits_per_byte": 2.5}, ALL: ALL},
         baselines=dict.fromkeys(HOSTILE, 3.0),
