@@ -154,12 +154,10 @@ def test_all_automatic_loads_beside_every_choice(write, recipe, size):
 
 
 @pytest.mark.parametrize("arch", ["qwen3", "gpt2"])
-@pytest.mark.parametrize(
-    "width", [8, 96, 100, 130, 192, 320, 384, 510, 16_384, 320.0, "320", "3.2e2"]
-)
+@pytest.mark.parametrize("width", [8, 96, 100, 130, 192, 320, 384, 510, 16_384, 320.0])
 def test_heads_and_inner_size_follow_a_width_that_is_set(write, arch, width):
     loaded, _ = load(write(**{"model.width": width, "model.arch": arch}), 10_000)
-    width, heads = int(float(width)), loaded["model.heads"]
+    width, heads = int(width), loaded["model.heads"]
     assert loaded["model.width"] == width and width % heads == 0
     assert loaded["model.kv_heads"] == heads <= max(1, width // 64)
     assert loaded["model.ff_width"] == width * {"qwen3": 2, "gpt2": 4}[arch]
