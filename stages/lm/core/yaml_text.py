@@ -15,6 +15,8 @@ from .errors import UserError
 
 MOST_CHARACTERS = 100_000
 """Of a text; this many are read in about a second."""
+MOST_DIGITS = 1_000
+"""Of a number; Python refuses to print one with several thousand."""
 MOST_LEVELS = 20
 """Of lists and groups within each other."""
 
@@ -127,6 +129,8 @@ def _plain(word: str) -> Any:
     if word in _WORDS:
         return _WORDS[word]
     number = word.replace("_", "").lower()
+    if _INTEGER.fullmatch(word) and len(word) > MOST_DIGITS:
+        raise ValueError
     if _INTEGER.fullmatch(word):
         return int(number, _BASES.get(number.lstrip("+-")[:2], 10))
     if _FLOAT.fullmatch(word):
