@@ -9,8 +9,9 @@ from typing import NoReturn
 import torch
 
 from stages.lm.core import paths
-from stages.lm.core.errors import UserError, run_stage
+from stages.lm.core.errors import UserError
 from stages.lm.core.files import write_errors
+from stages.lm.core.stage import run_stage
 from stages.lm.export.gguf_file import KINDS, write_gguf
 from stages.lm.export.huggingface import write_huggingface
 from stages.lm.export.pattern_names import pattern_name
