@@ -1,10 +1,12 @@
 """The tab that sets two models side by side: their figures, and what each writes."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import streamlit as st
@@ -121,19 +123,29 @@ def facts(choice: ModelChoice) -> dict[str, str]:
     evaluated = metrics(revision, paths.EVALUATE_METRICS)
     sizes = metrics(revision, paths.QUANTIZE_METRICS)
     quantized = choice.file == paths.QUANTIZED
-    held_out = evaluated.get("quantized" if quantized else "float", {}).get("held_out", {})
-    size = sizes.get("file_bytes" if quantized else "checkpoint_bytes")
+    bits = number_in(evaluated, "quantized" if quantized else "float", "held_out", "bits_per_byte")
+    size = number_in(sizes, "file_bytes" if quantized else "checkpoint_bytes")
     return {
-        "Bits per byte of held-out text": formatted(held_out.get("bits_per_byte"), "{:.4f}"),
-        "File": NOTHING if size is None else f"{short(size)}B",
-        "Parameters": formatted(trained.get("parameters"), "{:,}"),
-        "Best epoch": formatted(trained.get("best_epoch"), "{:,}"),
+        "Bits per byte of held-out text": NOTHING if bits is None else f"{bits:.4f}",
+        "File": NOTHING if size is None else f"{short(int(size))}B",
+        "Parameters": counted(number_in(trained, "parameters")),
+        "Best epoch": counted(number_in(trained, "best_epoch")),
     }
 
 
-def formatted(value: float | None, form: str) -> str:
-    """A number in the given form, or a dash where there is none."""
-    return form.format(value) if isinstance(value, int | float) else NOTHING
+def number_in(found: Any, *keys: str) -> float | None:
+    """The finite number under these keys, one within the other; None where there is none."""
+    for key in keys:
+        found = found.get(key) if isinstance(found, dict) else None
+    try:
+        return found if isinstance(found, int | float) and math.isfinite(found) else None
+    except OverflowError:  # of an integer that no float holds
+        return None
+
+
+def counted(number: float | None) -> str:
+    """A number in full, or a dash where there is none."""
+    return NOTHING if number is None else f"{number:,}"
 
 
 def compare(
