@@ -138,7 +138,7 @@ def test_the_page_shows_all_of_them(repository: Path) -> None:
     assert len(options) == 2 + 1 + len(METRICS) and all(len(option) < 300 for option in options)
     good = next(i for i, option in enumerate(options) if option.startswith("brave-newt"))
     at.selectbox(key="Left").select_index(good)
-    for index in range(2, len(options)):
+    for index in range(2, len(options), 3):  # all would take seconds
         at.selectbox(key="Right").select_index(index).run()
         assert not at.exception, options[index]
         assert at.table[0].value.loc["Parameters", "Left"] == "7,000"
