@@ -1,5 +1,6 @@
 """Running a command: exit codes, messages, and a check that nothing it depends on has changed."""
 
+import argparse
 import os
 import signal
 import sys
@@ -37,6 +38,14 @@ def run_stage(
         code = 130
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the rest takes a moment and cannot be undone
     leave(code)
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a wrong argument in one sentence instead of a usage listing."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise a `UserError`."""
+        raise UserError(f"{message}. `{self.prog} --help` explains every argument.")
 
 
 def module_name(main: Callable[[], int | None]) -> str:
