@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 from about_tab import short
-from experiments import Experiment, experiments, load_experiment, metrics
+from experiments import Experiment, experiments, load_experiment, metrics, read_metrics
 from figures import figures_of, number_in
 from marking import plain
 from streamlit.delta_generator import DeltaGenerator
@@ -61,6 +61,8 @@ def compare_tab(
             label = attrgetter("label")
             picked.append(st.selectbox(name, choices, first, key=name, format_func=label))
     table(picked)
+    for note in [*cached_experiments()[1], *unreadable(picked)]:
+        st.text(note)  # not Markdown: it may quote a file
     with st.form("compare form", border=False):
         prompt = st.text_area("Prompt for both", key="both", height=100)
         pressed = st.form_submit_button("Write with both", key="compare", type="primary")
@@ -77,23 +79,36 @@ def available_models() -> list[ModelChoice]:
     return [
         ModelChoice("Quantized", paths.QUANTIZED),
         ModelChoice("Checkpoint (float32)", paths.CHECKPOINT),
-        *(ModelChoice(described(each), paths.QUANTIZED, each) for each in cached_experiments()),
+        *(ModelChoice(described(each), paths.QUANTIZED, each) for each in cached_experiments()[0]),
     ]
 
 
 @st.cache_data(ttl=10, show_spinner=False)
-def cached_experiments() -> list[Experiment]:
-    """DVC's experiments, read from git at most every ten seconds."""
+def cached_experiments() -> tuple[list[Experiment], list[str]]:
+    """DVC's experiments and what of them cannot be read, from git at most every ten seconds."""
     return experiments()
 
 
 def described(experiment: Experiment) -> str:
     """An experiment's name and the settings it changes."""
     changes = [
-        f"{key} {'default' if theirs is None else theirs}"
+        f"{key} {'default' if theirs is None else str(theirs)[:60]}"
         for key, (_, theirs) in experiment.changed.items()
     ]
     return ": ".join([experiment.name, *([", ".join(changes)] if changes else [])])
+
+
+def unreadable(picked: list[ModelChoice]) -> list[str]:
+    """A sentence on each metrics file of these models that cannot be read."""
+    notes = []
+    for choice in picked:
+        revision = choice.experiment.revision if choice.experiment else None
+        for path in (paths.TRAIN_METRICS, paths.QUANTIZE_METRICS, paths.EVALUATE_METRICS):
+            try:
+                read_metrics(revision, path)
+            except UserError as error:
+                notes.append(f"{choice.label}: {error}")
+    return notes
 
 
 def table(picked: list[ModelChoice]) -> None:

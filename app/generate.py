@@ -11,11 +11,10 @@ from collections.abc import Callable, Iterator
 from itertools import tee
 from operator import itemgetter
 from pathlib import Path
-from typing import NoReturn
 
 from stages.lm.core import paths
 from stages.lm.core.errors import UserError
-from stages.lm.core.stage import run_stage
+from stages.lm.core.stage import Parser, run_stage
 from stages.lm.inference.generation import (
     DEFAULT_LENGTH,
     DEFAULT_SEED,
@@ -30,15 +29,6 @@ from stages.lm.inference.loading import LoadedModel, load_model
 
 BATCH = 16
 """Sequences written together; each has keys and values in memory."""
-
-
-class Parser(argparse.ArgumentParser):
-    """Tells a wrong argument in one sentence, as the stages do, instead of a usage listing."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise it."""
-        message = " ".join(message.split())
-        raise UserError(f"{message}. `python -m app.generate --help` explains every argument.")
 
 
 def number(kind: type[int] | type[float], low: int, high: int) -> Callable[[str], float]:

@@ -1,12 +1,13 @@
 """Running a command: exit codes, messages, and a check that nothing it depends on has changed."""
 
+import argparse
 import os
 import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from .console import STOPPED, need_no_reader
+from .console import STOPPED, need_no_reader, show_controls
 from .errors import UserError
 from .inputs import StageInputs
 
@@ -18,10 +19,12 @@ def run_stage(
 
     A `UserError` becomes one line on standard error and exit code 1, and so does a change of
     anything that `dvc.yaml` lists for the stage. Any other exception is a defect of ours and keeps
-    its traceback. The outputs named in `unread` need no reader.
+    its traceback. The outputs named in `unread` need no reader. A terminal shows control characters
+    of what is printed, instead of obeying them.
     """
     for name in unread:
         need_no_reader(name)
+    show_controls(sys.stdout)
     try:
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -37,6 +40,14 @@ def run_stage(
         code = 130
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the rest takes a moment and cannot be undone
     leave(code)
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a wrong argument in one sentence instead of a usage listing."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise a `UserError`."""
+        raise UserError(f"{message}. `{self.prog} --help` explains every argument.")
 
 
 def module_name(main: Callable[[], int | None]) -> str:
