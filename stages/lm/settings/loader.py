@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Protocol, TypeVar, get_type_hints
 
 from ..core.errors import UserError
 from ..core.paths import PARAMS
-from ..core.yaml_text import MOST_CHARACTERS, parse_yaml
+from ..core.yaml_text import MAX_CHARACTERS, parse_yaml
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def read_params(path: Path) -> dict[str, Any]:
     """
     try:
         with path.open(encoding="utf-8") as file:
-            document = parse_yaml(file.read(MOST_CHARACTERS + 1), path.name)
+            document = parse_yaml(file.read(MAX_CHARACTERS + 1), path.name)
     except FileNotFoundError:
         raise UserError(
             f"{path.name} is missing; it holds every setting. Restore it, for example with "
