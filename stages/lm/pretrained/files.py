@@ -121,16 +121,9 @@ def base_json(path: Path) -> Any:
     """The value in a JSON file of a pretrained model.
 
     Raises:
-        UserError: the file is missing or is not JSON.
+        UserError: the file is missing, cannot be read, or is not JSON.
     """
-    try:
-        return read_json(path)
-    except UserError:
-        state = "is not readable as JSON" if path.exists() else "is missing"
-        raise UserError(
-            f"{shown(path)} {state}; copy that file of the model there again, or set init_from "
-            "to scratch."
-        ) from None
+    return read_json(path, missing=COPY_AGAIN, remedy=COPY_AGAIN)
 
 
 def base_digest(path: Path) -> str:

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Protocol, TypeVar, get_type_hints
 import yaml
 
 from ..core.errors import UserError
+from ..core.files import read_errors
 from ..core.paths import PARAMS
 
 
@@ -88,13 +89,11 @@ def read_params(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it is missing, is not YAML, or holds no sections.
     """
+    missing = f"it holds every setting. Restore it, for example with `git checkout {path.name}`."
+    with read_errors(path, missing):
+        text = path.read_bytes()
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            f"{path.name} is missing; it holds every setting. Restore it, for example with "
-            f"`git checkout {path.name}`."
-        ) from None
+        document = yaml.safe_load(text.decode("utf-8"))
     except Exception as error:  # an impossible date or tag can raise nearly every type
         raise UserError(f"{path.name} is not readable as YAML: {error}.") from error
     if not isinstance(document, dict):
