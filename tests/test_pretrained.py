@@ -24,7 +24,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from stages.corpus import base_settings, bring_text_into_experiment, check_other_text
+from stages.corpus import base_settings, check_other_text
 from stages.evaluate import starting_model
 from stages.lm.core import paths
 from stages.lm.core.errors import UserError
@@ -514,16 +514,6 @@ def test_a_public_model_is_downloaded_once_and_whole(monkeypatch, folder):
     assert not {"*.bin", "*.py", "*.pt"} & set(asked[0][1])
     assert [path.name for path in (folder / "some--model").iterdir()] == ["config.json"]
     assert [path.name for path in folder.iterdir()] == ["some--model"]
-
-
-def test_an_experiments_copy_gets_the_folders_of_the_workspace(monkeypatch, tmp_path):
-    place = tmp_path / "origin" / "data" / "base" / "theirs" / "config.json"
-    place.parent.mkdir(parents=True)
-    place.write_bytes(b"{}")
-    monkeypatch.setattr(paths, "ROOT", tmp_path / "copy")
-    monkeypatch.setattr(paths, "experiment_origin", lambda: tmp_path / "origin")
-    bring_text_into_experiment()
-    assert (paths.ROOT / "data" / "base" / "theirs" / "config.json").read_bytes() == b"{}"
 
 
 # The pipeline -------------------------------------------------------------------------------------

@@ -152,12 +152,13 @@ def test_a_folder_a_circle_and_a_link_to_nothing_are_told_as_such(project, name)
         aside.rename(path)
 
 
-@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may read everything")
 @pytest.mark.parametrize("name", READERS)
 def test_a_file_without_permissions_is_told_as_such(project, name):
     path = project / name
     path.chmod(0)
     try:
+        if os.access(path, os.R_OK):
+            pytest.skip("root may read everything")
         check(name, READERS[name], path, errno.EACCES)
     finally:
         path.chmod(0o644)
