@@ -100,7 +100,7 @@ def compare(loaded: LoadedModel, folder: Path, text: str) -> str:
     """Compare transformers' token ids and logits for a written folder with ours, in a sentence.
 
     Raises:
-        UserError: they differ.
+        UserError: they differ, or transformers cannot read the folder.
     """
     if importlib.util.find_spec("transformers") is None:
         return "not compared with transformers, which is not installed"
@@ -109,9 +109,14 @@ def compare(loaded: LoadedModel, folder: Path, text: str) -> str:
 
     disable_progress_bar()  # type: ignore[no-untyped-call]
     ids = loaded.tokenizer.encode(text.encode("utf-8", "replace"))[: loaded.config.context]
-    same = AutoTokenizer.from_pretrained(folder)(text)["input_ids"][: len(ids)] == ids
     rows = torch.tensor([ids])
-    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(rows).logits
+    try:
+        same = AutoTokenizer.from_pretrained(folder)(text)["input_ids"][: len(ids)] == ids
+        theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(rows).logits
+    except ValueError as error:
+        raise UserError(
+            f"the export was not kept: the installed transformers cannot read it ({error})."
+        ) from error
     ours = loaded.model(rows)
     difference, largest = (theirs - ours).abs().max().item(), ours.abs().max().item()
     result = (

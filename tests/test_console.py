@@ -104,6 +104,7 @@ def test_ctrl_c_while_a_command_imports_is_one_line(tmp_path, name):
     assert errors == b"stopped; run the same command again to start over\n"
 
 
+@pytest.mark.slow
 def test_every_stage_does_its_work_without_readers(tmp_path):
     project = new_project(tmp_path / "project")
     for name in ("corpus", "tokenize_text", "train", "quantize", "evaluate"):

@@ -74,7 +74,7 @@ def test_a_link_to_nothing_is_not_replaced(record, tmp_path, monkeypatch, name):
     if name != ".":
         data.mkdir()
     (data / name).symlink_to(tmp_path / "unmounted" / "mine")
-    with pytest.raises(UserError, match="is a link to .*unmounted.* Mount its drive"):
+    with pytest.raises(UserError, match=r"is a link to .*unmounted.* Mount its drive"):
         corpus.main()
     assert (data / name).readlink() == tmp_path / "unmounted" / "mine"
     assert not (tmp_path / "unmounted").exists() and not paths.CORPUS_METRICS.exists()

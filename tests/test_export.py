@@ -365,21 +365,22 @@ def test_a_disk_that_fails_at_any_file_is_a_sentence(
     model_file, tmp_path, monkeypatch, function, kind
 ):
     module = export if function == "write_gguf" else huggingface
-    real, folder = getattr(module, function), tmp_path / "out"
+    real = getattr(module, function)
 
     def fail(*arguments):
         if kind == "gone":
+            monkeypatch.setattr(module, function, real)
             shutil.rmtree(next(tmp_path.glob(".out.*.tmp")))
             real(*arguments)
-        if function == "save_file":
+        elif function == "save_file":
             raise SafetensorError("I/O error: No space left on device (os error 28)")
-        raise OSError(28, "No space left on device")
+        else:
+            raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module, function, fail)
-    what = "No space left" if kind == "full" else "No such file"
-    with pytest.raises(UserError, match=f"could not be written .*{what}"):
-        export.main([str(folder), "--model", str(model_file)])
-    assert [file.name for file in tmp_path.glob("*") if file != folder] == ["checkpoint.pt"]
+    with pytest.raises(UserError, match=r"out could not be written \(|was not kept"):
+        export.main([str(tmp_path / "out"), "--model", str(model_file)])
+    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
 def test_folders_of_the_user_are_left_alone(model_file, tmp_path):
@@ -403,7 +404,7 @@ def test_a_link_as_the_folder_is_followed_or_refused(model_file, tmp_path, targe
         export.main(arguments)
         assert (tmp_path / "empty" / "model-f32.gguf").exists()
     else:
-        with pytest.raises(UserError, match="link to nothing|is not empty"):
+        with pytest.raises(UserError, match=r"link to nothing|is not empty"):
             export.main(arguments)
         assert not any((tmp_path / "empty").iterdir()) and not (tmp_path / "nowhere").exists()
     assert (tmp_path / "link").is_symlink()
