@@ -18,7 +18,8 @@ import sys
 from pathlib import Path
 from tqdm import tqdm
 from stages.lm.core.console import begin_command
-from stages.lm.core.errors import UserError, run_stage
+from stages.lm.core.errors import UserError
+from stages.lm.core.stage import run_stage
 
 begin_command()
 
