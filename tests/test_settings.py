@@ -255,7 +255,7 @@ def test_a_file_that_is_no_yaml_of_sections_is_refused(tmp_path, content, part):
 
 
 def test_a_folder_in_its_place_is_a_sentence(tmp_path):
-    assert f"{tmp_path.name} cannot be read" in refusal(TrainSettings, tmp_path)
+    assert f"{tmp_path.name} could not be read" in refusal(TrainSettings, tmp_path)
 
 
 def test_a_missing_file_is_named_with_a_remedy(tmp_path):
