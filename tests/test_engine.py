@@ -123,6 +123,37 @@ def test_small_vectors_are_normed_with_the_models_epsilon(make_loaded, compiled,
     assert (found - expected).abs().max() < 0.05 * expected.abs().max()
 
 
+@pytest.mark.parametrize("lane", [0, 5, 127])
+@pytest.mark.parametrize("shape", ["qwen3", "gpt2"])
+def test_a_number_that_overflows_reaches_the_logits(make_loaded, compiled, shape, lane):
+    loaded = make_loaded(shape)
+    weights = dict(loaded.weights)
+    wide = weights["blocks.1.attention.qkv.weight"]
+    scales = wide.scales.clone()
+    scales[256 + lane] = 60_000  # a value larger than any half
+    weights["blocks.1.attention.qkv.weight"] = QuantizedWeight(wide.codes, scales)
+    decoder = EngineDecoder(Engine(compiled, loaded.config, weights), 1)
+    logits = decoder.feed([tokens_of(loaded, 40)])
+    assert logits.isnan().all() or (
+        decoder.engine.half == torch.float32 and logits.isfinite().all()
+    )
+
+
+def test_numbers_near_zero_count_as_zero(make_loaded, compiled):
+    loaded = make_loaded("gpt2")
+    weights = dict(loaded.weights)
+    for name in ("weight", "bias"):
+        norm = f"blocks.0.attention_norm.{name}"
+        weights[norm] = torch.zeros_like(weights[norm])
+    token = [tokens_of(loaded, 3)]
+    expected = EngineDecoder(Engine(compiled, loaded.config, weights), 1).feed(token)
+    found = Engine(compiled, loaded.config, weights)
+    for tensor in found.owned:
+        if tensor.dtype == torch.float32 and tensor.ndim == 1 and not tensor.any():
+            tensor.fill_(1e-40)
+    assert torch.equal(EngineDecoder(found, 1).feed(token), expected)
+
+
 @pytest.mark.parametrize("kind", WEIGHTS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_batch_threads_and_the_split_of_a_prompt_change_no_bit(make_loaded, compiled, shape, kind):

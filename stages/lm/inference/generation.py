@@ -130,9 +130,18 @@ class SequenceState:
             self.seen[prompt] = True
 
     def step(self, logits: Tensor, last: bool, top_logprobs: int | None) -> GeneratedToken:
-        """Choose a token from logits (V,)."""
+        """Choose a token from logits (V,).
+
+        Raises:
+            UserError: one of them is no number.
+        """
         # On the CPU in float64: the same draw on every device and with any number of threads.
         given = logits.double().cpu()
+        if not given.isfinite().all():
+            raise UserError(
+                "the model's file holds weights so large that its results are no numbers: it was "
+                "made by other means. Take one that `dvc repro` wrote."
+            )
         kept = sampled_logits(given, self.settings, self.seen)
         token = draw(kept, self.generator)
         if self.seen is not None:
@@ -176,7 +185,8 @@ def generate_steps(
     dropped and the cache is recomputed from the rest.
 
     Raises:
-        UserError: the vocabulary is none that a text can be written in.
+        UserError: the vocabulary is none that a text can be written in, or what the model computes
+            is no number.
     """
     ids = loaded.tokenizer.encode(model_input(loaded, prompt, written))
     if not ids:

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,9 @@ from ..core.files import read_json, sha256_file, write_errors, write_json
 from ..core.paths import ROOT, shown
 
 KIND = "training state"
-VERSION = 2
+VERSION = 3
+FORGED = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError)
+"""What values of other types and sizes than a state's can raise."""
 KEPT = 3
 """Unfinished runs of other settings that are kept."""
 
@@ -77,17 +79,26 @@ class ResumeStore:
         self.identity = identity
         self.path = folder / identity.fingerprint / "state.pt"
 
-    def load(self) -> tuple[dict[str, Any] | None, str]:
+    def load(
+        self, check: Callable[[dict[str, Any]], None] = lambda content: None
+    ) -> tuple[dict[str, Any] | None, str]:
         """The state to continue from, or None, and a sentence that says which and why.
 
-        A damaged state is set aside under another name, never overwritten.
+        A state that is damaged, or that `check` raises for, is set aside under another name, never
+        overwritten.
 
         Raises:
             UserError: the system could not read the file; the state itself may be sound.
         """
         if self.path.exists():
             try:
-                return read_artifact(self.path, {KIND: VERSION})[1], "continuing"
+                content = read_artifact(self.path, {KIND: VERSION})[1]
+                try:
+                    check(content)
+                except FORGED as error:
+                    name = shown(self.path)
+                    raise UserError(f"{name} is no state of this run ({error}).") from error
+                return content, "continuing"
             except UserError as error:
                 cause = error.__cause__
                 # A damaged archive can seek to an impossible offset, which is EINVAL.
