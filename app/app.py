@@ -31,6 +31,7 @@ from stages.lm.inference.loading import LoadedModel, load_model
 
 HELP = {name: value.metadata["help"] for name, value in SAMPLER_VALUES.items()}
 STOP = r"The text ends before the first of these strings, one per line. \\n means a new line."
+LENGTH = "So many tokens are written after the prompt, and so many more by “Go on”."
 SEED = "The same prompt, settings and seed give the same text, here and in the terminal."
 PRESETS = {
     "Balanced": SamplingSettings(),
@@ -76,7 +77,9 @@ def sidebar() -> tuple[Path, Request]:
     with st.sidebar:
         file = st.radio("Model", list(files), key="model")
         st.divider()
-        length = st.number_input("Length in tokens", 1, 10_000, DEFAULT_LENGTH, key="length")
+        length = st.number_input(
+            "Length in tokens", 1, 10_000, DEFAULT_LENGTH, key="length", help=LENGTH
+        )
         sequences = st.slider("Sequences", 1, 4, 1, key="sequences")
         seed = st.number_input("Seed", 0, 2**31 - 1, DEFAULT_SEED, key="seed", help=SEED)
         st.divider()

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from itertools import tee
 from operator import itemgetter
 from pathlib import Path
-from typing import NoReturn
 
 from stages.lm.core import paths
-from stages.lm.core.errors import UserError, run_stage
+from stages.lm.core.errors import UserError
+from stages.lm.core.stage import Parser, run_stage
 from stages.lm.inference.generation import (
     DEFAULT_LENGTH,
     DEFAULT_SEED,
@@ -22,21 +22,13 @@ from stages.lm.inference.generation import (
     GeneratedToken,
     SamplingSettings,
     TokenLogprobs,
+    WrittenText,
     generate_steps,
 )
 from stages.lm.inference.loading import LoadedModel, load_model
 
 BATCH = 16
 """Sequences written together; each has keys and values in memory."""
-
-
-class Parser(argparse.ArgumentParser):
-    """Tells a wrong argument in one sentence, as the stages do, instead of a usage listing."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise it."""
-        message = " ".join(message.split())
-        raise UserError(f"{message}. `python -m app.generate --help` explains every argument.")
 
 
 def number(kind: type[int] | type[float], low: int, high: int) -> Callable[[str], float]:
@@ -68,13 +60,17 @@ def parser() -> Parser:
         help="beginning of the text; empty starts on a new line. Or what is to be answered",
     )
     made.add_argument(
-        "--written", default="", help="what already follows the prompt, to be continued"
+        "--written",
+        type=token_ids,
+        default=(),
+        help="ids of the tokens that already follow the prompt, to be continued: 12,7,300, as the "
+        "page prints them",
     )
     made.add_argument(
         "--length",
         type=number(int, 1, 100_000),
         default=DEFAULT_LENGTH,
-        help="tokens added to the prompt (%(default)s)",
+        help="tokens that are added (%(default)s)",
     )
     made.add_argument(
         "--sequences",
@@ -82,6 +78,31 @@ def parser() -> Parser:
         default=1,
         help="independent texts from the same prompt (%(default)s)",
     )
+    made.add_argument(
+        "--first",
+        type=number(int, 1, 1_000_000),
+        default=1,
+        help="number of the first text: 3 begins with what would be the third (%(default)s)",
+    )
+    add_sampling(made)
+    made.add_argument(
+        "--logprobs",
+        type=number(int, 0, 1000),
+        help="after each text, a line for each of its tokens: the natural logarithm of its "
+        "probability, and so many of the likeliest tokens with theirs, from the model | after the "
+        "samplers",
+    )
+    made.add_argument(
+        "--model",
+        type=Path,
+        default=paths.QUANTIZED,
+        help=f"a model file ({paths.shown(paths.QUANTIZED)}), or {paths.shown(paths.CHECKPOINT)}",
+    )
+    return made
+
+
+def add_sampling(made: Parser) -> None:
+    """Add the arguments that say how tokens are chosen, and where the text stops."""
     for name, value in SAMPLER_VALUES.items():
         low, high = value.metadata["low"], value.metadata["high"]
         made.add_argument(
@@ -98,25 +119,20 @@ def parser() -> Parser:
         help=r"the text ends before this string; \n stands for a new line; may be given repeatedly",
     )
     made.add_argument(
-        "--logprobs",
-        type=number(int, 0, 1000),
-        help="after each text, a line for each of its tokens: the natural logarithm of its "
-        "probability, and so many of the likeliest tokens with theirs, from the model | after the "
-        "samplers",
-    )
-    made.add_argument(
         "--seed",
         type=number(int, 0, 2**31 - 1),
         default=DEFAULT_SEED,
         help="the same seed gives the same text (%(default)s)",
     )
-    made.add_argument(
-        "--model",
-        type=Path,
-        default=paths.QUANTIZED,
-        help=f"a model file ({paths.shown(paths.QUANTIZED)}), or {paths.shown(paths.CHECKPOINT)}",
-    )
-    return made
+
+
+def token_ids(text: str) -> tuple[int, ...]:
+    """The numbers of a list with commas; none in an empty text."""
+    try:
+        return tuple(map(int, text.split(","))) if text else ()
+    except ValueError:
+        message = f"{text[:40]!r} must be token ids with commas between them, such as 12,7,300"
+        raise argparse.ArgumentTypeError(message) from None
 
 
 def stop_string(text: str) -> str:
@@ -129,17 +145,18 @@ def stop_string(text: str) -> str:
 def sequences(
     loaded: LoadedModel, asked: argparse.Namespace, sampling: SamplingSettings
 ) -> Iterator[tuple[int, Iterator[GeneratedToken]]]:
-    """Each sequence's index and steps. The first of a batch comes as it is written, the others,
+    """Each sequence's number and steps. The first of a batch comes as it is written, the others,
     which are written beside it, once it is done.
     """
-    for first in range(0, asked.sequences, BATCH):
-        indices = range(first, min(first + BATCH, asked.sequences))
+    every = range(asked.first - 1, asked.first - 1 + asked.sequences)
+    for start in range(0, asked.sequences, BATCH):
+        indices = every[start : start + BATCH]
         rows = generate_steps(
             loaded, asked.prompt, asked.length, sampling, asked.seed, indices, asked.logprobs,
             asked.written,
         )  # fmt: skip
         for offset, copy in enumerate(tee(rows, len(indices))):
-            yield first + offset, filter(None, map(itemgetter(offset), copy))
+            yield indices[offset] + 1, filter(None, map(itemgetter(offset), copy))
 
 
 def logprobs_line(loaded: LoadedModel, step: GeneratedToken) -> str:
@@ -162,28 +179,33 @@ def main(arguments: list[str] | None = None) -> int:
         # The model may write any character, whatever the terminal's encoding is.
         sys.stdout.reconfigure(encoding="utf-8", errors="replace")
     loaded = load_model(asked.model)
+    start = WrittenText(loaded, sampling, asked.written).start
     try:
-        for index, written in sequences(loaded, asked, sampling):
+        for place, steps in sequences(loaded, asked, sampling):
             if asked.sequences > 1:
-                print(f"--- {index + 1} of {asked.sequences} ---")
+                print(f"--- {place} of {asked.first + asked.sequences - 1} ---")
             # An answer is all that is wanted of a model that was trained on records.
-            print("" if loaded.answers else asked.prompt, end=asked.written, flush=True)
+            print("" if loaded.answers else asked.prompt, end=start, flush=True)
             taken = []
-            for step in written:
+            for step in steps:
                 print(step.text, end="", flush=True)
                 taken.append(step)
             print(flush=True)
             if asked.logprobs is not None:
                 print("".join(logprobs_line(loaded, step) for step in taken), end="", flush=True)
-    except BrokenPipeError:
-        # The reader (`head`, a closed pager) has all it wants. What Python still holds goes
-        # nowhere, or it would complain when it leaves.
+    except OSError as error:
+        # What Python still holds goes nowhere, or it would complain when it leaves.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader of a broken pipe (`head`, a closed pager) has all it wants.
+        if not isinstance(error, BrokenPipeError):
+            raise UserError(
+                f"the text could not be written ({error.strerror}); write it elsewhere."
+            ) from error
     except KeyboardInterrupt:
         print(flush=True)
-        return 130
+        raise
     return 0
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_stage(main, unread=("stderr",))

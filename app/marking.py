@@ -26,8 +26,12 @@ def draw_text(body: str) -> None:
 
 
 def visible(data: bytes) -> str:
-    """A token's bytes as visible characters in quotation marks; ⏹ is the end of an answer."""
-    text = data.removesuffix(RECORD_END).decode("utf-8", "replace")
+    """A token's bytes as visible characters in quotation marks; ⏹ is the end of an answer.
+
+    Different tokens look different: parts of characters are shown as `\\xe2`, `\\` is doubled.
+    """
+    doubled = data.removesuffix(RECORD_END).replace(b"\\", b"\\\\")
+    text = doubled.decode("utf-8", "backslashreplace")
     text += "⏹" * data.endswith(RECORD_END)
     return "“" + "".join(c if c.isprintable() else repr(c)[1:-1] for c in text) + "”"
 

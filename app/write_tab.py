@@ -2,17 +2,28 @@
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import streamlit as st
 from copied import copied_parts
 from marking import draw_text, marked, percent, visible
 from streamlit.delta_generator import DeltaGenerator
-from writing import TOP_LOGPROBS, History, Request, Result, alternatives, command, written_before
+from writing import (
+    TOP_LOGPROBS,
+    History,
+    Request,
+    Result,
+    alternatives,
+    command,
+    go_on,
+    in_vocabulary,
+)
 
 from stages.lm.core import paths
 from stages.lm.inference import generation
-from stages.lm.inference.generation import GeneratedToken
+from stages.lm.inference.generation import GeneratedToken, WrittenText
 from stages.lm.inference.loading import LoadedModel
 from stages.lm.text.records import RECORD_END
 
@@ -23,6 +34,10 @@ REDRAW_TOKENS = 500
 MAX_REDRAW_SECONDS = 0.5
 NATS_AT_FULL_COLOUR = 7
 PROMPT_HINT = "The beginning of a text. Left empty, the text starts on a new line."
+GO_ON = (
+    "With unchanged settings, it goes on as a longer text would have. Nothing follows a stop "
+    "string or the end of an answer."
+)
 RECORD_HINT = "A prompt in the form of the records this model was trained on."
 VIEWS = {"Text": "text", "Probabilities": "probabilities", "Copied parts": "copied"}
 
@@ -35,28 +50,34 @@ def write_tab(loaded: LoadedModel, name: str, request: Request) -> None:
         prompt = st.text_area("Prompt", key="prompt", height=140, placeholder=hint)
         label = "Answer" if loaded.answers else "Continue the text"
         pressed = st.form_submit_button(label, key="write", type="primary")
-    asked, parent = st.session_state.pop("asked", (None, None))
+    asked, parent = None, None
+    if "asked" in st.session_state:
+        make, parent = st.session_state.pop("asked")
+        asked = in_vocabulary(loaded.tokenizer, parent, make(request))
     if pressed:
         asked, parent = replace(request, prompt=prompt), None
     # The old text disappears when writing begins. Each slot is filled only once a run: Streamlit
     # may deliver a second filling before the emptying between them.
     meanwhile, below = st.empty(), st.empty()
     if asked:
+        start = WrittenText(loaded, asked.sampling, asked.written).start
+        lead = loaded.lead(asked.prompt) + start
         with meanwhile.container():
-            lead = loaded.lead(asked.prompt) + asked.written
-            stream(loaded, history.begin(asked, name, lead, parent))
+            stream(loaded, history.begin(asked, name, loaded.tokenizer, lead, parent))
         meanwhile.empty()
     if history.shown:
         with below.container():
             branches(history)
             view(loaded, history.shown)
             st.caption(summary(history.shown))
-            actions(history, history.shown, request)
+            actions(loaded, history, history.shown, request)
 
 
-def ask(request: Request, parent: Result) -> None:
-    """Have the next run of the page carry out a request, as a branch of `parent`."""
-    st.session_state["asked"] = request, parent
+def ask(make: Callable[[Request], Request], parent: Result) -> None:
+    """Have the next run of the page make a request of the settings as they are then, and carry it
+    out as a branch of `parent`.
+    """
+    st.session_state["asked"] = make, parent
 
 
 def stream(loaded: LoadedModel, result: Result) -> None:
@@ -68,8 +89,8 @@ def stream(loaded: LoadedModel, result: Result) -> None:
     draw(result, slots)
     asked = (request.prompt, request.length, request.sampling, request.seed)
     start = drawn = time.perf_counter()
-    indices = range(request.sequences)
-    for row in generation.generate_steps(loaded, *asked, indices, TOP_LOGPROBS, request.written):
+    further = (request.indices(), TOP_LOGPROBS, request.written)
+    for row in generation.generate_steps(loaded, *asked, *further):
         for written, step in zip(result.steps, row, strict=True):
             written += [step] if step else []
         now = time.perf_counter()
@@ -130,7 +151,7 @@ def view(loaded: LoadedModel, result: Result) -> None:
         return
     for slot, steps in zip(slots, result.steps, strict=True):
         with slot:
-            draw_text(marked(result.lead) + "".join(coloured(loaded, step) for step in steps))
+            draw_text(marked(result.lead) + "".join(coloured(result, step) for step in steps))
     st.caption(
         "The stronger the colour, the less likely the token was. Point at one to see the most "
         "likely tokens at its position."
@@ -138,10 +159,10 @@ def view(loaded: LoadedModel, result: Result) -> None:
     branching(loaded, result)
 
 
-def coloured(loaded: LoadedModel, step: GeneratedToken) -> str:
+def coloured(result: Result, step: GeneratedToken) -> str:
     """A token as HTML, coloured by its surprisal, with the probabilities as a hint."""
     assert step.before
-    others = [(loaded.tokenizer.tokens[each.token], each) for each in alternatives(step)]
+    others = [(result.tokenizer.tokens[each.token], each) for each in alternatives(step)]
     likely = ", ".join(f"{visible(data)} {percent(each.before)}" for data, each in others)
     hint = f"{percent(math.exp(step.before.chosen))}. Most likely here: {likely}"
     return marked(step.text, hint, -step.before.chosen / NATS_AT_FULL_COLOUR)
@@ -156,7 +177,7 @@ def branching(loaded: LoadedModel, result: Result) -> None:
     steps = result.steps[sequence]
     if not steps:
         return
-    tokens = loaded.tokenizer.tokens
+    tokens = result.tokenizer.tokens
 
     def token_label(index: int) -> str:
         text = result.lead + "".join(step.text for step in steps[:index])
@@ -174,9 +195,10 @@ def branching(loaded: LoadedModel, result: Result) -> None:
         token = st.session_state.pop("alternative")
         if token is None:
             return
-        start = written_before(result, sequence, index) + tokens[token].decode("utf-8", "replace")
+        before = go_on(result, sequence, index, result.request)
         length = max(1, result.request.length - index - 1)
-        ask(replace(result.request, written=start, length=length, sequences=1), result)
+        longer = replace(before, written=(*before.written, token), length=length)
+        ask(lambda _: longer, result)
 
     st.pills(
         "Continue from here with another token (probability from the model → after the samplers)",
@@ -187,17 +209,28 @@ def branching(loaded: LoadedModel, result: Result) -> None:
     )
 
 
-def actions(history: History, result: Result, request: Request) -> None:
+def actions(loaded: LoadedModel, history: History, result: Result, request: Request) -> None:
     """Draw the buttons under the texts, and the terminal command for them."""
     many = len(result.steps) > 1
     with st.container(horizontal=True):
         for index, text in enumerate(result.texts()):
-            whole, written = result.lead + text, result.request.written + text
             number = f" {index + 1}" if many else ""
-            longer = replace(request, prompt=result.request.prompt, written=written, sequences=1)
-            st.button(f"Go on{number}", key=f"go on {index}", on_click=ask, args=(longer, result))
+            longer = partial(go_on, result, index, len(result.steps[index]))
+            here = in_vocabulary(loaded.tokenizer, result, longer(request))
+            st.button(
+                f"Go on{number}",
+                key=f"go on {index}",
+                help=GO_ON,
+                on_click=ask,
+                args=(longer, result),
+                disabled=WrittenText(loaded, request.sampling, here.written).over,
+            )
             st.download_button(
-                f"Download{number}", whole, "text.txt", on_click="ignore", key=f"download {index}"
+                f"Download{number}",
+                result.lead + text,
+                "text.txt",
+                on_click="ignore",
+                key=f"download {index}",
             )
         st.button("Undo", key="undo", on_click=history.undo)
     with st.expander("The same in a terminal"):

@@ -5,7 +5,7 @@ Plain data: nothing here draws or generates.
 
 import math
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from stages.lm.inference.generation import (
     DEFAULT_LENGTH,
@@ -13,6 +13,7 @@ from stages.lm.inference.generation import (
     GeneratedToken,
     SamplingSettings,
 )
+from stages.lm.text.tokenizer import Tokenizer
 
 TOP_LOGPROBS = 5
 """Most likely tokens whose log-probabilities are kept at each position."""
@@ -29,8 +30,14 @@ class Request:
     sequences: int
     sampling: SamplingSettings
     seed: int
-    written: str = ""
-    """Text that already follows the prompt, to be continued."""
+    written: tuple[int, ...] = ()
+    """Ids of the tokens that already follow the prompt, to be continued."""
+    first: int = 1
+    """Number of the first sequence: alone, the third of four is written as it was among them."""
+
+    def indices(self) -> range:
+        """What makes the random numbers of each sequence its own."""
+        return range(self.first - 1, self.first - 1 + self.sequences)
 
 
 @dataclass
@@ -39,6 +46,8 @@ class Result:
 
     request: Request
     model: str
+    tokenizer: Tokenizer
+    """The model's: its file may hold another one later."""
     steps: list[list[GeneratedToken]]
     """A list of tokens for each sequence."""
     label: str
@@ -67,13 +76,15 @@ class History:
     results: list[Result] = field(default_factory=list)
     shown: Result | None = None
 
-    def begin(self, request: Request, model: str, lead: str, parent: Result | None) -> Result:
+    def begin(
+        self, request: Request, model: str, tokenizer: Tokenizer, lead: str, parent: Result | None
+    ) -> Result:
         """Add an empty result and show it; with a `parent` it is a branch of that one."""
         siblings = [each for each in self.results if each.parent is parent]
         number = 1 + max((int(each.label.rpartition(".")[2]) for each in siblings), default=0)
         label = f"{parent.label}.{number}" if parent else str(number)
         steps: list[list[GeneratedToken]] = [[] for _ in range(request.sequences)]
-        self.shown = Result(request, model, steps, label, lead, parent)
+        self.shown = Result(request, model, tokenizer, steps, label, lead, parent)
         self.results = [*self.results, self.shown][-MAX_RESULTS:]
         return self.shown
 
@@ -93,9 +104,28 @@ class History:
         )
 
 
-def written_before(result: Result, sequence: int, index: int) -> str:
-    """The text between the prompt and the token at `index` of a sequence."""
-    return result.request.written + "".join(step.text for step in result.steps[sequence][:index])
+def go_on(result: Result, sequence: int, count: int, asked: Request) -> Request:
+    """`asked`, but to continue the first `count` tokens of a sequence of `result`."""
+    before = result.request
+    new = (step.token for step in result.steps[sequence][:count])
+    return replace(
+        asked,
+        prompt=before.prompt,
+        sequences=1,
+        written=(*before.written, *new),
+        first=before.first + sequence,
+    )
+
+
+def in_vocabulary(tokenizer: Tokenizer, parent: Result, request: Request) -> Request:
+    """`request`, which continues `parent`, with the ids that `tokenizer` has for these tokens.
+
+    In another vocabulary than the parent's, the same bytes may be other tokens.
+    """
+    if tokenizer.tokens == parent.tokenizer.tokens:
+        return request
+    data = parent.tokenizer.decode(request.written)
+    return replace(request, written=tuple(tokenizer.encode(data)))
 
 
 @dataclass(frozen=True)
@@ -122,9 +152,10 @@ def command(result: Result, model: str, default_model: str) -> str:
     """The shell command that writes the same texts; options at their defaults are left out."""
     request, sampling, defaults = result.request, result.request.sampling, SamplingSettings()
     options = {
-        "--written": (request.written, ""),
+        "--written": (",".join(map(str, request.written)), ""),
         "--length": (request.length, DEFAULT_LENGTH),
         "--sequences": (request.sequences, 1),
+        "--first": (request.first, 1),
         "--temperature": (sampling.temperature, defaults.temperature),
         "--top-k": (sampling.top_k, defaults.top_k),
         "--top-p": (sampling.top_p, defaults.top_p),

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from stages.lm.core import paths
-from stages.lm.core.errors import UserError, run_stage
+from stages.lm.core.errors import UserError
 from stages.lm.core.files import atomic_writer, read_json, sha256_file, write_bytes, write_json
+from stages.lm.core.inputs import FileVersions
+from stages.lm.core.stage import run_stage
 from stages.lm.data.splits import split_bounds
 from stages.lm.pretrained.files import download_base
 from stages.lm.pretrained.tokenizer import base_tokenizer, tokenizer_settings
@@ -51,6 +53,7 @@ def main() -> None:
     if "/" in init_from:
         download_base(init_from)
     used = choose_data()
+    files = FileVersions([used, paths.BASE])
     size = size_of(used)
     auto = automatic(size, base=base_settings(init_from))
     settings = load_sections(SECTIONS, auto=auto.values)
@@ -63,6 +66,7 @@ def main() -> None:
         write_bytes(unused, b"")
     digest = sha256_file(used)
     source = "records" if from_records else "sample" if digest == SAMPLE_SHA256 else "own"
+    files.check()
     record = {"source": source, "bytes": size, "sha256": digest, "init_from": init_from}
     record |= {"recipe": auto.recipe, "auto": auto.chosen()}
     write_json(paths.CORPUS_METRICS, record)

@@ -10,8 +10,9 @@ from typing import Any
 from tqdm import tqdm
 
 from stages.lm.core import paths
-from stages.lm.core.errors import UserError, run_stage
+from stages.lm.core.errors import UserError
 from stages.lm.core.files import read_json, write_json, write_text
+from stages.lm.core.stage import run_stage
 from stages.lm.data.dataset import TokenData
 from stages.lm.evaluation.compressors import WINDOW_BYTES, baselines
 from stages.lm.evaluation.exact_match import answer, exact_match, majority

@@ -1,16 +1,15 @@
 """`python -m stages.export FOLDER`: a model as files for other programs (Hugging Face, GGUF)."""
 
-import argparse
 import importlib.util
 import shutil
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 
 from stages.lm.core import paths
-from stages.lm.core.errors import UserError, run_stage
+from stages.lm.core.errors import UserError
 from stages.lm.core.files import write_errors
+from stages.lm.core.stage import Parser, run_stage
 from stages.lm.export.gguf_file import KINDS, write_gguf
 from stages.lm.export.huggingface import write_huggingface
 from stages.lm.export.pattern_names import pattern_name
@@ -25,14 +24,6 @@ GPT_4O_NOTE = (
 )
 TOLERANCE = 1e-3
 """Largest absolute difference of logits; float32 rounds to about a millionth of them."""
-
-
-class Parser(argparse.ArgumentParser):
-    """Reports a wrong argument in one sentence instead of a usage listing."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise a `UserError`."""
-        raise UserError(f"{message}. `python -m stages.export --help` explains every argument.")
 
 
 def parser() -> Parser:

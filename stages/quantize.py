@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from stages.lm.core import paths
-from stages.lm.core.errors import run_stage
 from stages.lm.core.files import write_json
+from stages.lm.core.stage import run_stage
 from stages.lm.data.dataset import TokenData
 from stages.lm.data.windows import gather
 from stages.lm.model.checkpoint import Checkpoint, build_model

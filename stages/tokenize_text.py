@@ -12,7 +12,8 @@ from itertools import islice
 from tqdm import tqdm
 
 from stages.lm.core import paths
-from stages.lm.core.errors import UserError, run_stage
+from stages.lm.core.errors import UserError
+from stages.lm.core.stage import run_stage
 from stages.lm.data.dataset import write_meta, write_split
 from stages.lm.data.meta import RecordsMeta, SplitMeta, TokenizerMeta
 from stages.lm.data.splits import read_chunks, split_bounds

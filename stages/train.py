@@ -11,8 +11,10 @@ from functools import partial
 from types import FrameType
 
 from stages.lm.core import paths
-from stages.lm.core.errors import UserError, run_stage
+from stages.lm.core.errors import UserError
 from stages.lm.core.files import write_json
+from stages.lm.core.inputs import FileVersions
+from stages.lm.core.stage import run_stage
 from stages.lm.data.dataset import TokenData
 from stages.lm.model.checkpoint import Checkpoint
 from stages.lm.model.metrics import append_missing_lines, timestamp, write_tsv
@@ -83,6 +85,7 @@ def main() -> int:
     runtime = load_section(RuntimeSettings)
     stop = StopSignal()
     with only_trainer(paths.ROOT / "models" / "resume" / "workspace.lock"):
+        files = FileVersions([paths.TOKENS])
         data = TokenData.load(paths.TOKENS)
         init_from = load_init_from()
         base = None if init_from == SCRATCH else PretrainedModel.open(init_from)
@@ -103,7 +106,7 @@ def main() -> int:
                         from_bigrams=model_settings.init == "bigrams",
                         pretrained=base.state_dict(trainer.model.config) if base else None,
                     )
-                return train(trainer, store, model_settings, stop, runtime.checkpoint_steps)
+                return train(trainer, store, model_settings, files, stop, runtime.checkpoint_steps)
             except RuntimeError as error:
                 raise out_of_memory(error, settings, model_settings) from error
 
@@ -198,12 +201,14 @@ def train(
     trainer: Trainer,
     store: ResumeStore,
     model_settings: ModelSettings,
+    files: FileVersions,
     stop: StopSignal,
     checkpoint_steps: int,
 ) -> int:
     """Train, save the state and write the outputs; returns the exit code."""
 
     def save() -> None:
+        files.check()  # the state of a run holds nothing learned from other tokens
         store.save(trainer.state_dict())
         publish(trainer, model_settings, store.identity)
 

@@ -22,16 +22,18 @@ from stages.lm.inference.generation import (
     GeneratedToken,
     SamplingSettings,
     TokenLogprobs,
+    WrittenText,
     generate_steps,
     generate_text,
 )
-from stages.lm.inference.loading import load_model
+from stages.lm.inference.loading import LoadedModel, load_model
 from stages.lm.model.checkpoint import Checkpoint
 from stages.lm.model.transformer import ModelConfig, Transformer
 from stages.lm.quantization.quantized_model import quantize_checkpoint
-from stages.lm.text.tokenizer import train_bpe
+from stages.lm.text.tokenizer import PATTERNS, Tokenizer, train_bpe
 
 PAGE = str(Path(__file__).resolve().parents[1] / "app" / "app.py")
+BYTES = Tokenizer({bytes([byte]): byte for byte in range(256)}, PATTERNS["gpt-2"], "bytes")
 PROVENANCE = {
     "data": {"splits": {"train": {"tokens": 411158, "bytes": 1003854}}},
     "metrics": {"epochs": 4, "best_epoch": 3},
@@ -44,8 +46,13 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(paths, name, tmp_path / getattr(paths, name).name)
 
 
-def save_models(seed: int = 0, provenance: dict[str, Any] = PROVENANCE, **shape: int) -> None:
-    tokenizer = train_bpe(
+def save_models(
+    seed: int = 0,
+    provenance: dict[str, Any] = PROVENANCE,
+    tokenizer: Tokenizer | None = None,
+    **shape: int,
+) -> None:
+    tokenizer = tokenizer or train_bpe(
         iter(["the cat sat on the mat, the rat ran to the hat. " * 5]), 280, "gpt-2"
     )
     small = {"context": 32, "layers": 1, "heads": 2, "kv_heads": 2, "head_size": 8, "width": 16}
@@ -65,6 +72,11 @@ def save_models(seed: int = 0, provenance: dict[str, Any] = PROVENANCE, **shape:
     quantize_checkpoint(checkpoint, "int8").save(paths.QUANTIZED)
 
 
+def save_byte_models(seed: int = 0) -> None:
+    """Models over the 256 bytes: every character but ASCII comes in several tokens."""
+    save_models(seed, tokenizer=BYTES)
+
+
 def page() -> AppTest:
     at = AppTest.from_file(PAGE, default_timeout=30).run()
     assert not at.exception
@@ -80,6 +92,24 @@ def write(at: AppTest, prompt: str) -> list[str]:
 
 def shown(at: AppTest) -> list[str]:
     return [block.value for block in at.code if not block.value.startswith("python -m")]
+
+
+def text_after(loaded: LoadedModel, written: list[int], length: int) -> str:
+    """The text after "the cat" when tokens are added to those with the ids `written`."""
+    sampling = SamplingSettings()
+    rows = generate_steps(loaded, "the cat", length, sampling, 1337, written=written)
+    more = "".join(step.text for (step,) in rows if step)
+    return WrittenText(loaded, sampling, written).start + more
+
+
+def terminal(at: AppTest, capsys: pytest.CaptureFixture[str]) -> str:
+    """What the command that the page shows prints."""
+    (line,) = [block.value for block in at.code if block.value.startswith("python -m")]
+    words = shlex.split(line)
+    assert words[:3] == ["python", "-m", "app.generate"]
+    capsys.readouterr()
+    generate.main(words[3:])
+    return capsys.readouterr().out
 
 
 def test_a_missing_model_names_the_command() -> None:
@@ -174,7 +204,7 @@ def test_every_setting_reaches_the_sampler(monkeypatch: pytest.MonkeyPatch) -> N
         temperature=1.5, top_k=11, top_p=0.5, min_p=0.25, repetition_penalty=1.5,
         stop=("END", "\n\n"),
     )  # fmt: skip
-    assert [call[1:] for call in calls] == [("hello", 7, settings, 99, range(3), TOP_LOGPROBS, "")]
+    assert [call[1:] for call in calls] == [("hello", 7, settings, 99, range(3), TOP_LOGPROBS, ())]
     assert {call[0].scheme for call in calls} == {"float32"}
     told = at.caption[0].value
     assert "min-p 0.25, repetition penalty 1.5, 2 stop strings, seed 99" in told
@@ -347,8 +377,8 @@ def test_going_on_continues_a_text_and_undo_takes_it_back() -> None:
     at.button(key="go on 0").click().run()
     assert not at.exception
     sampling = SamplingSettings()
-    more = generate_text(load_model(paths.QUANTIZED), first[0], 20, sampling, 1337)
-    assert shown(at) == [first[0] + more]
+    text = generate_text(load_model(paths.QUANTIZED), "the cat", 40, sampling, 1337)
+    assert shown(at) == ["the cat" + text]
     assert at.pills(key="branch 1.1 of 2").options == ["1", "1.1"]
     at.pills(key="branch 1.1 of 2").set_value("1").run()
     assert shown(at) == first
@@ -368,24 +398,108 @@ def test_a_branch_goes_on_from_another_token_and_reproduces() -> None:
     (block,) = [element.proto.body for element in at.get("html")]
     loaded = load_model(paths.QUANTIZED)
     rows = list(generate_steps(loaded, "the cat", 20, SamplingSettings(), 1337, (0,), TOP_LOGPROBS))
-    written = [step for (step,) in rows if step]
+    steps = [step for (step,) in rows if step]
     drawn = html.unescape(re.sub(r"<[^>]*>", "", block))
-    assert drawn == "the cat" + "".join(step.text for step in written)
-    place = next(i for i, step in enumerate(written) if i > 2 and all(s.text for s in written[:i]))
+    assert drawn == "the cat" + "".join(step.text for step in steps)
+    place = 3
     at.selectbox(key="token").set_value(place).run()
-    start = "the cat" + "".join(step.text for step in written[:place])
     options = at.pills(key="alternative").options
-    before = written[place].before
+    before = steps[place].before
     assert before and len(options) >= TOP_LOGPROBS
     token = before.top[0][0]
     share = math.exp(before.top[0][1])
     assert options[0].split(" → ")[0].endswith(f" {100 * share:.2g} %")
+    written = [*(step.token for step in steps[:place]), token]
     at.pills(key="alternative").set_value(token).run()
     assert not at.exception
     at.segmented_control(key="view").set_value("Text").run()
-    start += loaded.tokenizer.tokens[token].decode("utf-8", "replace")
-    text = generate_text(loaded, start, 19 - place, SamplingSettings(), 1337)
-    assert shown(at) == [start + text]
+    assert shown(at) == ["the cat" + text_after(loaded, written, 19 - place)]
+
+
+def test_parts_that_end_within_characters_are_the_text_written_at_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    save_byte_models()
+    at = page()
+    at.slider(key="sequences").set_value(4)
+    at.number_input(key="length").set_value(3)
+    write(at, "我 ü")
+    at.number_input(key="length").set_value(7)
+    at.button(key="go on 2").click().run()
+    loaded, sampling = load_model(paths.QUANTIZED), SamplingSettings()
+    for length in range(10, 40, 7):
+        whole = "我 ü" + generate_text(loaded, "我 ü", length, sampling, 1337, 2)
+        assert shown(at) == [whole]
+        assert terminal(at, capsys) == whole + "\n"
+        at.button(key="go on 0").click().run()
+        assert not at.exception
+
+
+def test_a_branch_may_begin_with_a_part_of_a_character(capsys: pytest.CaptureFixture[str]) -> None:
+    save_byte_models()
+    at = page()
+    at.number_input(key="length").set_value(20)
+    write(at, "the cat")
+    at.segmented_control(key="view").set_value("Probabilities").run()
+    loaded = load_model(paths.QUANTIZED)
+    rows = generate_steps(loaded, "the cat", 20, SamplingSettings(), 1337, (0,), TOP_LOGPROBS)
+    steps = [step for (step,) in rows if step]
+    parts = [
+        (place, token)
+        for place, step in enumerate(steps)
+        for token, _ in step.before.top
+        if token >= 0xC2 and token != step.token
+    ]
+    assert len(parts) > 1
+    for place, token in parts[:2]:
+        at.selectbox(key="token").set_value(place).run()
+        at.pills(key="alternative").set_value(token).run()
+        at.segmented_control(key="view").set_value("Text").run()
+        written = [*(step.token for step in steps[:place]), token]
+        assert shown(at) == ["the cat" + text_after(loaded, written, max(1, 19 - place))]
+        assert terminal(at, capsys) == shown(at)[0] + "\n"
+        at.button(key="undo").click().run()
+        at.segmented_control(key="view").set_value("Probabilities").run()
+
+
+def test_the_alternatives_have_different_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [bytes([byte]) for byte in range(256)] + [rb"\n", rb"\x00", rb"\xe2", rb"\\"]
+    ranks = {data: token for token, data in enumerate(texts)}
+    save_models(tokenizer=Tokenizer(ranks, PATTERNS["gpt-2"], "bytes"))
+    odds = TokenLogprobs(-0.5, [(token, -7.0) for token in range(260)])
+    steps = [[GeneratedToken(10, b"\n", "\n", odds, odds)]]
+    monkeypatch.setattr(generation, "generate_steps", lambda *_: iter(steps))
+    at = page()
+    write(at, "")
+    at.segmented_control(key="view").set_value("Probabilities").run()
+    assert len(set(at.pills(key="alternative").options)) == 260
+
+
+def test_a_text_is_gone_on_with_by_a_model_of_another_vocabulary() -> None:
+    save_byte_models()
+    at = page()
+    at.number_input(key="length").set_value(20)
+    write(at, "the cat")
+    rows = generate_steps(load_model(paths.QUANTIZED), "the cat", 20, SamplingSettings(), 1337)
+    data = b"".join(step.data for (step,) in rows if step)
+    save_models()
+    at.button(key="go on 0").click().run()
+    assert not at.exception
+    loaded = load_model(paths.QUANTIZED)
+    written = loaded.tokenizer.encode(data)
+    assert shown(at) == ["the cat" + text_after(loaded, written, 20)]
+
+
+def test_nothing_goes_on_after_a_stop_string_unless_it_is_taken_back() -> None:
+    save_models()
+    at = page()
+    at.text_area(key="stop").set_value("t")
+    text = write(at, "the")
+    assert at.button(key="go on 0").disabled
+    at.text_area(key="stop").set_value("").run()
+    assert not at.button(key="go on 0").disabled
+    at.button(key="go on 0").click().run()
+    assert shown(at)[0].startswith(text[0] + "t")
 
 
 def test_the_terminal_command_repeats_the_text(capsys: pytest.CaptureFixture[str]) -> None:
@@ -397,11 +511,7 @@ def test_the_terminal_command_repeats_the_text(capsys: pytest.CaptureFixture[str
     at.slider(key="penalty").set_value(1.5)
     at.text_area(key="stop").set_value("\\n\\n\n-q")
     texts = write(at, '-- it\'s\nthe "rat" ')
-    (line,) = [block.value for block in at.code if block.value.startswith("python -m")]
-    words = shlex.split(line)
-    assert words[:3] == ["python", "-m", "app.generate"]
-    generate.main(words[3:])
-    assert capsys.readouterr().out == texts[0] + "\n"
+    assert terminal(at, capsys) == texts[0] + "\n"
 
 
 def test_an_answer_stands_under_its_prompt_and_is_gone_on_with_after_it() -> None:
@@ -410,13 +520,12 @@ def test_an_answer_stands_under_its_prompt_and_is_gone_on_with_after_it() -> Non
     at.number_input(key="length").set_value(5)
     loaded = load_model(paths.QUANTIZED)
     text = generate_text(loaded, "the cat", 5, SamplingSettings(), 1337)
+    longer = generate_text(loaded, "the cat", 10, SamplingSettings(), 1337)
     assert write(at, "the cat") == [f"the cat\n{text}"]
     assert at.button(key="write").label == "Answer"
     assert "Training records" in {metric.label for metric in at.metric}
     at.button(key="go on 0").click().run()
-    rows = generate_steps(loaded, "the cat", 5, SamplingSettings(), 1337, written=text)
-    more = "".join(step.text for (step,) in rows if step)
-    assert shown(at) == [f"the cat\n{text}{more}"]
+    assert shown(at) == [f"the cat\n{longer}"]
     (command,) = (block.value for block in at.code if block.value.startswith("python -m"))
     assert "--written" in command and command.endswith(" 'the cat'")
 

@@ -82,7 +82,8 @@ def test_a_visit(visitor: Page) -> None:
     page.get_by_role("button", name="Go on").click()
     expect(page.get_by_text("1.1", exact=True)).to_be_visible()
     expect(page.get_by_text("tokens/s")).to_be_visible()
-    assert written(page).startswith(first) and len(written(page)) > len(first)
+    # A character that the first text only began is whole now.
+    assert written(page).startswith(first.rstrip("\ufffd")) and len(written(page)) > len(first)
     page.get_by_role("button", name="Undo").click()
     expect(page.get_by_text("1.1", exact=True)).to_be_hidden()
     assert written(page) == first

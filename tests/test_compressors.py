@@ -1,10 +1,13 @@
 """The yardstick charges a text for what is new in it, after what was there to learn from."""
 
 import random
+from types import SimpleNamespace
 
 import pytest
 from pyppmd import Ppmd7Decoder
 
+from stages import evaluate
+from stages.lm.core import paths
 from stages.lm.evaluation import compressors
 from stages.lm.evaluation.compressors import COMPRESSORS, baselines
 
@@ -42,3 +45,14 @@ def test_only_the_end_of_the_training_text_is_shown(monkeypatch):
     monkeypatch.setattr(compressors, "WINDOW_BYTES", 2000)
     training, held_out = prose(2, 3000), prose(1, 300)
     assert baselines(training, held_out) == baselines(training[-2000:], held_out)
+
+
+def test_compressors_get_the_bytes_that_models_are_scored_on(monkeypatch, tmp_path):
+    monkeypatch.setattr(paths, "INPUT", tmp_path / "input.txt")
+    monkeypatch.setattr(evaluate, "WINDOW_BYTES", 4)
+    monkeypatch.setattr(evaluate, "baselines", lambda training, held_out: (training, held_out))
+    paths.INPUT.write_bytes(b"trainingvalidatetesting")
+    sizes = {split: SimpleNamespace(bytes=size) for split, size in {"train": 8, "val": 8}.items()}
+    data = SimpleNamespace(meta=SimpleNamespace(splits=sizes))
+    parts = {"val": SimpleNamespace(bytes=5), "test": SimpleNamespace(bytes=4)}
+    assert evaluate.compressor_figures(data, parts) == (b"ning", b"validtest")

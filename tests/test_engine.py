@@ -154,6 +154,30 @@ def test_numbers_near_zero_count_as_zero(make_loaded, compiled):
     assert torch.equal(EngineDecoder(found, 1).feed(token), expected)
 
 
+@pytest.mark.parametrize("x", [-2, -1, 0.5, 1, 2, 3])
+def test_activations_that_eight_bits_hold_exactly_give_exact_logits(make_loaded, compiled, x):
+    """Half of the residual holds +-1 from the embedding, the other half +-gelu(x)."""
+    loaded = make_loaded("gpt2", layers=1, tie_embeddings=False, ff_width=64)
+    weights = {}
+    for name, weight in loaded.model.named_parameters():
+        ones = "norm" in name and name.endswith("weight")
+        weights[name] = (torch.ones if ones else torch.zeros)(weight.shape).half()
+        if weight.ndim == 2:
+            codes, scales = torch.zeros(weight.shape, dtype=torch.int8), torch.ones(len(weight), 1)
+            weights[name] = QuantizedWeight(codes, scales.half())
+    signs = torch.tensor([1, -1], dtype=torch.int8).repeat(32)
+    weights["token_embedding.weight"].codes[:, :64] = signs
+    weights["blocks.0.feed_forward.up.bias"][:] = x
+    weights["blocks.0.feed_forward.down.weight"].codes[64:, 0] = signs
+    weights["head.weight"].codes[0, :64] = signs
+    weights["head.weight"].codes[1, 64:] = signs
+    one, gelu = EngineDecoder(Engine(compiled, loaded.config, weights), 1).feed([[5]])[0, :2]
+    expected = torch.nn.functional.gelu(torch.tensor(float(x)), approximate="tanh")
+    norm = ((1 + expected**2) / 2 + 1e-5).sqrt()
+    torch.testing.assert_close(one, 64 / norm, atol=0, rtol=1e-4)
+    torch.testing.assert_close(gelu, 64 * expected / norm, atol=0, rtol=1e-4)
+
+
 @pytest.mark.parametrize("kind", WEIGHTS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_batch_threads_and_the_split_of_a_prompt_change_no_bit(make_loaded, compiled, shape, kind):

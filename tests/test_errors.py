@@ -1,8 +1,17 @@
 """A mistake of the user is one line and exit code 1; a defect of ours keeps its traceback."""
 
+import sys
+
 import pytest
 
-from stages.lm.core.errors import UserError, run_stage
+from stages.lm.core import stage
+from stages.lm.core.errors import UserError
+from stages.lm.core.stage import run_stage
+
+
+@pytest.fixture(autouse=True)
+def stay(monkeypatch):
+    monkeypatch.setattr(stage, "leave", sys.exit)
 
 
 def outcome(main, capsys):

@@ -113,6 +113,13 @@ def test_transformers_cuts_text_into_the_same_tokens(tokenizers, make_model, nam
         assert len(theirs) == tokenizer.vocab_size
 
 
+def test_transformers_makes_a_token_of_a_word_that_no_merges_lead_to(make_model, tmp_path):
+    ranks = {bytes([byte]): byte for byte in range(256)} | {b"word": 256}
+    model = make_model(vocab_size=257)
+    write_huggingface(of(model, Tokenizer(ranks, PATTERNS["gpt-2"], "own")), tmp_path)
+    assert AutoTokenizer.from_pretrained(tmp_path)("word\n")["input_ids"] == [256, ord("\n")]
+
+
 def test_the_card_tells_the_training_and_the_scheme(make_loaded, tmp_path):
     loaded = make_loaded(SHAPES["qwen3"])
     provenance = {

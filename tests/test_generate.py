@@ -41,9 +41,25 @@ def model(tmp_path: Path) -> Path:
 
 
 def test_what_was_written_is_gone_on_with(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    generate.main(["the", "--written", " cat", "--length", "9", "--model", str(model)])
-    text = generate_text(load_model(model), "the cat", 9, SamplingSettings(), 1337)
-    assert capsys.readouterr().out == f"the cat{text}\n"
+    loaded = load_model(model)
+    rows = list(generate_steps(loaded, "the", 9, SamplingSettings(), 1337, range(3)))
+    texts = ["".join(step.text for step in column) for column in zip(*rows, strict=True)]
+    for place, column in enumerate(zip(*rows, strict=True), 1):
+        written = ",".join(str(step.token) for step in column[:4])
+        flags = ["--written", written, "--length", "5", "--first", str(place)]
+        generate.main(["the", *flags, "--model", str(model)])
+        assert capsys.readouterr().out == f"the{texts[place - 1]}\n"
+
+
+def test_the_later_of_many_sequences_can_be_written_alone(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["the", "--length", "9", "--model", str(model)]
+    generate.main([*flags, "--sequences", "4"])
+    every = capsys.readouterr().out
+    generate.main([*flags, "--sequences", "2", "--first", "3"])
+    later = capsys.readouterr().out
+    assert later.startswith("--- 3 of 4 ---\n") and every.endswith(later)
 
 
 def test_of_an_answer_nothing_but_itself_is_printed(
@@ -138,6 +154,9 @@ def test_more_sequences_than_a_batch_holds_are_all_written(
         ["--min-p", "-0.5"],
         ["--repetition-penalty", "0"],
         ["--stop", ""],
+        ["--written", "the"],
+        ["--written", "1,,2"],
+        ["--first", "0"],
         ["--logprobs", "-2"],
         ["--seed", "-3"],
         ["--colour=red"],
@@ -149,6 +168,15 @@ def test_wrong_arguments_are_refused_in_one_sentence(arguments: list[str]) -> No
         generate.main(arguments)
     assert "\n" not in str(caught.value)
     assert arguments[-1] in str(caught.value)
+
+
+@pytest.mark.parametrize("written", ["99999", "1,-1"])
+def test_tokens_that_the_model_has_not_are_refused_before_any_text(
+    written: str, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError, match="written by another model"):
+        generate.main(["the", "--written", written, "--model", str(model)])
+    assert capsys.readouterr().out == ""
 
 
 def test_an_error_is_one_line_and_exit_code_1() -> None:

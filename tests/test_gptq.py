@@ -39,6 +39,24 @@ def test_it_costs_the_output_less_than_plain_rounding_with_the_same_steps(layer,
     assert output_error(weight, parts, inputs) < 0.5 * output_error(weight, rounded, inputs)
 
 
+def test_each_code_rounds_the_weight_that_best_makes_up_for_the_codes_before_it(layer):
+    weight, _, known = layer
+    parts = gptq({"w": weight}, known, 2.5)["w"]
+    hessian = known.inputs["w"].double()
+    hessian += 0.01 * hessian.diagonal().mean() * torch.eye(COLUMNS)
+    order = hessian.diagonal().argsort(descending=True)
+    errors = dequantize(parts).double() - weight
+    for index in range(COLUMNS):
+        done, left = order[:index], order[index:]
+        # Of all errors e in the columns left, those that minimize e^T H e given the errors made.
+        best = -torch.linalg.solve(
+            hessian[left][:, left], hessian[left][:, done] @ errors[:, done].T
+        )
+        wanted = (weight[:, order[index]] + best[0]) / parts.scales[:, 0]
+        found = parts.codes[:, order[index]]
+        assert (wanted.clamp(-8, 7) - found).abs().max() < 0.501
+
+
 @pytest.mark.parametrize("bits", [1, 2, 2.625, 4, 6])
 def test_a_weight_costs_the_bits_asked_for(layer, bits):
     weight, _, known = layer

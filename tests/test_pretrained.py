@@ -306,6 +306,7 @@ TOKENIZERS = {
     "cut": ((("pre_tokenizer",), {"type": "Whitespace"}), "splits text by Whitespace"),
     "not cut": ((("pre_tokenizer", "use_regex"), False), "by 0 patterns"),
     "special between": ((("added_tokens",), [LATE]), "special token '$' has the id"),
+    "special last but one": ((("added_tokens",), "last but one"), "before the last ordinary"),
     "merge order": ((("model", "merges"), "reversed"), "merges are not in the order of its ids"),
     "no byte": ((("model", "vocab"), {"a": 0}), "lacks 255 of the 256"),
     "no vocabulary": ((("model", "vocab"), None), "holds no complete vocabulary (KeyError"),
@@ -320,6 +321,8 @@ def test_a_vocabulary_that_ours_cannot_be_is_refused(case, text):
     document = json.loads(place.read_text("utf-8"))
     if value == "reversed":
         value = document["model"]["merges"][::-1]
+    elif value == "last but one":
+        value = [LATE | {"id": len(document["model"]["vocab"]) - 2}]
     edited(document, path, value)
     place.write_text(json.dumps(document), "utf-8")
     message = refusal(base_tokenizer, "theirs")

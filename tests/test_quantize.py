@@ -87,6 +87,19 @@ def test_auto_writes_the_smallest_it_tried_that_fits(stage, capsys):
     assert all(one["scheme"] in printed for one in figures["tried"]) and "WARNING" not in printed
 
 
+def test_a_scheme_that_fits_on_the_sample_only_gives_way_to_the_next_smallest(stage, monkeypatch):
+    on_all_of_val = iter([1.0, 1.03, 1.01])  # the float model, and the smallest schemes
+
+    def loss(model, data, machine, max_tokens=None):
+        return 1.0 if max_tokens else next(on_all_of_val)
+
+    monkeypatch.setattr(quantize, "val_bits_per_byte", loss)
+    figures = stage("auto", 0.02)
+    sizes = {one["scheme"]: one["bytes"] for one in figures["tried"]}
+    assert figures["scheme"] == sorted(sizes, key=sizes.__getitem__)[1]
+    assert figures["val_bits_per_byte"] == 1.01
+
+
 def test_where_nothing_fits_auto_writes_float16_and_says_so(stage, monkeypatch, capsys):
     real = quantize.val_bits_per_byte
     calls = []

@@ -7,7 +7,13 @@ from hypothesis import strategies as st
 
 from stages.lm.inference import native
 from stages.lm.quantization import rans
-from stages.lm.quantization.rans import MOST_PER_BYTE, TABLE, decode_with_numpy, lane_count, pack
+from stages.lm.quantization.rans import (
+    MAX_SYMBOLS_PER_BYTE,
+    TABLE,
+    decode_with_numpy,
+    lane_count,
+    pack,
+)
 
 ARRAYS = st.lists(st.binary(min_size=1, max_size=300), min_size=1, max_size=5)
 
@@ -57,7 +63,7 @@ def test_a_stream_is_as_short_as_the_entropy_of_its_arrays(deviation):
 def test_one_symbol_over_and_over_is_short_but_not_free(symbol):
     array = np.full(50_000, symbol, np.uint8)
     stream = pack([array])
-    assert len(array) / MOST_PER_BYTE <= len(stream) < 800
+    assert len(array) / MAX_SYMBOLS_PER_BYTE <= len(stream) < 800
     assert np.array_equal(unpack(stream, [len(array)])[0], array)
 
 
@@ -103,6 +109,13 @@ def test_a_flipped_bit_is_noticed_or_gives_arrays_of_the_same_sizes():
 def test_noise_is_refused_whatever_it_is_said_to_hold(stream, wanted):
     with pytest.raises(ValueError, match=r"stream|table|codes|left over"):
         unpack(np.frombuffer(stream, np.uint8), [*wanted, 2**40])
+
+
+def test_a_size_beyond_any_memory_is_refused_before_memory_is_taken():
+    lanes = np.zeros(4 * lane_count(2**50), np.uint8)  # so that no part of the stream is missing
+    stream = np.concatenate([pack([gaussian(50, 1.0)]), lanes])
+    with pytest.raises(ValueError, match=f"{2**50} codes cannot lie in {len(stream)} bytes"):
+        unpack(stream, [2**50])
 
 
 def test_a_table_that_lets_a_symbol_cost_nothing_is_refused():

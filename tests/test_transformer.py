@@ -227,7 +227,7 @@ def test_the_losses_that_a_gpu_takes_of_padded_rows_are_the_cpu_s(share):
     losses = [
         fused.head_loss(x, weight, targets, 60, partial=True),
         fused.plain_head_loss(x, weight, targets, 60),
-        fused._head_loss_of_parts(x, weight, targets, 60, partial=True),
+        fused._head_loss_in_chunks(x, weight, targets, 60, partial=True),
     ]
     expected, *others = [(loss, *torch.autograd.grad(loss, (x, weight))) for loss in losses]
     for other in others:

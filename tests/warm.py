@@ -116,6 +116,7 @@ def become(
         sys.stdout = io.TextIOWrapper(io.BufferedWriter(io.FileIO(1, "w")), encoding)
         errors = io.BufferedWriter(io.FileIO(2, "w"))
         sys.stderr = io.TextIOWrapper(errors, encoding, "backslashreplace", line_buffering=True)
+        sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr
         sys.path[0] = folder
         execute(words)
         code = 0
@@ -138,7 +139,7 @@ def become(
 def execute(words: list[str]) -> None:
     """Run `-m MODULE ARGUMENTS`, `-c CODE ARGUMENTS` or `SCRIPT ARGUMENTS`."""
     if words[0] == "-m":
-        sys.argv = words[1:]
+        sys.argv = ["-m", *words[2:]]
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
     elif words[0] == "-c":
         sys.argv = ["-c", *words[2:]]

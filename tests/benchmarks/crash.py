@@ -43,8 +43,8 @@ sys.path.insert(0, str(WORK))  # the code under test lies in the folder it write
 from stages import train  # noqa: E402
 from stages.lm.core import paths  # noqa: E402
 from stages.lm.core.artifact import content_digest, read_artifact  # noqa: E402
-from stages.lm.core.errors import run_stage  # noqa: E402
 from stages.lm.core.files import read_json, sha256_file  # noqa: E402
+from stages.lm.core.stage import run_stage  # noqa: E402
 from stages.lm.model.checkpoint import Checkpoint  # noqa: E402
 from stages.lm.model.transformer import Transformer  # noqa: E402
 from stages.lm.settings.model import ModelSettings  # noqa: E402

@@ -4,6 +4,7 @@ All decoders compute the same function of the weights up to rounding; `make_deco
 fastest that this machine and model allow.
 """
 
+from itertools import chain
 from typing import Protocol
 
 import torch
@@ -20,6 +21,8 @@ class Decoder(Protocol):
 
     context: int
     """Tokens a sequence may have."""
+    splits_freely: bool
+    """Tokens give the same bits fed at once and one by one."""
 
     @property
     def length(self) -> int:
@@ -45,6 +48,8 @@ class TorchDecoder:
     Sequences are computed one by one: a product of several rows rounds differently from that of a
     single row, and a sequence must not depend on the others of its batch.
     """
+
+    splits_freely = False
 
     def __init__(self, loaded: LoadedModel, batch: int) -> None:
         self.model = loaded.model
@@ -102,3 +107,37 @@ def make_decoder(loaded: LoadedModel, batch: int = 1) -> Decoder:
     if loaded.token_step is not None:
         return PackedDecoder(loaded, batch, loaded.token_step)
     return TorchDecoder(loaded, batch)
+
+
+class ContextWindow:
+    """A decoder's sequences without the tokens that no longer fit its context.
+
+    When they exceed it, their older half is dropped and the cache is recomputed from the rest. What
+    the decoder is fed, and so every bit of the logits, does not depend on when they are asked for.
+    """
+
+    def __init__(self, decoder: Decoder, prompt: list[int]) -> None:
+        self.decoder = decoder
+        fits = len(prompt) <= decoder.context
+        self.rows = [prompt if fits else prompt[-(decoder.context // 2) :]]
+        self.unread = [self.rows]
+
+    def append(self, tokens: list[int]) -> None:
+        """Append a token to each sequence; a single one is appended to every sequence."""
+        rows = self.rows * (len(tokens) // len(self.rows))
+        self.rows = [[*row, token] for row, token in zip(rows, tokens, strict=True)]
+        if len(self.rows[0]) <= self.decoder.context:
+            self.unread.append([[token] for token in tokens])
+            return
+        self.rows = [row[-(self.decoder.context // 2) :] for row in self.rows]
+        self.unread = [self.rows]
+        self.decoder.reset()
+
+    def logits(self) -> Tensor:
+        """Float32 logits (B, V) after the tokens; some must have been appended since the last."""
+        if self.decoder.splits_freely:
+            self.unread = [[[*chain(*parts)] for parts in zip(*self.unread, strict=True)]]
+        for rows in self.unread:
+            logits = self.decoder.feed(rows)
+        self.unread = []
+        return logits

@@ -217,6 +217,8 @@ def supports(config: ModelConfig, weights: dict[str, StoredWeight]) -> bool:
 class EngineDecoder:
     """A `Decoder` that runs on an `Engine`. Its results do not depend on batch or threads."""
 
+    splits_freely = True
+
     def __init__(self, engine: Engine, batch: int) -> None:
         self.engine = engine
         self.batch = batch

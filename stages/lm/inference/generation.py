@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..core.errors import UserError
 from ..text.records import PROMPT_END, RECORD_END
-from .decoder import make_decoder
+from .decoder import ContextWindow, make_decoder
 from .loading import LoadedModel
 from .samplers import (
     StopStrings,
@@ -113,21 +113,61 @@ def sequence_generator(seed: int, index: int) -> torch.Generator:
     return torch.Generator().manual_seed((seed + index * 0x9E3779B97F4A7C15) % 2**63)
 
 
+class WrittenText:
+    """The text of tokens, as it grows.
+
+    Raises:
+        UserError: one of `written`, the ids of the first tokens, is not in the vocabulary.
+    """
+
+    def __init__(
+        self, loaded: LoadedModel, settings: SamplingSettings, written: Sequence[int]
+    ) -> None:
+        count = loaded.tokenizer.vocab_size
+        if others := [token for token in written if not 0 <= token < count]:
+            raise UserError(
+                f"what was written holds the token id {others[0]}, but the model has the ids 0 to "
+                f"{count - 1}: it was written by another model. Take that one, or begin a new text."
+            )
+        self.stops = StopStrings(settings.stop, RECORD_END if loaded.answers else b"")
+        self.characters = codecs.getincrementaldecoder("utf-8")("replace")
+        self.start = self.grow(loaded.tokenizer.decode(written))
+        """The text of `written`, without what is held back of its end."""
+
+    @property
+    def over(self) -> bool:
+        """A stop string came, or the end of an answer: nothing follows."""
+        return self.stops.met
+
+    def grow(self, data: bytes, last: bool = False) -> str:
+        """What the text grows by with the bytes of its next tokens; see `GeneratedToken.text`."""
+        certain = self.stops.feed(data)
+        final = last or self.over
+        return self.characters.decode(certain + self.stops.held * final, final)
+
+
 class SequenceState:
     """One sequence of a batch: chooses its tokens and turns them into text."""
 
     def __init__(
-        self, loaded: LoadedModel, prompt: list[int], settings: SamplingSettings, seed: int, i: int
+        self,
+        loaded: LoadedModel,
+        prompt: list[int],
+        settings: SamplingSettings,
+        seed: int,
+        index: int,
+        written: Sequence[int],
     ) -> None:
         self.tokens = loaded.tokenizer.tokens
         self.settings = settings
-        self.generator = sequence_generator(seed, i)
-        self.stops = StopStrings(settings.stop, RECORD_END if loaded.answers else b"")
-        self.characters = codecs.getincrementaldecoder("utf-8")("replace")
+        self.text = WrittenText(loaded, settings, written)
+        self.generator = sequence_generator(seed, index)
+        # Each token was drawn with one random number.
+        torch.rand(len(written), generator=self.generator, dtype=torch.float64)
         self.seen = None
         if settings.repetition_penalty != 1:
             self.seen = torch.zeros(len(self.tokens), dtype=torch.bool)
-            self.seen[prompt] = True
+            self.seen[[*prompt, *written]] = True
 
     def step(self, logits: Tensor, last: bool, top_logprobs: int | None) -> GeneratedToken:
         """Choose a token from logits (V,).
@@ -146,9 +186,7 @@ class SequenceState:
         token = draw(kept, self.generator)
         if self.seen is not None:
             self.seen[token] = True
-        data = self.stops.feed(self.tokens[token])
-        final = last or self.stops.met
-        text = self.characters.decode(data + self.stops.held * final, final)
+        text = self.text.grow(self.tokens[token], last)
         logprobs = (
             None if top_logprobs is None else logprobs_of(x, token, top_logprobs)
             for x in (given, kept)
@@ -173,55 +211,48 @@ def generate_steps(
     seed: int,
     indices: Sequence[int] = (0,),
     top_logprobs: int | None = None,
-    written: str = "",
+    written: Sequence[int] = (),
 ) -> Iterator[list[GeneratedToken | None]]:
     """For each step, the token of every sequence; up to `max_new_tokens` steps from `prompt` on.
 
     A model that was trained on records answers the prompt instead; its answer may end by itself.
-    `written` is what already follows the prompt; an empty input is replaced by a new line. A
-    sequence depends on its index, not on the other sequences; after its end or its stop string it
-    gives None. With `top_logprobs`, each step has the log-probabilities of its token and of this
-    many of the likeliest. When the sequences exceed the model's context, their older half is
-    dropped and the cache is recomputed from the rest.
+    An empty prompt is replaced by a new line. `written` has the ids of tokens that already follow
+    it: the steps are those of the call that wrote them, had it gone on. A sequence depends on its
+    index, not on the other sequences; after its end or its stop string it gives None. With
+    `top_logprobs`, each step has the log-probabilities of its token and of this many of the
+    likeliest. Tokens that exceed the model's context are dropped as in `ContextWindow`.
 
     Raises:
-        UserError: the vocabulary is none that a text can be written in, or what the model computes
-            is no number.
+        UserError: an id is not in the vocabulary, no text can be written in it, or what the model
+            computes is no number.
     """
-    ids = loaded.tokenizer.encode(model_input(loaded, prompt, written))
+    ids = loaded.tokenizer.encode(model_input(loaded, prompt))
     if not ids:
         raise UserError(
             "the model's vocabulary makes no tokens of this text: its file was made by other "
             "means. Take one that `dvc repro` wrote."
         )
-    states = [SequenceState(loaded, ids, settings, seed, index) for index in indices]
-    decoder = make_decoder(loaded, len(states))
-    context = decoder.context
-    recent = [list(ids[-context:] if len(ids) <= context else ids[-(context // 2) :])]
-    fresh = recent
-    for index in range(max_new_tokens):
-        if decoder.length + len(fresh[0]) > context:
-            recent = fresh = [row[-(context // 2) :] for row in recent]
-            decoder.reset()
-        last = index == max_new_tokens - 1
+    states = [SequenceState(loaded, ids, settings, seed, index, written) for index in indices]
+    window = ContextWindow(make_decoder(loaded, len(states)), ids)
+    for token in written:
+        window.append([token])
+    for step in range(max_new_tokens):
+        if all(state.text.over for state in states):
+            return
+        last = step == max_new_tokens - 1
         row = [
-            None if state.stops.met else state.step(logits, last, top_logprobs)
-            for state, logits in zip(states, decoder.feed(fresh), strict=True)
+            None if state.text.over else state.step(logits, last, top_logprobs)
+            for state, logits in zip(states, window.logits(), strict=True)
         ]
         yield row
-        if all(state.stops.met for state in states):
-            return
         # A sequence that is over goes on with any token: nothing reads it.
-        fresh = [[step.token if step else 0] for step in row]
-        recent = [
-            [*old, *new] for old, new in zip(recent * (len(row) // len(recent)), fresh, strict=True)
-        ]
+        window.append([each.token if each else 0 for each in row])
 
 
-def model_input(loaded: LoadedModel, prompt: str, written: str) -> bytes:
+def model_input(loaded: LoadedModel, prompt: str) -> bytes:
     """The bytes that the model continues."""
-    before, after = prompt.encode("utf-8", "replace"), written.encode("utf-8", "replace")
-    return before + PROMPT_END + after if loaded.answers else before + after or b"\n"
+    data = prompt.encode("utf-8", "replace")
+    return data + PROMPT_END if loaded.answers else data or b"\n"
 
 
 def generate_text(

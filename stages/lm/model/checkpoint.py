@@ -1,4 +1,4 @@
-"""`models/checkpoint.pt`: trained weights with all that is needed to use them.
+"""`models/checkpoint.pt`: trained weights, with the configuration and tokenizer they need.
 
 Knows nothing about quantization or about how to continue training.
 """
@@ -21,7 +21,7 @@ SIZES = ("vocab_size", "context", "layers", "heads", "kv_heads", "head_size", "w
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A trained model as plain values."""
+    """A trained model: weights, and what is needed to use them and to tell where they come from."""
 
     config: ModelConfig
     tensors: dict[str, Tensor]
@@ -29,10 +29,10 @@ class Checkpoint:
     tokenizer: dict[str, str]
     """`name`, `pattern` and `vocabulary` (a .tiktoken file's text)."""
     provenance: dict[str, Any]
-    """The settings, the text's digest and the metrics the weights come from."""
+    """The settings, the text's digest and the metrics of the training run."""
 
     def __post_init__(self) -> None:
-        # A forged file holds anything; everyone after this relies on the types.
+        # A forged file may hold any types; all later code relies on these.
         if not all(
             type(name) is str and isinstance(weight, Tensor) and weight.dtype == torch.float32
             for name, weight in self.tensors.items()
@@ -80,17 +80,17 @@ class Checkpoint:
 
 
 def build_model(config: ModelConfig, tensors: dict[str, Tensor]) -> Transformer:
-    """A `Transformer` in evaluation mode whose weights are exactly `tensors`.
+    """A `Transformer` in evaluation mode that uses `tensors` as its weights, without a copy.
 
-    Of tensors on the device `meta`, which have no values, all but those is checked.
+    Tensors may be on the device `meta`: names and shapes are checked then, values are not.
 
     Raises:
-        UserError: names or shapes are not those that `config` gives, or a weight is not finite.
+        UserError: names or shapes do not fit `config`, or a weight is not finite.
     """
     forged = "the file was edited or forged."
     try:
         check_config(config, len(tensors))
-        with torch.device("meta"):  # no memory for weights that the file has to bring
+        with torch.device("meta"):  # allocates nothing: the weights come from the file
             model = Transformer(config)
         model.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
@@ -100,17 +100,19 @@ def build_model(config: ModelConfig, tensors: dict[str, Tensor]) -> Transformer:
     if config.arch == "qwen3":
         model.cos, model.sin = rotary_tables(config)
     for name, weight in tensors.items():
-        # A sum of finite numbers is only not finite where it overflows, and many times faster.
+        # The sum is many times faster and nearly always decides; of finite weights it may overflow.
         if not (weight.is_meta or weight.sum().isfinite() or weight.isfinite().all()):
             raise UserError(f"the stored weight {name} holds a value that is no number; {forged}")
     return model.eval().requires_grad_(False)
 
 
 def check_config(config: ModelConfig, tensors: int) -> None:
-    """Refuse a shape that no model of so many tensors has, whatever is in them.
+    """Refuse values that no model has, and sizes that would take more memory than the file did.
+
+    `tensors`, the number of weights in the file, bounds the layers.
 
     Raises:
-        RuntimeError: it is one.
+        RuntimeError: `config` is refused.
     """
     numbers = asdict(config)
     for name in SIZES:

@@ -1,10 +1,10 @@
-"""Parts of a block with their derivatives, in as few passes over memory as eager torch allows.
+"""Norms, rotation, activation and loss with hand-written gradients, for speed in eager torch.
 
-On a CPU a third or more of a small model's step goes to what stands between the matrix products,
-and composed from single operations that is mostly traffic with memory. Each function here computes
-one part forward and backward in the type of its result, reuses its buffers, and writes gradients
-where the product before it needs them. Shapes: B sequences, T tokens, W width, H heads, K key/value
-heads, S head size, F feed-forward width.
+On a CPU a third or more of a small model's step is spent between the matrix products, and there
+separate torch operations mostly wait for memory. Each function here computes one part forward and
+backward in few passes over memory: it reuses buffers, and returns a gradient in the layout that the
+preceding matrix product needs. Shapes: B sequences, T tokens, W width, H heads, K key/value heads,
+S head size, F feed-forward width, N targets, V vocabulary.
 """
 
 from typing import Any
@@ -16,12 +16,13 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 EPSILON = 1e-6
+"""Added to the mean square in RMSNorm, as in Qwen3."""
 LOGITS_CHUNK = 1 << 18
-"""Logits worked on at a time on a CPU: 1 MiB in float32, which a core's cache holds."""
+"""Logits in a chunk of the loss on a CPU: 1 MiB in float32, which fits a core's cache."""
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
-    """The type in which matrix products of `x` are computed: autocast's, or its own."""
+    """The type in which matrix products of `x` are computed: autocast's if on, else its own."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
@@ -58,8 +59,8 @@ class RMSNormFunction(Function):
 class QKNormRoPEFunction(Function):
     """Split a joint projection into heads, norm queries and keys, rotate them (Qwen3).
 
-    The rotation is RoPE on halves (Su et al. 2021). Every head comes out contiguous, which the
-    products of attention need.
+    The rotation is RoPE (Su et al. 2021) on pairs (i, i + S/2). Each head is contiguous in memory,
+    which attention needs.
     """
 
     @staticmethod
@@ -75,9 +76,9 @@ class QKNormRoPEFunction(Function):
         """qkv (B, T, (H + 2K) S), weights (S,), tables (T, S) -> (B, H, T, S), 2 x (B, K, T, S)."""
         batch, length, _ = qkv.shape
         size = cos.size(1)
-        every = qkv.view(batch, length, -1, size).transpose(1, 2)
-        kv_heads = (every.size(1) - heads) // 2
-        both = every[:, : heads + kv_heads]
+        by_head = qkv.view(batch, length, -1, size).transpose(1, 2)
+        kv_heads = (by_head.size(1) - heads) // 2
+        both = by_head[:, : heads + kv_heads]  # queries and keys
         scale = inverse_rms(both, cos.dtype)
         normed = torch.mul(
             both, scale, out=torch.empty(both.shape, dtype=cos.dtype, device=both.device)
@@ -86,7 +87,7 @@ class QKNormRoPEFunction(Function):
         turned = rotated(normed * weight, cos, sin).to(qkv.dtype)
         ctx.save_for_backward(normed, scale, weight, cos, sin)
         ctx.heads = heads
-        value = every[:, heads + kv_heads :].contiguous()
+        value = by_head[:, heads + kv_heads :].contiguous()
         return turned[:, :heads], turned[:, heads:], value
 
     @staticmethod
@@ -105,9 +106,9 @@ class QKNormRoPEFunction(Function):
         inner = (product * weight).sum(dim=-1, keepdim=True).mul_(-1 / size)
         grad = grad.mul_(weight).addcmul_(normed, inner).mul_(scale)
         grad_qkv = grad_value.new_empty(batch, length, heads + 2 * kv_heads, size)
-        places = grad_qkv.transpose(1, 2)
-        places[:, : heads + kv_heads] = grad
-        places[:, heads + kv_heads :] = grad_value
+        by_head = grad_qkv.transpose(1, 2)
+        by_head[:, : heads + kv_heads] = grad
+        by_head[:, heads + kv_heads :] = grad_value
         return (
             grad_qkv.view(batch, length, -1),
             grad_weight[:heads].sum(0),
@@ -125,7 +126,7 @@ def _head_weights(query: Tensor, key: Tensor, heads: int, kv_heads: int) -> Tens
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (i, i + S/2) of `x` (..., T, S) by its position's angle, tables (T, S)."""
+    """RoPE on `x` (..., T, S): rotate pairs (i, i + S/2) by the angles of `cos`, `sin` (T, S)."""
     half = x.size(-1) // 2
     turned = x * cos
     turned[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
@@ -134,7 +135,7 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class SwiGLUFunction(Function):
-    """silu(gate) * up of a joint projection (Shazeer 2020)."""
+    """silu(gate) * up, from a joint projection to both halves (Shazeer 2020)."""
 
     @staticmethod
     def forward(ctx: Any, gate_up: Tensor) -> Tensor:
@@ -154,30 +155,31 @@ class SwiGLUFunction(Function):
 
 
 class HeadLossFunction(Function):
-    """Mean cross-entropy of the logits x @ weight.T, with all gradients taken on the way.
+    """Mean cross-entropy of the logits x @ weight.T, whose gradients the forward pass computes.
 
     The logits of a large vocabulary are the largest array of a training step by far. Here they
-    exist once, in the type of the product, and become their own gradient a part at a time, while
-    that part is in the cache (as in Wijmans et al. 2024, "Cut Your Losses").
+    exist once, in the type of the product, and are overwritten with their gradient chunk by chunk,
+    while the chunk is in the cache (as in Wijmans et al. 2024, "Cut Your Losses").
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
-        """x (N, W) in the product's type, weight (V or more, W), targets (N,) -> one number."""
+        """x (N, W) in the product's type, weight (V or more, W), targets (N,) -> scalar loss."""
         narrow = weight.to(x.dtype)
         logits = x @ narrow.T
         logits[:, vocab_size:] = 0
         exact = torch.promote_types(x.dtype, torch.float32)
         nats = torch.zeros((), dtype=exact, device=x.device)
         rows = max(1, LOGITS_CHUNK // vocab_size) if x.device.type == "cpu" else max(1, len(x))
-        parts = logits[:, :vocab_size].split(rows)
-        for part, wanted in zip(parts, targets.split(rows), strict=True):
-            places = wanted.unsqueeze(1)
-            shares = part.log_softmax(dim=1, dtype=exact)
-            nats = nats - shares.gather(1, places).sum()
-            shares.exp_()
-            shares.scatter_add_(1, places, shares.new_full(places.shape, -1.0))
-            part.copy_(shares)
+        chunks = logits[:, :vocab_size].split(rows)
+        for chunk, ids in zip(chunks, targets.split(rows), strict=True):
+            ids = ids.unsqueeze(1)
+            logprobs = chunk.log_softmax(dim=1, dtype=exact)
+            nats = nats - logprobs.gather(1, ids).sum()
+            # The gradient of the logits is softmax - one_hot(target).
+            grad = logprobs.exp_()
+            grad.scatter_add_(1, ids, grad.new_full(ids.shape, -1.0))
+            chunk.copy_(grad)
         ctx.save_for_backward(x, narrow, logits)
         return nats / max(1, len(targets))
 
@@ -197,25 +199,25 @@ class HeadLossFunction(Function):
 def head_loss(
     x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, *, partial: bool = False
 ) -> Tensor:
-    """Mean cross-entropy in nats: x (N, W), weight (V or more, W), targets (N,) -> one number.
+    """Mean cross-entropy in nats: x (N, W), weight (V or more, W), targets (N,) -> scalar.
 
-    Rows of `weight` beyond `vocab_size` V are padding, and not part of it. With `partial`, the mean
-    is over the targets that are not negative; 0 if all are.
+    Rows of `weight` from V = `vocab_size` on are padding and get no probability. With `partial`,
+    negative targets are left out of the mean, which is 0 if all are negative.
     """
     if x.is_cuda and torch.compiler.is_compiling():
         return plain_head_loss(x, weight, targets, vocab_size)
-    # A GPU multiplies whole padded rows faster than odd ones.
+    # A GPU multiplies faster with the padded number of rows, a CPU with fewer.
     rows = weight if x.is_cuda else weight[:vocab_size]
-    loss: Tensor = _head_loss_of_parts(x, rows, targets, vocab_size, partial)
+    loss: Tensor = _head_loss_in_chunks(x, rows, targets, vocab_size, partial)
     return loss
 
 
 def plain_head_loss(x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
-    """`head_loss` of single operations: what a compiler makes of it for a GPU reads the logits
-    fewer times than eager torch can.
+    """`head_loss` in plain torch operations, for a compiler: it fuses them on a GPU, into fewer
+    passes over the logits than eager torch needs.
     """
     logits = F.linear(x, weight).float()
-    # Masked padding has a gradient of zero in the same pass; cut off, it would cost another.
+    # Masked, the padding gets its zero gradient in the same pass; slicing it off costs one more.
     padding = torch.arange(logits.size(1), device=x.device) >= vocab_size
     logits = logits.masked_fill(padding, float("-inf"))
     learned = targets >= 0
@@ -223,15 +225,15 @@ def plain_head_loss(x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int)
     return (nats * learned).sum() / learned.sum().clamp(min=1)
 
 
-# Else its loop over the parts would be unrolled.
+# Compiled, the loop over chunks would be unrolled.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def _head_loss_of_parts(
+def _head_loss_in_chunks(
     x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, partial: bool
 ) -> Tensor:
     if partial:
         learned = targets >= 0
         x, targets = x[learned], targets[learned]
-    # GPT-2's norm leaves float32 under autocast, whose type the products of backward need.
+    # Under autocast GPT-2's norm returns float32; the matrix products need autocast's type.
     loss: Tensor = HeadLossFunction.apply(  # type: ignore[no-untyped-call]
         x.to(product_dtype(x)), weight, targets, vocab_size
     )

@@ -1,4 +1,4 @@
-"""Losses in the units people compare, and the files and lines they are shown in."""
+"""Loss units, and how metrics are written: tab-separated values, times, log lines."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -10,9 +10,9 @@ from ..core.files import write_errors, write_text
 
 
 def loss_units(nats: float, tokens: int, size: float) -> dict[str, float]:
-    """One loss in four units, from sums over a text of `tokens` tokens and `size` bytes.
+    """One loss in four units, from the sum of -ln p over `tokens` tokens that are `size` bytes.
 
-    Only the last two compare across tokenizers.
+    Only those per byte can be compared between models with different tokenizers.
     """
     return {
         "loss": round(nats / tokens, 6),
@@ -23,7 +23,7 @@ def loss_units(nats: float, tokens: int, size: float) -> dict[str, float]:
 
 
 def write_tsv(path: Path, columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> None:
-    """Write rows as tab-separated values; a missing number is `nan` (empty is drawn as 0)."""
+    """Write rows as tab-separated values; a missing one is `nan`: DVC plots an empty one as 0."""
     lines = ["\t".join(columns)]
     for row in rows:
         lines.append("\t".join(_cell(row.get(column, math.nan)) for column in columns))
@@ -45,12 +45,12 @@ def duration(seconds: float) -> str:
 
 
 def append_missing_lines(path: Path, lines: Iterable[str]) -> None:
-    """Append those `lines` that a log does not hold yet (a killed run may have lost its last)."""
+    """Append those of `lines` that a log lacks: the last lines of a killed run may be lost."""
     with write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         text = path.read_text("utf-8", "replace") if path.exists() else ""
         held = set(text.splitlines())
         with path.open("a", encoding="utf-8") as log:
             if text and not text.endswith("\n"):
-                log.write("\n")  # after the part of a line that a killed run left
+                log.write("\n")  # ends a line that a killed run wrote in part
             log.writelines(line + "\n" for line in lines if line not in held)

@@ -1,7 +1,7 @@
-"""How well a model predicts tokens: the sum of its nats over a text.
+"""How well a model predicts held-out tokens: the sum of -ln p over them, in nats.
 
-The one definition of loss on unseen text, for the validation during training, the gate of
-quantize, and evaluate. Knows nothing about bytes, files or settings.
+Training (validation), quantize (choice of a scheme) and evaluate all measure loss with these
+functions. Knows nothing about bytes, files or settings.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,14 +17,15 @@ from .runtime import Machine
 from .transformer import Transformer
 
 BATCH_TOKENS = 8_192
-"""Tokens in one forward pass: enough to keep the cores busy, little memory for any context."""
+"""Tokens in one forward pass: enough to keep all cores busy, few enough to need little memory."""
 
 
 def sliding_windows(lead: int, total: int, context: int, min_context: int) -> np.ndarray:
-    """Windows that score tokens `lead` ... `total` - 1 of a sequence once each.
+    """Windows that together score each of the tokens `lead` ... `total` - 1 of a sequence once.
 
-    Each row is (first input token, first scored token, end of scored tokens). A scored token has
-    at least `min_context` tokens before it in its window, unless the sequence begins there.
+    Each row of the result (windows, 3) is (first input token, first scored token, end of scored
+    tokens). In its window a scored token has at least `min_context` tokens before it, or all that
+    the sequence has.
     """
     stride = max(1, context - min_context)
     begins = np.arange(lead, total, stride)
@@ -43,11 +44,12 @@ def score(
     max_tokens: int | None = None,
     progress: Callable[[int], Any] = lambda tokens: None,
 ) -> tuple[float, int]:
-    """The sum of -ln p over `tokens`, and how many were scored.
+    """The sum of -ln p over `tokens` (N,), and how many were scored.
 
-    `lead` is what stands before `tokens` in the text: context, not scored. With `max_tokens`,
-    windows are thinned evenly to about that many scored tokens. Without any lead the first token
-    has nothing to be predicted from and is left out.
+    `lead` (M,) holds the tokens before them in the text: context, not scored. If it is empty, the
+    first of `tokens` has no context and is not scored either. With `max_tokens`, only so many
+    windows, evenly spaced, are used that about `max_tokens` tokens are scored. `min_context` is
+    that of `sliding_windows`; `progress` is called with the number of tokens of each batch.
     """
     if not len(lead):
         lead, tokens = tokens[:1], tokens[1:]
@@ -87,10 +89,11 @@ def score_records(
     max_tokens: int | None = None,
     progress: Callable[[int], Any] = lambda tokens: None,
 ) -> tuple[float, int]:
-    """The sum of -ln p over the completions in packed `rows` (N, T + 1), and of how many tokens.
+    """The sum of -ln p over the completions in packed `rows` (N, T + 1), and their tokens' number.
 
-    The end of a completion is one of them. `ends` are the ids that end a prompt and a record. With
-    `max_tokens`, rows are thinned evenly to about that many tokens, prompts included.
+    A completion includes the token that ends its record. `ends` are the ids that end a prompt and a
+    record. With `max_tokens`, only so many rows, evenly spaced, are used that they hold about
+    `max_tokens` tokens, prompts included.
     """
     length = rows.shape[1] - 1
     if max_tokens is not None and len(rows) * length > max_tokens:
@@ -103,14 +106,14 @@ def score_records(
     for first in range(0, len(rows), size):
         ids = rows[first : first + size].astype(np.int64)
         targets, segments = targets_and_segments(ids, *ends)
-        tensors = (torch.from_numpy(each).to(machine.device) for each in (ids, targets, segments))
-        inputs, wanted, texts = tensors
+        scored = int((targets != IGNORE_INDEX).sum())
+        arrays = (ids[:, :-1], targets, segments)
+        x, y, segment = (torch.from_numpy(array).to(machine.device) for array in arrays)
         with machine.autocast():
-            mean = model(inputs[:, :-1], targets=wanted, segments=texts)
-        learned = int((targets != IGNORE_INDEX).sum())
-        nats += mean.item() * learned
-        count += learned
-        progress(learned)
+            mean = model(x, targets=y, segments=segment)
+        nats += mean.item() * scored
+        count += scored
+        progress(scored)
     model.train(was_training)
     return nats, count
 
@@ -122,7 +125,7 @@ def score_split(
     machine: Machine,
     max_tokens: int | None = None,
 ) -> tuple[float, int]:
-    """`score` or `score_records` of a split, each window or row from its first token."""
+    """`score` or `score_records` of a split, each window or row scored from its first token on."""
     context = model.config.context
     if data.records:
         rows, _ = data.packed(split, context)
@@ -132,7 +135,7 @@ def score_split(
 
 
 def _batches(windows: np.ndarray, context: int) -> Iterator[np.ndarray]:
-    """Runs of windows of equal shape, of about `BATCH_TOKENS` tokens."""
+    """Consecutive windows of equal lengths, in batches of about `BATCH_TOKENS` tokens."""
     size = max(1, BATCH_TOKENS // context)
     shapes = np.stack([windows[:, 2] - windows[:, 0], windows[:, 2] - windows[:, 1]], axis=1)
     changes = np.flatnonzero((shapes[1:] != shapes[:-1]).any(axis=1)) + 1

@@ -16,7 +16,7 @@ from ..core.artifact import write_artifact
 from ..model.checkpoint import Checkpoint, check_config
 from ..model.transformer import ModelConfig, Transformer
 from .rans import (
-    MOST_PER_BYTE,
+    MAX_SYMBOLS_PER_BYTE,
     Decode,
     decode_with_numpy,
     order_by_scale,
@@ -42,7 +42,7 @@ FIRST_BLOCK = "blocks.0."
 
 @dataclass(frozen=True)
 class QuantizedModel:
-    """A quantized model as plain values."""
+    """A quantized model: its weights as codes and scales, and what else the file holds."""
 
     config: ModelConfig
     scheme: str
@@ -55,7 +55,7 @@ class QuantizedModel:
 
     @cached_property
     def packed(self) -> Tensor:
-        """All codes, scales and float16 values as one stream of bytes, see `rans.pack`."""
+        """All codes, scales and float16 values as one stream, (bytes,) uint8, see `rans.pack`."""
         return torch.from_numpy(pack([array for array in self._arrays() if len(array)]))
 
     def _arrays(self) -> list[np.ndarray]:
@@ -65,8 +65,8 @@ class QuantizedModel:
             scales = weight.scales.numpy().ravel()
             codes = weight.codes.numpy().view(np.uint8).reshape(len(scales), -1) ^ 128
             arrays += [codes[run].ravel() for run in runs_by_scale(scales, codes.size)]
-        # The high bytes of float16 numbers (sign, exponent) repeat, the low ones hardly do: two
-        # arrays, each with a frequency table of its own.
+        # Low and high bytes of float16 numbers in two arrays, each with its own frequency table:
+        # high bytes (sign, exponent) repeat and compress well, low bytes are close to random.
         scales_only = [weight.scales for weight in quantized]
         values = [weight for weight in self.tensors.values() if isinstance(weight, Tensor)]
         for halves in (scales_only, values):
@@ -95,11 +95,11 @@ class QuantizedModel:
     def from_content(
         cls, content: dict[str, Any], decode: Decode = decode_with_numpy
     ) -> "QuantizedModel":
-        """What `save` wrote.
+        """The model in an artifact's content, as `save` wrote it.
 
         Raises:
-            LookupError, TypeError, ValueError, RuntimeError: the content is forged. Time and memory
-                stay of the order of its size.
+            LookupError, TypeError, ValueError, RuntimeError: the content is forged. Even then, time
+                and memory stay proportional to its size.
         """
         rest = dict(content)
         config = ModelConfig(**rest.pop("config"))
@@ -110,26 +110,27 @@ class QuantizedModel:
         return cls(config=config, tensors=tensors, **rest)
 
     def dequantized(self) -> dict[str, Tensor]:
-        """The state dict of `Transformer` in float32 that the codes stand for."""
+        """The state dict of `Transformer` in float32: codes times scales."""
         return {name: dequantize(weight) for name, weight in self.tensors.items()}
 
     def bits_per_weight(self) -> float:
-        """Bits stored for each trainable number, scales and tables included, headers not."""
+        """Size of the stream in bits per trainable number: codes, scales, frequency tables."""
         count = sum(weight.shape.numel() for weight in self.tensors.values())
         return 8 * len(self.packed) / count
 
 
 def shapes_of(config: ModelConfig, tensors: int) -> dict[str, torch.Size]:
-    """The shape of every weight of a model, in the order of `Transformer`'s state dict. The model
-    must have about so many tensors.
+    """The shape of every weight of a model, in the order of `Transformer`'s state dict.
+
+    `tensors`, the number of weights in the file, bounds the layers of a forged configuration.
 
     Raises:
-        RuntimeError: no model has this shape and so few tensors.
+        RuntimeError: `config` is invalid, or has more layers than `tensors`.
     """
     check_config(config, tensors)
     with torch.device("meta"):
         one = Transformer(replace(config, layers=1)).state_dict()
-    # Blocks are alike, and making them all takes several times as long.
+    # The shapes of one block are repeated: building all blocks takes several times as long.
     names = list(one)
     block = [name for name in names if name.startswith(FIRST_BLOCK)]
     before = names.index(block[0])
@@ -144,15 +145,17 @@ def shapes_of(config: ModelConfig, tensors: int) -> dict[str, torch.Size]:
 def unpack_tensors(
     shapes: dict[str, torch.Size], scales: dict[str, int], stream: np.ndarray, decode: Decode
 ) -> dict[str, StoredWeight]:
-    """The parts of each weight, from the number of scales that its rows have (0: none).
+    """Decode the weights of these `shapes` from a stream of bytes, uint8.
+
+    `scales` is the number of scales per row of each weight; 0 means that it is stored as float16.
 
     Raises:
-        LookupError, ValueError: the stream does not hold them.
+        LookupError, ValueError: the stream does not hold these weights.
     """
     if set(scales) != set(shapes):
         raise ValueError("its weights have other names")
-    # Told before anything of that size is made; `unpack` knows the rest.
-    if sum(shape.numel() for shape in shapes.values()) > MOST_PER_BYTE * len(stream):
+    # Refused before anything of that size is allocated; `unpack` makes the exact check.
+    if sum(shape.numel() for shape in shapes.values()) > MAX_SYMBOLS_PER_BYTE * len(stream):
         raise ValueError(f"so many weights cannot lie in {len(stream)} bytes")
     coded = {}
     for name, shape in shapes.items():
@@ -180,10 +183,10 @@ def unpack_tensors(
     for (name, shape), part in zip(coded.items(), sorted_codes, strict=True):
         flat = stored_scales[name].numpy().ravel()
         part ^= 128
-        places = np.empty(len(flat), np.intp)
-        places[order_by_scale(flat)] = np.arange(len(flat))
-        # All codes of a scale as one item: numpy takes these several times faster than rows.
-        items = part.view(f"V{shape.numel() // len(flat)}").take(places)
+        rank = np.empty(len(flat), np.intp)  # of each scale, in the order that the codes are in
+        rank[order_by_scale(flat)] = np.arange(len(flat))
+        # All codes of a scale as one item: numpy gathers items several times faster than rows.
+        items = part.view(f"V{shape.numel() // len(flat)}").take(rank)
         codes[name] = torch.from_numpy(items.view(np.int8)).view(shape)
     return {
         name: QuantizedWeight(codes[name], stored_scales[name])
@@ -194,7 +197,7 @@ def unpack_tensors(
 
 
 def _halves(shapes: dict[str, torch.Size], stored: np.ndarray) -> dict[str, Tensor]:
-    """Float16 tensors of these shapes, one after the other, from low bytes, then high ones."""
+    """Consecutive float16 tensors of these shapes, from all low bytes, then all high bytes."""
     numbers = torch.from_numpy(stored.reshape(2, -1).T.copy().view("<f2").ravel())
     parts = numbers.split([shape.numel() for shape in shapes.values()]) if shapes else ()
     return {name: part.view(shapes[name]) for name, part in zip(shapes, parts, strict=True)}
@@ -203,10 +206,10 @@ def _halves(shapes: dict[str, torch.Size], stored: np.ndarray) -> dict[str, Tens
 def quantize_checkpoint(
     checkpoint: Checkpoint, scheme: str, coded: dict[str, QuantizedWeight] | None = None
 ) -> QuantizedModel:
-    """The checkpoint's weights under a scheme: matrices in codes, all else in float16.
+    """The checkpoint's weights in a scheme: matrices quantized, all else in float16.
 
-    `int8` and `int4` are found here, `f16` has no codes; of any other scheme, `coded` is every
-    matrix.
+    `coded` holds the quantized matrices. Without it they are computed here: `scheme` must then be
+    `int8`, `int4` or `f16`, which leaves matrices in float16 too.
     """
     matrices = {name: weight for name, weight in checkpoint.tensors.items() if weight.ndim == 2}
     if coded is None:

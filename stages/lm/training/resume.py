@@ -21,8 +21,9 @@ from filelock import FileLock, Timeout
 
 from ..core.artifact import read_artifact, write_artifact
 from ..core.errors import UserError
-from ..core.files import read_json, sha256_file, write_errors, write_json
-from ..core.paths import ROOT, shown
+from ..core.files import read_json, write_errors, write_json
+from ..core.inputs import CODE
+from ..core.paths import shown
 
 KIND = "training state"
 VERSION = 3
@@ -34,17 +35,11 @@ KEPT = 3
 
 def code_digests() -> dict[str, str]:
     """SHA-256 of every file of the project that this process has imported, by its path."""
-    files = {
-        Path(file).resolve()
-        for name, module in list(sys.modules.items())
-        if name.split(".")[0] == "stages" and (file := getattr(module, "__file__", None))
-    }
-    main = getattr(sys.modules["__main__"], "__file__", None)
-    if main and Path(main).resolve().is_relative_to(ROOT / "stages"):
-        files.add(Path(main).resolve())
-    # The package files hold a docstring and nothing else.
-    files = {file for file in files if file.name != "__init__.py"}
-    return {shown(file): sha256_file(file) for file in sorted(files)}
+    modules = [module for name, module in list(sys.modules.items()) if name.startswith("stages.")]
+    files = [getattr(module, "__file__", None) for module in (*modules, sys.modules["__main__"])]
+    names = {shown(Path(file).resolve()) for file in files if file}
+    # The package files hold next to nothing.
+    return {name: CODE[name] for name in sorted(names & CODE.keys()) if "__init__" not in name}
 
 
 @dataclass(frozen=True)
