@@ -51,8 +51,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Write the folder, completely or not at all."""
     asked = parser().parse_args(arguments)
     folder = asked.folder.absolute()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{paths.shown(folder)} exists and is not empty; name another folder.")
+    with write_errors(folder):
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"{paths.shown(folder)} exists and is not empty; name another folder.")
     loaded = load_model(asked.model)
     # A fixed name, so that the next run removes what a killed one left.
     partial = folder.with_name(f".{folder.name}.tmp")

@@ -2,16 +2,25 @@
 
 import json
 import resource
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import save_file
 
+from stages import export
+from stages.corpus import check_other_text, check_vocabulary
 from stages.lm.core import paths
 from stages.lm.core.errors import UserError
-from stages.lm.pretrained.files import WEIGHTS
+from stages.lm.inference.loading import load_model
+from stages.lm.pretrained.files import INDEX, WEIGHTS, find_base, weight_files
 from stages.lm.pretrained.hf_weights import huggingface_tensors
 from stages.lm.pretrained.model import PretrainedModel
+from stages.lm.settings.init_from import load_init_from
+from stages.lm.settings.loader import load_section
+from stages.lm.settings.tokenize import TokenizeSettings
+from stages.tokenize_text import make_tokenizer
 
 SHAPES = {
     "qwen3": {
@@ -95,3 +104,64 @@ def test_weights_larger_than_their_file_are_refused_when_the_model_is_opened(bas
     write_config(base("qwen3"), "qwen3", {"intermediate_size": 2**20})
     with pytest.raises(UserError, match="do not fit into files of"):
         PretrainedModel.open("theirs")
+
+
+# Names longer than any file's --------------------------------------------------------------------
+
+LONG = "x" * 300
+
+
+def read_init_from(folder):
+    (folder / "params.yaml").write_text(f"init_from: {LONG}\n")
+    load_init_from(folder / "params.yaml")
+
+
+def read_index(folder, name):
+    (folder / WEIGHTS).unlink()
+    (folder / INDEX).write_text(json.dumps({"weight_map": {"wte": name}}))
+    weight_files(folder)
+
+
+def tokenize_settings(name):
+    return load_section(TokenizeSettings, auto={"tokenize.tokenizer": name})
+
+
+def write_named_tensor(folder, write):
+    write(folder)
+    PretrainedModel.open("theirs").state_dict(PretrainedModel.open("theirs").config)
+
+
+def safetensors_of(folder):
+    save_file({LONG: torch.zeros(50_000)}, folder / WEIGHTS)
+
+
+def checkpoint_of(checkpoint, folder):
+    replace(checkpoint, tensors=checkpoint.tensors | {LONG: torch.zeros(1)}).save(folder / "x.pt")
+    load_model(folder / "x.pt")
+
+
+@pytest.mark.parametrize(
+    "use",
+    {
+        "init_from": lambda folder, _: read_init_from(folder),
+        "download": lambda folder, _: find_base("a/" + "x" * 95),
+        "tokenizer": lambda *_: check_vocabulary(f"{LONG}.tiktoken"),
+        "named tokenizer": lambda *_: tokenize_settings(LONG),
+        "tokenize": lambda *_: make_tokenizer(tokenize_settings(f"{LONG}.tiktoken"), None),
+        "also": lambda *_: check_other_text(LONG),
+        "--model": lambda *_: load_model(Path(LONG)),
+        "a folder of --model": lambda *_: load_model(Path(LONG, "model.pt")),
+        "export": lambda *_: export.main([LONG]),
+        "a shard": lambda folder, _: read_index(folder, f"{LONG}.safetensors"),
+        "a shard that is missing": lambda folder, _: read_index(
+            folder, LONG[:200] + ".safetensors"
+        ),
+        "a tensor": lambda folder, _: write_named_tensor(folder, safetensors_of),
+        "a weight": lambda folder, checkpoint: checkpoint_of(checkpoint, folder),
+    }.items(),
+    ids=lambda item: item[0],
+)
+def test_a_name_that_no_file_can_have_ends_in_a_sentence(base, checkpoint, use):
+    folder = base("gpt2")
+    with pytest.raises(UserError):
+        use[1](folder, checkpoint)

@@ -82,8 +82,8 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
     device = torch.device(device)
     if device.type == "cpu":
         sleep_when_busy()
-    size = path.stat().st_size if path.exists() else 0
     with opened_artifact(path, kinds) as (kind, content), ThreadPoolExecutor(1) as pool:
+        size = path.stat().st_size
         weights = None
         try:
             parts = content["tokenizer"]
