@@ -1,7 +1,7 @@
 """The C engine under the compiler's sanitizers: its tests, and model files that lie.
 
-    python tests/benchmarks/sanitize.py                  # all of it; about ... on one core
-    python tests/benchmarks/sanitize.py --mutated 200
+    PYTHONPATH=. python tests/benchmarks/sanitize.py     # all of it; about ten minutes on one core
+    PYTHONPATH=. python tests/benchmarks/sanitize.py --mutated 200
 
 The engine is compiled with gcc's `-fsanitize=address,undefined`, and its packed weights lie in
 memory whose ends are watched. With that the tests of the engine and of packing run, and quantized
