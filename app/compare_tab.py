@@ -1,15 +1,17 @@
 """The tab that sets two models side by side: their figures, and what each writes."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import streamlit as st
 from about_tab import short
-from experiments import Experiment, experiments, load_experiment, metrics
+from experiments import Experiment, experiments, load_experiment, metrics, read_metrics
 from streamlit.delta_generator import DeltaGenerator
 
 from stages.lm.core import paths
@@ -58,6 +60,8 @@ def compare_tab(
             label = attrgetter("label")
             picked.append(st.selectbox(name, choices, first, key=name, format_func=label))
     table(picked)
+    for note in [*cached_experiments()[1], *unreadable(picked)]:
+        st.text(note)  # not Markdown: it may quote a file
     with st.form("compare form", border=False):
         prompt = st.text_area("Prompt for both", key="both", height=100)
         pressed = st.form_submit_button("Write with both", key="compare", type="primary")
@@ -74,23 +78,36 @@ def available_models() -> list[ModelChoice]:
     return [
         ModelChoice("Quantized", paths.QUANTIZED),
         ModelChoice("Checkpoint (float32)", paths.CHECKPOINT),
-        *(ModelChoice(described(each), paths.QUANTIZED, each) for each in cached_experiments()),
+        *(ModelChoice(described(each), paths.QUANTIZED, each) for each in cached_experiments()[0]),
     ]
 
 
 @st.cache_data(ttl=10, show_spinner=False)
-def cached_experiments() -> list[Experiment]:
-    """DVC's experiments, read from git at most every ten seconds."""
+def cached_experiments() -> tuple[list[Experiment], list[str]]:
+    """DVC's experiments and what of them cannot be read, from git at most every ten seconds."""
     return experiments()
 
 
 def described(experiment: Experiment) -> str:
     """An experiment's name and the settings it changes."""
     changes = [
-        f"{key} {'default' if theirs is None else theirs}"
+        f"{key} {'default' if theirs is None else str(theirs)[:60]}"
         for key, (_, theirs) in experiment.changed.items()
     ]
     return ": ".join([experiment.name, *([", ".join(changes)] if changes else [])])
+
+
+def unreadable(picked: list[ModelChoice]) -> list[str]:
+    """A sentence on each metrics file of these models that cannot be read."""
+    notes = []
+    for choice in picked:
+        revision = choice.experiment.revision if choice.experiment else None
+        for path in (paths.TRAIN_METRICS, paths.QUANTIZE_METRICS, paths.EVALUATE_METRICS):
+            try:
+                read_metrics(revision, path)
+            except UserError as error:
+                notes.append(f"{choice.label}: {error}")
+    return notes
 
 
 def table(picked: list[ModelChoice]) -> None:
@@ -106,19 +123,29 @@ def facts(choice: ModelChoice) -> dict[str, str]:
     evaluated = metrics(revision, paths.EVALUATE_METRICS)
     sizes = metrics(revision, paths.QUANTIZE_METRICS)
     quantized = choice.file == paths.QUANTIZED
-    held_out = evaluated.get("quantized" if quantized else "float", {}).get("held_out", {})
-    size = sizes.get("file_bytes" if quantized else "checkpoint_bytes")
+    bits = number_in(evaluated, "quantized" if quantized else "float", "held_out", "bits_per_byte")
+    size = number_in(sizes, "file_bytes" if quantized else "checkpoint_bytes")
     return {
-        "Bits per byte of held-out text": formatted(held_out.get("bits_per_byte"), "{:.4f}"),
-        "File": NOTHING if size is None else f"{short(size)}B",
-        "Parameters": formatted(trained.get("parameters"), "{:,}"),
-        "Best epoch": formatted(trained.get("best_epoch"), "{:,}"),
+        "Bits per byte of held-out text": NOTHING if bits is None else f"{bits:.4f}",
+        "File": NOTHING if size is None else f"{short(int(size))}B",
+        "Parameters": counted(number_in(trained, "parameters")),
+        "Best epoch": counted(number_in(trained, "best_epoch")),
     }
 
 
-def formatted(value: float | None, form: str) -> str:
-    """A number in the given form, or a dash where there is none."""
-    return form.format(value) if isinstance(value, int | float) else NOTHING
+def number_in(found: Any, *keys: str) -> float | None:
+    """The finite number under these keys, one within the other; None where there is none."""
+    for key in keys:
+        found = found.get(key) if isinstance(found, dict) else None
+    try:
+        return found if isinstance(found, int | float) and math.isfinite(found) else None
+    except OverflowError:  # of an integer that no float holds
+        return None
+
+
+def counted(number: float | None) -> str:
+    """A number in full, or a dash where there is none."""
+    return NOTHING if number is None else f"{number:,}"
 
 
 def compare(

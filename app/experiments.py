@@ -7,18 +7,22 @@ import json
 import subprocess
 import tempfile
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from stages.lm.core import paths
 from stages.lm.core.errors import UserError
+from stages.lm.core.yaml_text import parse_yaml
 from stages.lm.inference.loading import LoadedModel, load_model
+from stages.lm.settings.loader import read_params
 
 REFS = "refs/exps/"
 INTERNAL_REFS = (REFS + "exec/", REFS + "celery/", REFS + "apply/")
 """References under `REFS` that are not experiments."""
+
+MOST_BYTES = 1_000_000
+"""Of a file that is shown; those that the pipeline writes have a few thousand."""
 
 
 @dataclass(frozen=True)
@@ -31,48 +35,100 @@ class Experiment:
     """Settings that differ from the workspace: key -> (workspace's value, experiment's value)."""
 
 
-def experiments() -> list[Experiment]:
-    """Every experiment in this repository, the newest first; none where there is no git."""
-    lines = git("for-each-ref", "--sort=-creatordate", "--format=%(objectname) %(refname)", REFS)
-    ours = settings(paths.PARAMS.read_text("utf-8"))
-    found = []
-    for line in (lines or "").splitlines():
-        revision, _, name = line.partition(" ")
-        if name.startswith(INTERNAL_REFS):
-            continue
-        theirs = settings(at_revision(revision, paths.PARAMS) or "")
-        changed = {
-            key: (ours.get(key), theirs.get(key))
-            for key in [*theirs, *(ours.keys() - theirs.keys())]
-            if theirs.get(key) != ours.get(key)
-        }
-        found.append(Experiment(name.rpartition("/")[2], revision, changed))
-    return found
+def experiments() -> tuple[list[Experiment], list[str]]:
+    """Every experiment in this repository, the newest first; none where there is no git.
 
-
-def settings(text: str) -> dict[str, Any]:
-    """The values of a `params.yaml` by dotted key; empty where the text is not such a file."""
+    Also a sentence on each `params.yaml` that cannot be read; what it changes is then not known.
+    """
+    notes = []
+    ours: dict[str, Any] | None = None
     try:
-        sections = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return {}
+        ours = flat(read_params(paths.PARAMS))
+    except UserError as error:
+        notes.append(str(error))
+    found = []
+    for revision, name in references():
+        changed = {}
+        try:
+            theirs = settings_at(revision, name)
+            changed = differences(theirs if ours is None else ours, theirs)
+        except UserError as error:
+            notes.append(str(error))
+        found.append(Experiment(name, revision, changed))
+    return found, notes
+
+
+def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Both values of every setting that differs; None for one that is not there."""
+    pairs = {key: (ours.get(key), theirs.get(key)) for key in ours | theirs}
+    return {key: (our, their) for key, (our, their) in pairs.items() if our != their}
+
+
+def references() -> list[tuple[str, str]]:
+    """The revision and the name of every experiment."""
+    listing = ("for-each-ref", "--format=%(objectname) %(refname)", REFS)
+    # To sort by date git needs every object; in a damaged repository some are missing.
+    lines = git(*listing, "--sort=-creatordate") or git(*listing) or ""
+    pairs = [line.split(" ", 1) for line in lines.splitlines()]
+    return [
+        (revision, name.rpartition("/")[2])
+        for revision, name in pairs
+        if not name.startswith(INTERNAL_REFS)
+    ]
+
+
+def settings_at(revision: str, name: str) -> dict[str, Any]:
+    """The settings of the experiment `name` by dotted key.
+
+    Raises:
+        UserError: its `params.yaml` is missing or cannot be read.
+    """
+    file = f"{paths.PARAMS.name} of experiment {name}"
+    try:
+        document = parse_yaml(at_revision(revision, paths.PARAMS) or "", file)
+    except ValueError as error:
+        raise UserError(f"{file}: {error}.") from error
+    if not isinstance(document, dict):
+        raise UserError(f"{file} is missing or holds no sections.")
+    return flat(document)
+
+
+def flat(document: dict[str, Any]) -> dict[str, Any]:
+    """The values of a `params.yaml` by dotted key."""
     values: dict[str, Any] = {}
-    for section, keys in (sections if isinstance(sections, dict) else {}).items():
+    for section, keys in document.items():
         if isinstance(keys, dict):
             values |= {f"{section}.{key}": value for key, value in keys.items()}
         else:
-            values[str(section)] = keys
+            values[section] = keys
     return values
 
 
 def metrics(revision: str | None, path: Path) -> dict[str, Any]:
-    """A metrics file at an experiment's revision, or of the workspace (None); empty if missing."""
+    """As `read_metrics`, but empty also where the file cannot be read."""
     try:
-        text = path.read_text("utf-8") if revision is None else at_revision(revision, path)
-        found = json.loads(text or "{}")
-    except (OSError, ValueError):
+        return read_metrics(revision, path)
+    except UserError:
         return {}
-    return found if isinstance(found, dict) else {}
+
+
+def read_metrics(revision: str | None, path: Path) -> dict[str, Any]:
+    """A metrics file at an experiment's revision, or of the workspace (None); empty if missing.
+
+    Raises:
+        UserError: it cannot be read, or holds no figures.
+    """
+    problem = "it holds no figures"
+    try:
+        text = own_text(path) if revision is None else at_revision(revision, path)
+        found = json.loads(text or "{}")
+        if isinstance(found, dict):
+            return found
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        problem = str(error)
+    raise UserError(f"{paths.shown(path)} cannot be read ({problem}).")
 
 
 def load_experiment(revision: str, name: str) -> LoadedModel:
@@ -97,9 +153,32 @@ def load_experiment(revision: str, name: str) -> LoadedModel:
         return load_model(copy)
 
 
+def own_text(path: Path) -> str:
+    """The text of a file of the workspace.
+
+    Raises:
+        ValueError: it is larger than `MOST_BYTES`, or not UTF-8.
+    """
+    refuse_large(path.stat().st_size)
+    return path.read_text("utf-8")
+
+
+@lru_cache(maxsize=256)
 def at_revision(revision: str, path: Path) -> str | None:
-    """The text of a tracked file at a revision; None where it has no such file."""
-    return git("show", f"{revision}:./{path.relative_to(paths.ROOT).as_posix()}")
+    """The text of a tracked file at a revision; None where it has no such file.
+
+    Raises:
+        ValueError: it is larger than `MOST_BYTES`.
+    """
+    name = f"{revision}:./{path.relative_to(paths.ROOT).as_posix()}"
+    refuse_large(int(git("cat-file", "-s", name) or 0))
+    return git("cat-file", "blob", name)
+
+
+def refuse_large(size: int) -> None:
+    """Raise `ValueError` for a file that would keep the page waiting."""
+    if size > MOST_BYTES:
+        raise ValueError(f"it has {size:,} bytes, and {MOST_BYTES:,} are read at most")
 
 
 def git(*arguments: str) -> str | None:

@@ -66,12 +66,12 @@ def main() -> None:
         write_bytes(unused, b"")
     digest = sha256_file(used)
     source = "records" if from_records else "sample" if digest == SAMPLE_SHA256 else "own"
-    files.check()
     record = {"source": source, "bytes": size, "sha256": digest, "init_from": init_from}
     record |= {"recipe": auto.recipe, "auto": auto.chosen()}
     write_json(paths.CORPUS_METRICS, record)
     what = "records" if from_records else "text"
     print(f"{what}: {paths.shown(used)}, {size:,} bytes ({source})")
+    files.check()
 
 
 def choose_data() -> Path:

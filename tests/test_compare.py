@@ -28,7 +28,8 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     root = tmp_path / "git" / "project"
     root.mkdir(parents=True)
     monkeypatch.setattr(paths, "ROOT", root)
-    for name in ("PARAMS", "TRAIN_METRICS", "QUANTIZED", "CHECKPOINT"):
+    metrics = ("TRAIN_METRICS", "QUANTIZE_METRICS", "EVALUATE_METRICS")
+    for name in ("PARAMS", *metrics, "QUANTIZED", "CHECKPOINT"):
         monkeypatch.setattr(paths, name, root / getattr(paths, name).name)
     git(root.parent, "init", "-q")
     paths.PARAMS.write_text("recipe: best\ntrain: {epochs: 2, lr: 0.1}\n")
@@ -43,7 +44,8 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_experiments_are_those_of_dvc_with_what_they_change(repository: Path) -> None:
-    (found,) = experiments.experiments()
+    (found,), notes = experiments.experiments()
+    assert not notes
     assert found.name == "brave-newt"
     assert found.revision == git(repository, "rev-parse", "HEAD").strip()
     changed = {"recipe": ("quick", "best"), "train.epochs": (4, 2), "train.seed": (5, None)}
@@ -55,7 +57,7 @@ def test_experiments_are_those_of_dvc_with_what_they_change(repository: Path) ->
 
 def test_without_git_there_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paths, "ROOT", tmp_path)
-    assert experiments.experiments() == []
+    assert experiments.experiments() == ([], [])
 
 
 def test_both_models_write_what_they_write_alone() -> None:

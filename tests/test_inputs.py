@@ -55,7 +55,7 @@ EDITS = """
 import json
 from pathlib import Path
 from stages.lm.core.errors import UserError
-from stages.lm.core.inputs import StageInputs, files_in
+from stages.lm.core.inputs import StageInputs
 from stages.lm.core.paths import ROOT
 
 found = {}

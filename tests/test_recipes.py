@@ -1,5 +1,6 @@
 """Every automatic value is one that the settings take, whatever is set beside it."""
 
+import re
 from dataclasses import asdict
 from itertools import pairwise, product
 
@@ -154,12 +155,10 @@ def test_all_automatic_loads_beside_every_choice(write, recipe, size):
 
 
 @pytest.mark.parametrize("arch", ["qwen3", "gpt2"])
-@pytest.mark.parametrize(
-    "width", [8, 96, 100, 130, 192, 320, 384, 510, 16_384, 320.0, "320", "3.2e2"]
-)
+@pytest.mark.parametrize("width", [8, 96, 100, 130, 192, 320, 384, 510, 16_384, 320.0])
 def test_heads_and_inner_size_follow_a_width_that_is_set(write, arch, width):
     loaded, _ = load(write(**{"model.width": width, "model.arch": arch}), 10_000)
-    width, heads = int(float(width)), loaded["model.heads"]
+    width, heads = int(width), loaded["model.heads"]
     assert loaded["model.width"] == width and width % heads == 0
     assert loaded["model.kv_heads"] == heads <= max(1, width // 64)
     assert loaded["model.ff_width"] == width * {"qwen3": 2, "gpt2": 4}[arch]
@@ -264,7 +263,7 @@ def test_a_number_too_long_to_print_is_one_sentence(write):
     text = path.read_text("utf-8")
     path.write_text(text.replace("recipe: quick", "recipe: 0x" + 5_000 * "f"), "utf-8")
     message = refusal(automatic, 1000, path)
-    assert message.startswith("params.yaml: recipe is a number of thousands of digits, but must be")
+    assert re.match(r"params.yaml: line \d+, recipe: 0xf+ is .* no number", message)
 
 
 def test_a_missing_recipe_is_one_sentence(write):

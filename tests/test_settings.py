@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import pytest
 import yaml
+from dvc.utils.serialize import load_yaml
 
 from stages.corpus import SECTIONS
 from stages.lm.core.errors import UserError
@@ -119,11 +120,36 @@ def test_a_value_that_cannot_be_names_file_key_and_value(params, cls, key, value
     assert message.startswith(f"params.yaml: {cls.SECTION}.{key} is {value!r}, but must be ")
 
 
-@pytest.mark.parametrize("text", ["1e-05", "1e-5", "0.00001"])
-def test_a_number_that_yaml_reads_as_text_is_a_number(params, text):
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("lr", "1e-05", 1e-5), ("lr", "1e-5", 1e-5), ("lr", "0.00001", 1e-5), ("lr", ".5", 0.5),
+        ("lr", "1_0.5e-3", 0.0105), ("lr", "1", 1.0), ("epochs", "4.0", 4), ("epochs", "1e2", 100),
+        ("seed", "010", 10), ("seed", "0o17", 15), ("seed", "0x10", 16), ("seed", "1_000", 1000),
+        ("calibrate", "True", True),
+    ],
+)  # fmt: skip
+def test_a_setting_means_what_dvc_records(params, key, text, value):
     path, _ = params
-    path.write_text(re.sub(r"\n  lr: \S+", f"\n  lr: {text}", path.read_text("utf-8")), "utf-8")
-    assert load_section(TrainSettings, path, AUTO).lr == 1e-5
+    path.write_text(re.sub(rf"\n  {key}: \S+", f"\n  {key}: {text}", path.read_text()))
+    used, recorded = getattr(load_section(TrainSettings, path, AUTO), key), load_yaml(path)
+    assert used == value == recorded["train"][key]
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("seed", "1:30"), ("seed", "'4'"), ("seed", '"1e2"'), ("seed", "0o8"), ("seed", "2024-1-1"),
+        ("seed", "!!int 4"), ("seed", "٣"), ("seed", "[4]"), ("lr", "'1e-05'"), ("lr", ".5e3"),
+        ("lr", "1:30.5"), ("lr", "0b_"), ("lr", "0x" + "f" * 5000), ("calibrate", "yes"),
+        ("calibrate", "on"), ("calibrate", "1"), ("seed", "auto"),
+    ],
+)  # fmt: skip
+def test_what_is_no_number_or_bool_to_dvc_is_refused_with_its_key(params, key, text):
+    path, _ = params
+    changed = re.sub(rf"\n  {key}: \S+", f"\n  {key}: {text}", path.read_text("utf-8"))
+    path.write_text(changed, "utf-8")
+    assert f"train.{key}" in refusal(TrainSettings, path)
 
 
 def test_a_whole_number_is_an_int_and_a_fractional_one_a_float(params):
@@ -212,7 +238,12 @@ def test_keys_that_contradict_each_other_are_both_named(params, cls, changes, na
     ("content", "part"),
     [
         (b"train: [", "not readable as YAML"),
-        (b"\xff\xfe", "not readable as YAML"),
+        (b"\xff\xfe", "save it in UTF-8"),
+        ("ü: 1".encode("utf-16"), "save it in UTF-8"),
+        ("ü: 1".encode("latin-1"), "save it in UTF-8"),
+        (b"a: 1\x00", "not readable as YAML"),
+        (b"train:\n  seed: 1\n  seed: 2\n", "train.seed: this key is there twice"),
+        (b"x" * 10_000_000, "more than 100,000 characters"),
         (b"", "must hold sections"),
         (b"- train", "must hold sections"),
     ],
@@ -221,6 +252,10 @@ def test_a_file_that_is_no_yaml_of_sections_is_refused(tmp_path, content, part):
     path = tmp_path / "params.yaml"
     path.write_bytes(content)
     assert part in refusal(TrainSettings, path)
+
+
+def test_a_folder_in_its_place_is_a_sentence(tmp_path):
+    assert f"{tmp_path.name} cannot be read" in refusal(TrainSettings, tmp_path)
 
 
 def test_a_missing_file_is_named_with_a_remedy(tmp_path):

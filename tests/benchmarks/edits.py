@@ -62,6 +62,17 @@ class Project:
         pipeline = yaml.safe_load((self.built / "dvc.yaml").read_text("utf-8"))
         self.stages: dict[str, dict[str, Any]] = pipeline["stages"]
         self.expected: dict[tuple[str, str], dict[str, str]] = {}
+        self.imported = {stage: self._imported(stage) for stage in self.stages}
+
+    def _imported(self, stage: str) -> list[str]:
+        """The modules that a stage imports: those of which a run leaves compiled files."""
+        folder = self.copy()
+        for path in folder.rglob("__pycache__"):
+            shutil.rmtree(path)
+        assert run(folder, stage, None, lambda: None)[0] == 0
+        files = [file for file in folder.rglob("*.pyc") if not file.name.startswith("__init__")]
+        names = [file.parents[1] / f"{file.name.split('.')[0]}.py" for file in files]
+        return sorted(str(name.relative_to(folder)) for name in names)
 
     def copy(self) -> Path:
         """A new copy."""
@@ -143,13 +154,7 @@ def changes(project: Project, stage: str, folder: Path, draw: random.Random) -> 
     """Each change as a function, and for some what prepares it."""
     source = folder / INPUTS[stage]
     settings = SETTINGS[stage]
-    deps = [dep for dep in project.stages[stage]["deps"] if dep.startswith("stages/")]
-    modules = [
-        path
-        for dep in deps
-        for path in ([folder / dep] if dep.endswith(".py") else sorted((folder / dep).glob("*.py")))
-    ]
-    module = draw.choice(modules)
+    module = folder / draw.choice(project.imported[stage])
 
     def edit_code() -> None:
         text = module.read_text("utf-8")
@@ -211,7 +216,8 @@ def wrong(project: Project, stage: str, folder: Path, code: int, old: dict[str, 
     clean = project.work / "clean"
     shutil.rmtree(clean, ignore_errors=True)
     shutil.copytree(folder, clean, symlinks=True)
-    key = repr((record.get("params"), record["deps"]))
+    text = (folder / "data" / "input.txt").read_bytes()  # of `corpus` it is an output
+    key = repr((record.get("params"), record["deps"], text))
     if (stage, key) not in project.expected:
         shutil.rmtree(clean / "models" / "resume", ignore_errors=True)
         again, _ = run(clean, stage, None, lambda: None)

@@ -7,17 +7,15 @@ or a `Choice`: `epochs: Annotated[int, Range(1, 100_000)]`.
 import dataclasses
 import difflib
 import math
-import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Protocol, TypeVar, get_type_hints
 
-import yaml
-
 from ..core.errors import UserError
 from ..core.paths import PARAMS
+from ..core.yaml_text import MOST_CHARACTERS, parse_yaml
 
 
 @dataclass(frozen=True)
@@ -86,17 +84,20 @@ def read_params(path: Path) -> dict[str, Any]:
     """The contents of `params.yaml`, unchecked.
 
     Raises:
-        UserError: it is missing, is not YAML, or holds no sections.
+        UserError: it is missing, cannot be read as DVC reads it, or holds no sections.
     """
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as file:
+            document = parse_yaml(file.read(MOST_CHARACTERS + 1), path.name)
     except FileNotFoundError:
         raise UserError(
             f"{path.name} is missing; it holds every setting. Restore it, for example with "
             f"`git checkout {path.name}`."
         ) from None
-    except Exception as error:  # an impossible date or tag can raise nearly every type
-        raise UserError(f"{path.name} is not readable as YAML: {error}.") from error
+    except OSError as error:
+        raise UserError(f"{path.name} cannot be read: {error.strerror or error}.") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path.name} is not in UTF-8 ({error}); save it in UTF-8.") from error
     if not isinstance(document, dict):
         raise UserError(f"{path.name} must hold sections such as `train:`, each with its keys.")
     return document
@@ -135,9 +136,9 @@ def _section(cls: type[S], document: dict[str, Any], file: str, auto: Mapping[st
 
 
 def quoted(value: Any) -> str:
-    """A value for a message. Lists and dicts are cut: YAML's aliases let few lines be gigabytes."""
+    """A value for a message."""
     try:
-        return repr(value) if isinstance(value, int | str) else reprlib.repr(value)
+        return repr(value)
     except ValueError:
         return "a number of thousands of digits"
 
@@ -175,8 +176,7 @@ def convert(value: Any, hint: Any) -> Any:
         if isinstance(value, str):
             value.encode()  # refuses "\ud800", which is valid YAML but half a character
         return value
-    # DVC writes 0.00001 as `1e-05`, which YAML 1.1 (and so PyYAML) reads as text.
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError
     number = float(value)
     if not math.isfinite(number) or (kind is int and number != int(number)):
