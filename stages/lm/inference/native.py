@@ -28,7 +28,7 @@ FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-w", "-fP
 NATIVE = ("-march=native", "-mcpu=native", "-O3")
 """Flags to try in turn: the first that the compiler knows uses all of this processor."""
 TIMEOUT = 120.0
-"""Seconds for one run of the compiler, which needs about ten of a slow processor."""
+"""Seconds for one run of the compiler, which takes about three of an idle processor."""
 LOADS = "import ctypes, sys; ctypes.CDLL(sys.argv[1]).feed"
 """Python that ends in an error, or is killed, if its argument is no library of the engine."""
 

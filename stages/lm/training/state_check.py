@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.pickle_reader import PLAIN
 from .history import Progress, log_lines, summary
 from .optim import Optimizers
 from .trainer import Trainer
@@ -32,7 +33,9 @@ def check_state(state: dict[str, Any], trainer: Trainer) -> None:
     _check_optimizers(state["optimizers"], trainer.optimizers)
     torch.Generator().set_state(state["random"]["cpu"])
     _require(all(each.dtype == torch.uint8 for each in state["random"].values()), "random")
-    _require(set(state["machine"]) == set(trainer.describe_machine()), "its machine is unknown")
+    machine = state["machine"]
+    known = set(machine) == set(trainer.describe_machine())
+    _require(known and all(type(each) in PLAIN for each in machine.values()), "its machine")
     _check_progress(Progress(**state["progress"]), trainer, bool(state["best"]))
 
 
@@ -62,6 +65,8 @@ def _check_optimizers(states: list[dict[int, dict[str, Tensor]]], optimizers: Op
 
 
 def _check_progress(progress: Progress, trainer: Trainer, has_best: bool) -> None:
+    lists = (progress.point_losses, progress.epoch_losses, progress.curve, progress.log)
+    _require(all(type(each) is list for each in lists), "its progress has other parts")
     numbers = [progress.elapsed, progress.temperature, progress.best_val_loss]
     numbers += [*progress.point_losses, *progress.epoch_losses]
     numbers += [value for row in progress.curve for value in row.values()]
