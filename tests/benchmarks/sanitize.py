@@ -75,6 +75,18 @@ def in_sanitized_process(task: list[str], folder: Path) -> None:
         raise SystemExit(f"{task[-1]}: exit code {done.returncode}")
 
 
+class WatchedPages:
+    """In place of large pages, which have no watched ends: memory of its own for each matrix."""
+
+    def __init__(self, count: int) -> None:
+        self.left = count
+
+    def tensor_split(self, sizes: list[int]) -> tuple[torch.Tensor, "WatchedPages"]:
+        """Memory of the first size, and the rest."""
+        assert sizes[0] <= self.left
+        return torch.empty(sizes[0], dtype=torch.uint8), WatchedPages(self.left - sizes[0])
+
+
 # Models -------------------------------------------------------------------------------------------
 
 
@@ -259,8 +271,7 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     assert library() is not None, "there is no engine to watch"
-    # The system's large pages have no watched ends.
-    engine.large_pages = lambda count: torch.empty(count, dtype=torch.uint8)
+    engine.large_pages = WatchedPages
     if asked.within == "tests":
         sys.exit(pytest.main(["-q", "-n", "0", "-p", "no:cacheprovider", *TESTS]))
     with tempfile.TemporaryDirectory() as name:
