@@ -31,6 +31,7 @@ def check_state(state: dict[str, Any], trainer: Trainer) -> None:
     if state["ema"] != []:
         _check_weights(dict(enumerate(state["ema"])), dict(enumerate(trainer.trained)))
     _check_optimizers(state["optimizers"], trainer.optimizers)
+    _require(type(state["random"]) is dict, "its random generators")
     torch.Generator().set_state(state["random"]["cpu"])
     _require(all(each.dtype == torch.uint8 for each in state["random"].values()), "random")
     machine = state["machine"]
@@ -66,7 +67,11 @@ def _check_optimizers(states: list[dict[int, dict[str, Tensor]]], optimizers: Op
 
 def _check_progress(progress: Progress, trainer: Trainer, has_best: bool) -> None:
     lists = (progress.point_losses, progress.epoch_losses, progress.curve, progress.log)
-    _require(all(type(each) is list for each in lists), "its progress has other parts")
+    _require(
+        all(type(each) is list for each in lists)
+        and all(type(row) is dict for row in progress.curve + progress.log),
+        "its progress has other parts",
+    )
     numbers = [progress.elapsed, progress.temperature, progress.best_val_loss]
     numbers += [*progress.point_losses, *progress.epoch_losses]
     numbers += [value for row in progress.curve for value in row.values()]
