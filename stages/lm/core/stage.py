@@ -27,7 +27,11 @@ def run_stage(
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         inputs = StageInputs(f"python -m {module_name(main)}")
-        code = main() or 0
+        try:
+            code = main() or 0
+        except Exception:
+            inputs.check()  # a file that changed while it was read can cause any error
+            raise
         if code == 0:  # otherwise DVC records nothing anyway
             inputs.check()
     except UserError as error:

@@ -28,7 +28,7 @@ OTHER_MODEL = "take another model, or set init_from to scratch."
 COPY_AGAIN = "copy it there again, or set init_from to scratch."
 """The remedy for a damaged file of it."""
 
-_SHARD = re.compile(r"\w[\w.-]*\.safetensors", re.ASCII)
+_SHARD = re.compile(r"\w[\w.-]{,200}\.safetensors", re.ASCII)
 
 
 def base_path(name: str) -> Path:

@@ -54,13 +54,19 @@ class PretrainedModel:
         """
         path = find_base(name)
         config = read_checkpoint(path).config if path.is_file() else read_config(path / CONFIG)
+        model = cls(name, path, config)
+        stored = sum(file.stat().st_size for file in weight_files(path))
         try:
             check_config(config, MAX_LAYERS)
+            weights = model._stored_views(config, meta_weights(config)).values()
+            # Nothing of its size is made before.
+            if sum(weight.numel() for weight in weights) > stored:
+                raise RuntimeError(f"its weights do not fit into files of {stored:,} bytes")
         except RuntimeError as error:
             raise UserError(
                 f"{shown(path)} describes an impossible model ({error}); {OTHER_MODEL}"
             ) from None
-        return cls(name, path, config)
+        return model
 
     def fixed_settings(self) -> dict[str, Any]:
         """The settings that follow from the weights, by `section.key`; `context` is the maximum."""
