@@ -2,10 +2,8 @@
 
 import sys
 
+from .lm.core import own_code  # noqa: F401  (first: it digests the code that is about to run)
 from .lm.core.console import begin_command
 
 if sys.argv[0] == "-m":  # so Python calls itself until it has found the module to run
     begin_command()
-
-# Before all other code of the project: it digests the code that is about to run.
-from .lm.core import inputs  # noqa: F401

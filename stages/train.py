@@ -7,6 +7,7 @@ import signal
 import time
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from types import FrameType
 
 from stages.lm.core import paths
@@ -29,6 +30,7 @@ from stages.lm.settings.runtime import RuntimeSettings
 from stages.lm.settings.train import TrainSettings
 from stages.lm.training.history import log_lines, summary
 from stages.lm.training.resume import ResumeStore, RunIdentity, code_digests, only_trainer
+from stages.lm.training.state_check import check_state
 from stages.lm.training.trainer import NotFiniteError, Trainer
 
 BASE_WEIGHTS = "the base weights"
@@ -175,7 +177,7 @@ def describe_data(trainer: Trainer) -> str:
 
 def resume(trainer: Trainer, store: ResumeStore) -> bool:
     """Restore the stored state, if any, and log that; returns whether there was one."""
-    state, message = store.load()
+    state, message = store.load(partial(check_state, trainer=trainer))
     if state is not None:
         warning = trainer.restore(state)
         step = f"step {trainer.progress.step:,} of {trainer.total_steps:,}"

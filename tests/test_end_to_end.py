@@ -251,7 +251,7 @@ import sys
 sys.path[:0] = ["app", "."]
 from experiments import experiments, metrics, load_experiment
 from stages.lm.core import paths
-one = next(each for each in experiments() if each.name == "fewer")
+one = next(each for each in experiments()[0] if each.name == "fewer")
 (key, values), = one.changed.items()
 loaded = load_experiment(one.revision, one.name)
 epochs = metrics(one.revision, paths.TRAIN_METRICS)["epochs"]

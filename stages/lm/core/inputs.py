@@ -5,46 +5,16 @@ record the new version as the one that the outputs were made from. So a stage th
 fails, and DVC records nothing.
 """
 
-import os
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from .errors import UserError
-from .files import sha256_file
+from .files import read_errors, sha256_file
+from .own_code import SHA256, STAGES, VERSIONS, Version, versions_in
 from .paths import PARAMS, ROOT, shown
 from .yaml_text import parse_yaml
-
-Version = tuple[int, int, int]
-"""Inode, size and time of change (ns): tell two versions of a file apart without reading it."""
-
-
-def versions_in(path: Path) -> dict[Path, Version]:
-    """Of the file at `path`, or of all files in the folder at `path`; empty if it is missing."""
-    files = [path]
-    if path.is_dir():
-        files = [
-            Path(folder, name)
-            for folder, _, names in os.walk(path)
-            if not folder.endswith("__pycache__")
-            for name in names
-        ]
-    found = {}
-    for file in files:
-        with suppress(FileNotFoundError):  # also a file that is removed at this moment
-            stat = file.stat()
-            found[file] = stat.st_ino, stat.st_size, stat.st_mtime_ns
-    return found
-
-
-CODE_VERSIONS = versions_in(ROOT / "stages")
-CODE = {shown(path): sha256_file(path) for path in CODE_VERSIONS}
-"""SHA-256 of the project's code that this process runs, by path from the project's root.
-
-`stages/__init__.py` imports this module before all others of the project, so that an edit during
-the seconds of further imports counts as a change.
-"""
 
 
 class FileVersions:
@@ -59,7 +29,11 @@ class FileVersions:
         self.versions = self._now()
 
     def _now(self) -> dict[Path, Version]:
-        return {file: one for path in self.paths for file, one in versions_in(path).items()}
+        found: dict[Path, Version] = {}
+        for path in self.paths:
+            with read_errors(path):
+                found |= versions_in(path)
+        return found
 
     def check(self) -> None:
         """Compare.
@@ -101,9 +75,9 @@ class StageInputs:
             UserError: something was changed.
         """
         self.files.check()
-        now = versions_in(ROOT / "stages")
-        for path, _ in CODE_VERSIONS.items() ^ now.items():
-            same = path in now and sha256_file(path) == CODE.get(shown(path))
+        now = versions_in(STAGES)
+        for path, _ in VERSIONS.items() ^ now.items():
+            same = path in now and sha256_file(path) == SHA256.get(shown(path))
             if not same and any(path.is_relative_to(dep) for dep in self.code):
                 raise changed(f"{shown(path)} was edited, added or removed")
         params = _bytes(PARAMS) if self.sections else b""
@@ -117,7 +91,9 @@ class StageInputs:
 
 
 def _bytes(path: Path) -> bytes:
-    return path.read_bytes() if path.exists() else b""
+    with read_errors(path), suppress(FileNotFoundError):
+        return path.read_bytes()
+    return b""
 
 
 def _read_yaml(data: bytes, name: str) -> dict[str, Any]:

@@ -29,7 +29,11 @@ def run_stage(
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         inputs = StageInputs(f"python -m {module_name(main)}")
-        code = main() or 0
+        try:
+            code = main() or 0
+        except Exception:
+            inputs.check()  # a file that changed while it was read can cause any error
+            raise
         if code == 0:  # otherwise DVC records nothing anyway
             inputs.check()
     except UserError as error:
@@ -63,7 +67,8 @@ def leave(code: int) -> NoReturn:
     """
     for stream in (sys.stdout, sys.stderr):
         try:
-            stream.flush()
+            if stream:  # else it was closed from the start
+                stream.flush()
         except OSError:  # a full disk behind a pipe that needs its reader
             code = code or 1
     os._exit(code)

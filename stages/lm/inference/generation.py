@@ -170,9 +170,18 @@ class SequenceState:
             self.seen[[*prompt, *written]] = True
 
     def step(self, logits: Tensor, last: bool, top_logprobs: int | None) -> GeneratedToken:
-        """Choose a token from logits (V,)."""
+        """Choose a token from logits (V,).
+
+        Raises:
+            UserError: one of them is no number.
+        """
         # On the CPU in float64: the same draw on every device and with any number of threads.
         given = logits.double().cpu()
+        if not given.isfinite().all():
+            raise UserError(
+                "the model's file holds weights so large that its results are no numbers: it was "
+                "made by other means. Take one that `dvc repro` wrote."
+            )
         kept = sampled_logits(given, self.settings, self.seen)
         token = draw(kept, self.generator)
         if self.seen is not None:
@@ -214,7 +223,8 @@ def generate_steps(
     likeliest. Tokens that exceed the model's context are dropped as in `ContextWindow`.
 
     Raises:
-        UserError: an id is not in the vocabulary, or no text can be written in it.
+        UserError: an id is not in the vocabulary, no text can be written in it, or what the model
+            computes is no number.
     """
     ids = loaded.tokenizer.encode(model_input(loaded, prompt))
     if not ids:

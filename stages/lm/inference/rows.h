@@ -1,24 +1,32 @@
 /* What a block does to each row on its own: embedding, norm, activation function, quantization. */
 
-/* Quantizes a row of activations to 8 bits: in each group the largest magnitude becomes 127. */
+/* Quantizes a row of activations to 8 bits: in each group the largest magnitude becomes 127. A group
+   with a number that is not finite gets the scale NaN, which reaches the logits. */
 static void quantize_row(const State *state, int row, int columns, const float *x) {
     int8_t *codes = state->codes + (int64_t)row * columns;
     for (int g = 0; g < columns / GROUP_SIZE; g++, x += GROUP_SIZE, codes += GROUP_SIZE) {
         const I magnitude = (I){0} + 0x7fffffff;
-        F most = {0};
-        for (int i = 0; i < GROUP_SIZE; i += LANES)
-            most = maximum((F)((I)load(x + i) & magnitude), most);
-        float largest = max_lane(most);
-        float inverse = largest > 0 ? 127 / largest : 0;
+        /* Magnitudes are ordered as their bits are, with infinity and NaN above all others. */
+        I most = {0};
+        for (int i = 0; i < GROUP_SIZE; i += LANES) {
+            I bits = (I)load(x + i) & magnitude, larger = bits > most;
+            most = (bits & larger) | (most & ~larger);
+        }
+        int32_t top = 0;
+        for (int i = 0; i < LANES; i++) top = most[i] > top ? most[i] : top;
+        float largest = ((F)((I){0} + top))[0];
+        int finite = isfinite(largest);
+        /* 127 / largest is infinite for smaller ones. */
+        float inverse = finite && largest > 1e-36f ? 127 / largest : 0;
         I sum = {0};
         for (int i = 0; i < GROUP_SIZE; i += LANES) {
-            I code = round_to_int(load(x + i) * inverse);
+            I code = finite ? round_to_int(load(x + i) * inverse) : (I){0};
             sum += code;
             *(Bytes *)(codes + i) = __builtin_convertvector(code, Bytes);
         }
         int32_t whole = 0;
         for (int i = 0; i < LANES; i++) whole += sum[i];
-        state->scales[row * (columns / GROUP_SIZE) + g] = largest / 127;
+        state->scales[row * (columns / GROUP_SIZE) + g] = finite ? largest / 127 : NAN;
         state->sums[row * (columns / GROUP_SIZE) + g] = whole;
     }
 }

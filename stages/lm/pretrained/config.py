@@ -95,7 +95,10 @@ def read_config(path: Path) -> ModelConfig:
     sizes.setdefault("head_size", sizes["width"] // sizes["heads"])
     if arch == "gpt2" and sizes["width"] % sizes["heads"]:
         raise refuse("n_head", f"a divisor of n_embd {sizes['width']}")
-    if document.get("layer_types") not in (None, ["full_attention"] * sizes["layers"]):
+    kinds = document.get("layer_types")
+    # Compared without a list of as many layers as the file claims.
+    every = isinstance(kinds, list) and len(kinds) == sizes["layers"]
+    if kinds is not None and not (every and all(kind == "full_attention" for kind in kinds)):
         raise refuse("layer_types", "full_attention in every layer")
     rope_base = _rope_base(document, refuse)
     return ModelConfig(arch=arch, **sizes, tie_embeddings=tied, dropout=0.0, rope_base=rope_base)

@@ -104,14 +104,19 @@ class Optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
-    def state_dict(self) -> list[dict[str, Any]]:
-        """The state of each, in order."""
-        return [optimizer.state_dict() for optimizer in self.all]
+    def state_dict(self) -> list[dict[int, dict[str, Tensor]]]:
+        """For each optimizer what it keeps of every parameter, by its number; {} before a step."""
+        return [optimizer.state_dict()["state"] for optimizer in self.all]
 
-    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
-        """Continue from `state_dict`."""
+    def load_state_dict(self, states: list[dict[int, dict[str, Tensor]]]) -> None:
+        """Continue from `state_dict`. All else follows from the settings."""
         for optimizer, state in zip(self.all, states, strict=True):
-            optimizer.load_state_dict(state)
+            optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+
+    @staticmethod
+    def state_names(optimizer: Optimizer) -> tuple[str, ...]:
+        """The names of what an optimizer keeps of a parameter."""
+        return ("momentum",) if isinstance(optimizer, Muon) else ("step", "exp_avg", "exp_avg_sq")
 
 
 def build_optimizers(

@@ -5,13 +5,12 @@ The fingerprint of a run is a digest of everything its result depends on. Its st
 stage runs. The same settings, data and code continue the run; others start one of their own.
 """
 
-import errno
 import hashlib
 import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +20,14 @@ from filelock import FileLock, Timeout
 
 from ..core.artifact import read_artifact, write_artifact
 from ..core.errors import UserError
-from ..core.files import read_json, write_errors, write_json
-from ..core.inputs import CODE
+from ..core.files import UnreadableError, is_there, read_json, write_errors, write_json
+from ..core.own_code import SHA256
 from ..core.paths import shown
 
 KIND = "training state"
-VERSION = 2
+VERSION = 3
+FORGED = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError)
+"""What values of other types and sizes than a state's can raise."""
 KEPT = 3
 """Unfinished runs of other settings that are kept."""
 
@@ -37,7 +38,7 @@ def code_digests() -> dict[str, str]:
     files = [getattr(module, "__file__", None) for module in (*modules, sys.modules["__main__"])]
     names = {shown(Path(file).resolve()) for file in files if file}
     # The package files hold next to nothing.
-    return {name: CODE[name] for name in sorted(names & CODE.keys()) if "__init__" not in name}
+    return {name: SHA256[name] for name in sorted(names & SHA256.keys()) if "__init__" not in name}
 
 
 @dataclass(frozen=True)
@@ -72,25 +73,29 @@ class ResumeStore:
         self.identity = identity
         self.path = folder / identity.fingerprint / "state.pt"
 
-    def load(self) -> tuple[dict[str, Any] | None, str]:
+    def load(
+        self, check: Callable[[dict[str, Any]], None] = lambda content: None
+    ) -> tuple[dict[str, Any] | None, str]:
         """The state to continue from, or None, and a sentence that says which and why.
 
-        A damaged state is set aside under another name, never overwritten.
+        A state that is damaged, or that `check` raises for, is set aside under another name, never
+        overwritten.
 
         Raises:
-            UserError: the system could not read the file; the state itself may be sound.
+            UnreadableError: the system could not read the file; the state itself may be sound.
         """
-        if self.path.exists():
+        if is_there(self.path):
             try:
-                return read_artifact(self.path, {KIND: VERSION})[1], "continuing"
+                content = read_artifact(self.path, {KIND: VERSION})[1]
+                try:
+                    check(content)
+                except FORGED as error:
+                    name = shown(self.path)
+                    raise UserError(f"{name} is no state of this run ({error}).") from error
+                return content, "continuing"
+            except UnreadableError:
+                raise
             except UserError as error:
-                cause = error.__cause__
-                # A damaged archive can seek to an impossible offset, which is EINVAL.
-                if isinstance(cause, OSError) and cause.errno != errno.EINVAL:
-                    raise UserError(
-                        f"{shown(self.path)} could not be read ({cause.strerror}) and is left as "
-                        "it is. Mend that, then run the same command again: it continues."
-                    ) from error
                 aside = self._set_aside()
                 return None, f"starting fresh: {error} It was moved to {shown(aside)}."
         others = self._others()
