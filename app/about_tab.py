@@ -8,10 +8,10 @@ from typing import Any
 
 import altair as alt
 import streamlit as st
+from figures import Figures, figures_of
+from marking import plain
 
 from stages.lm.core import paths
-from stages.lm.core.errors import UserError
-from stages.lm.core.files import read_json
 from stages.lm.inference.loading import LoadedModel
 
 THIS = "This model"
@@ -27,8 +27,9 @@ def about_tab(loaded: LoadedModel, name: str) -> None:
     figures = {"Parameters": short(loaded.model.parameter_count()), "Weights": loaded.scheme}
     figures["File"] = short(loaded.file_bytes) + "B"
     metric_row(figures | training_figures(loaded.provenance))
-    draw_if_present(paths.EVALUATE_METRICS, lambda: held_out(loaded))
-    draw_if_present(paths.LOSS_CURVE, loss_chart)
+    known = figures_of(loaded.id, loaded.scheme != "float32")
+    draw_if_ours(paths.EVALUATE_METRICS, known.own, lambda: held_out(known))
+    draw_if_ours(paths.LOSS_CURVE, known.trained, loss_chart)
 
 
 def training_figures(provenance: dict[str, Any]) -> dict[str, str]:
@@ -42,9 +43,9 @@ def training_figures(provenance: dict[str, Any]) -> dict[str, str]:
         else:
             figures["Training text"] = short(train["bytes"]) + "B"
         figures["Training tokens"] = short(train["tokens"])
-    with suppress(KeyError, TypeError):
-        figures["Epochs trained"] = str(provenance["metrics"]["epochs"])
-        figures["Best epoch, kept"] = str(provenance["metrics"]["best_epoch"])
+    with suppress(KeyError, TypeError, ValueError):
+        figures["Epochs trained"] = f"{provenance['metrics']['epochs']:d}"
+        figures["Best epoch, kept"] = f"{provenance['metrics']['best_epoch']:d}"
     return figures
 
 
@@ -55,10 +56,9 @@ def metric_row(figures: dict[str, str]) -> None:
             st.metric(name, value, border=True, width=170)
 
 
-def held_out(loaded: LoadedModel) -> None:
+def held_out(known: Figures) -> None:
     """Held-out results: exact match for records, else bits per byte beside compressors'."""
-    results = read_json(paths.EVALUATE_METRICS)
-    ours = results["float" if loaded.scheme == "float32" else "quantized"]
+    results, ours = known.evaluated, known.own
     if "asked_records" in results:
         st.subheader("On held-out records")
         figures = {"Answered exactly": f"{100 * ours['exact_match']:.1f} %"}
@@ -67,7 +67,7 @@ def held_out(loaded: LoadedModel) -> None:
         metric_row(figures | {"Records asked": f"{results['asked_records']:,}"})
         return
     st.subheader("On held-out text")
-    bits = {THIS: ours["held_out"]["bits_per_byte"]} | results.get("baselines", {})
+    bits = results.get("baselines", {}) | {THIS: ours["held_out"]["bits_per_byte"]}
     bits = dict(sorted(bits.items(), key=lambda item: item[1]))
     rows = [{"of": name, "bits": value} for name, value in bits.items()]
     bars = alt.Chart({"values": rows}).encode(
@@ -83,7 +83,7 @@ def held_out(loaded: LoadedModel) -> None:
     st.caption(explained_bits(bits))
     if copied := results.get("memorisation"):
         st.caption(
-            f"In spans of {copied['span_bytes']} bytes or more, "
+            f"In spans of {copied['span_bytes']:d} bytes or more, "
             f"{100 * copied['copied_share']:.1f} % of the text sampled from the quantized model "
             f"and {100 * copied['held_out_copied_share']:.1f} % of the held-out text stand word "
             "for word in the training text."
@@ -101,7 +101,9 @@ def explained_bits(bits: dict[str, float]) -> str:
         "less than": [name for name, value in bits.items() if value > ours],
         "more than": [name for name, value in bits.items() if value < ours],
     }
-    clauses = [f"{side} {' and '.join(names)}" for side, names in sides.items() if names]
+    clauses = [
+        f"{side} {' and '.join(map(plain, names))}" for side, names in sides.items() if names
+    ]
     if clauses:
         sentence += (
             f" That is {' and '.join(clauses)}, compressors that saw the training text first."
@@ -130,13 +132,18 @@ def loss_chart() -> None:
     st.altair_chart(lines.mark_line() + validation.mark_point(filled=True, size=60), height=320)
 
 
-def draw_if_present(path: Path, draw: Callable[[], None]) -> None:
-    """Draw what needs a file: nothing where it is missing, a warning where it is damaged."""
+def draw_if_ours(path: Path, ours: dict[str, Any], draw: Callable[[], None]) -> None:
+    """Draw what needs a file, if there is one and it is of this model (`ours` is not empty)."""
     if not path.exists():
+        return
+    if not ours:
+        st.caption(
+            f"`{paths.shown(path)}` is not of this model. `dvc repro` makes the one that is."
+        )
         return
     try:
         draw()
-    except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ArithmeticError, ValueError, KeyError, TypeError, AttributeError):
         st.warning(f"`{paths.shown(path)}` cannot be read. Run `dvc repro` to make it again.")
 
 

@@ -1,25 +1,26 @@
 """The tab that sets two models side by side: their figures, and what each writes."""
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import streamlit as st
 from about_tab import short
 from experiments import Experiment, experiments, load_experiment, metrics, read_metrics
+from figures import figures_of, number_in
+from marking import plain
 from streamlit.delta_generator import DeltaGenerator
 
 from stages.lm.core import paths
+from stages.lm.core.artifact import artifact_id
 from stages.lm.core.errors import UserError
 from stages.lm.inference.loading import LoadedModel
 
 REDRAW_SECONDS = 0.1
-NOTHING = "-"
+NOTHING = "—"  # a hyphen would be a list: a table renders Markdown
 
 
 @dataclass(frozen=True)
@@ -117,30 +118,22 @@ def table(picked: list[ModelChoice]) -> None:
 
 
 def facts(choice: ModelChoice) -> dict[str, str]:
-    """Labels and values of a model from the files in `metrics/`."""
-    revision = choice.experiment.revision if choice.experiment else None
-    trained = metrics(revision, paths.TRAIN_METRICS)
-    evaluated = metrics(revision, paths.EVALUATE_METRICS)
-    sizes = metrics(revision, paths.QUANTIZE_METRICS)
+    """Labels and values of a model from the files in `metrics/`, as far as they are of it."""
+    if choice.experiment:
+        revision = choice.experiment.revision
+        model = metrics(revision, paths.QUANTIZE_METRICS).get("model")
+    else:
+        revision, model = None, artifact_id(choice.file)
     quantized = choice.file == paths.QUANTIZED
-    bits = number_in(evaluated, "quantized" if quantized else "float", "held_out", "bits_per_byte")
-    size = number_in(sizes, "file_bytes" if quantized else "checkpoint_bytes")
+    known = figures_of(model, quantized, revision)
+    bits = number_in(known.own, "held_out", "bits_per_byte")
+    size = number_in(known.quantized, "file_bytes" if quantized else "checkpoint_bytes")
     return {
         "Bits per byte of held-out text": NOTHING if bits is None else f"{bits:.4f}",
         "File": NOTHING if size is None else f"{short(int(size))}B",
-        "Parameters": counted(number_in(trained, "parameters")),
-        "Best epoch": counted(number_in(trained, "best_epoch")),
+        "Parameters": counted(number_in(known.trained, "parameters")),
+        "Best epoch": counted(number_in(known.trained, "best_epoch")),
     }
-
-
-def number_in(found: Any, *keys: str) -> float | None:
-    """The finite number under these keys, one within the other; None where there is none."""
-    for key in keys:
-        found = found.get(key) if isinstance(found, dict) else None
-    try:
-        return found if isinstance(found, int | float) and math.isfinite(found) else None
-    except OverflowError:  # of an integer that no float holds
-        return None
 
 
 def counted(number: float | None) -> str:
@@ -167,7 +160,7 @@ def compare(
         st.text(str(error))  # not Markdown: the message may quote bytes of a file
         return
     except FileNotFoundError as error:
-        st.info(f"`{error.filename}` does not exist yet. Run `dvc repro` to make it.")
+        st.info(f"{plain(str(error.filename))} does not exist yet. Run `dvc repro` to make it.")
         return
     sides = [
         Side(choice.label, model.lead(prompt)) for choice, model in zip(picked, models, strict=True)
@@ -203,6 +196,8 @@ def draw(sides: list[Side], slots: list[DeltaGenerator]) -> None:
     """Draw both texts, each under the name of its model and its speed."""
     for slot, side in zip(slots, sides, strict=True):
         with slot.container():
-            st.caption(f"{side.label} · {side.tokens / max(side.seconds, 1e-9):,.0f} tokens/s")
+            st.caption(
+                f"{plain(side.label)} · {side.tokens / max(side.seconds, 1e-9):,.0f} tokens/s"
+            )
             # st.code strips one newline at either end: these two.
             st.code(f"\n{side.lead}{side.text}\n", language=None, wrap_lines=True)

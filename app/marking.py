@@ -1,6 +1,7 @@
 """Text with coloured parts, as HTML. Every character is escaped, so that no markup in it acts."""
 
 import html
+import re
 
 import streamlit as st
 
@@ -25,6 +26,14 @@ def draw_text(body: str) -> None:
     st.html(f'<div style="{STYLE}">{body}</div>')
 
 
+def plain(text: str) -> str:
+    """`text` for a widget that renders Markdown: as code, where nothing in it is markup."""
+    # Streamlit renames its icons in the whole source before it looks for code.
+    text = escaped(text).replace(":material/", ":material\u2060/")
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence} {text} {fence}"
+
+
 def visible(data: bytes) -> str:
     """A token's bytes as visible characters in quotation marks; ⏹ is the end of an answer.
 
@@ -33,7 +42,12 @@ def visible(data: bytes) -> str:
     doubled = data.removesuffix(RECORD_END).replace(b"\\", b"\\\\")
     text = doubled.decode("utf-8", "backslashreplace")
     text += "⏹" * data.endswith(RECORD_END)
-    return "“" + "".join(c if c.isprintable() else repr(c)[1:-1] for c in text) + "”"
+    return f"“{escaped(text)}”"
+
+
+def escaped(text: str) -> str:
+    """`text` on one line, with escapes such as `\\n` for what cannot be seen."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def percent(probability: float) -> str:

@@ -20,8 +20,8 @@ def training() -> tuple[float, str] | None:
             return None
         run = read_json(paths.PROGRESS)
         left = run["seconds_left"]
-        return min(1.0, run["step"] / run["steps"]), (
-            f"Training: epoch {run['epoch']} of {run['epochs']}, step {run['step']:,} of "
+        return max(0.0, min(1.0, run["step"] / run["steps"])), (
+            f"Training: epoch {run['epoch']:d} of {run['epochs']:d}, step {run['step']:,} of "
             f"{run['steps']:,}, loss {run['loss']:.3f}, {run['tokens_per_second']:,.0f} tokens/s"
             + (f", {duration(left)} left" if left else "")
         )

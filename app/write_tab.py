@@ -8,7 +8,7 @@ from functools import partial
 
 import streamlit as st
 from copied import copied_parts
-from marking import draw_text, marked, percent, visible
+from marking import draw_text, marked, percent, plain, visible
 from streamlit.delta_generator import DeltaGenerator
 from writing import (
     TOP_LOGPROBS,
@@ -186,7 +186,8 @@ def branching(loaded: LoadedModel, result: Result) -> None:
 
     index = st.selectbox("Token", range(len(steps)), key="token", format_func=token_label)
     labels = {
-        each.token: f"{visible(tokens[each.token])} {percent(each.before)} → {percent(each.after)}"
+        each.token: f"{plain(visible(tokens[each.token]))} "
+        f"{percent(each.before)} → {percent(each.after)}"
         for each in alternatives(steps[index])
         if not (loaded.answers and tokens[each.token] == RECORD_END)  # nothing follows it
     }

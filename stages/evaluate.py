@@ -50,6 +50,8 @@ def main() -> None:
         path = paths.BASE / settings.also
         results["also"] = file_losses(models, path, machine, settings)
     results["quantization"] = quantization_figures(results)
+    for name in ("float", "quantized"):
+        results[name] = {"model": models[name].id} | results[name]
     write_json(paths.EVALUATE_METRICS, results)
     report_losses("held-out", {name: results[name]["held_out"] for name in models})
     report_losses(settings.also, results.get("also", {}))

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from stages.lm.core import paths
+from stages.lm.core.artifact import artifact_id
 from stages.lm.core.files import write_json
 from stages.lm.core.stage import run_stage
 from stages.lm.data.dataset import TokenData
@@ -84,7 +85,13 @@ def main() -> None:
         "file_bytes": paths.QUANTIZED.stat().st_size,
         "checkpoint_bytes": paths.CHECKPOINT.stat().st_size,
     }
-    figures: dict[str, Any] = {"scheme": quantized.scheme} | measured | sizes
+    figures: dict[str, Any] = {
+        "model": artifact_id(paths.QUANTIZED),
+        "checkpoint": artifact_id(paths.CHECKPOINT),
+        "scheme": quantized.scheme,
+        **measured,
+        **sizes,
+    }
     figures["tried"] = [asdict(one) for one in tried]
     write_json(paths.QUANTIZE_METRICS, figures)
     print(

@@ -11,6 +11,7 @@ from functools import partial
 from types import FrameType
 
 from stages.lm.core import paths
+from stages.lm.core.artifact import artifact_id
 from stages.lm.core.errors import UserError
 from stages.lm.core.files import write_json
 from stages.lm.core.inputs import FileVersions
@@ -254,7 +255,7 @@ def publish(trainer: Trainer, model_settings: ModelSettings, identity: RunIdenti
     }
     tokenizer = asdict(data.meta.tokenizer) | {"vocabulary": data.vocabulary}
     Checkpoint(trainer.model.config, trainer.best, tokenizer, provenance).save(paths.CHECKPOINT)
-    write_json(paths.TRAIN_METRICS, metrics)
+    write_json(paths.TRAIN_METRICS, {"model": artifact_id(paths.CHECKPOINT)} | metrics)
     write_tsv(paths.LOSS_CURVE, CURVE, progress.curve)
 
 

@@ -17,6 +17,7 @@ from streamlit.testing.v1 import AppTest
 from app import generate
 from app.writing import TOP_LOGPROBS
 from stages.lm.core import paths
+from stages.lm.core.artifact import artifact_id
 from stages.lm.inference import generation
 from stages.lm.inference.generation import (
     GeneratedToken,
@@ -34,6 +35,10 @@ from stages.lm.text.tokenizer import PATTERNS, Tokenizer, train_bpe
 
 PAGE = str(Path(__file__).resolve().parents[1] / "app" / "app.py")
 BYTES = Tokenizer({bytes([byte]): byte for byte in range(256)}, PATTERNS["gpt-2"], "bytes")
+FILES = (
+    "CHECKPOINT", "QUANTIZED", "TRAIN_METRICS", "QUANTIZE_METRICS", "EVALUATE_METRICS",
+    "LOSS_CURVE", "INPUT", "PROGRESS",
+)  # fmt: skip
 PROVENANCE = {
     "data": {"splits": {"train": {"tokens": 411158, "bytes": 1003854}}},
     "metrics": {"epochs": 4, "best_epoch": 3},
@@ -42,7 +47,7 @@ PROVENANCE = {
 
 @pytest.fixture(autouse=True)
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("CHECKPOINT", "QUANTIZED", "EVALUATE_METRICS", "LOSS_CURVE", "INPUT"):
+    for name in FILES:
         monkeypatch.setattr(paths, name, tmp_path / getattr(paths, name).name)
 
 
@@ -70,6 +75,21 @@ def save_models(
     checkpoint = Checkpoint(config, tensors, parts, provenance)
     checkpoint.save(paths.CHECKPOINT)
     quantize_checkpoint(checkpoint, "int8").save(paths.QUANTIZED)
+
+
+def save_figures(losses: dict[str, Any], **more: Any) -> None:
+    """Metrics that name the saved models."""
+    checkpoint, quantized = (artifact_id(path) for path in (paths.CHECKPOINT, paths.QUANTIZED))
+    for path, values in {
+        paths.TRAIN_METRICS: {"model": checkpoint},
+        paths.QUANTIZE_METRICS: {"model": quantized, "checkpoint": checkpoint},
+        paths.EVALUATE_METRICS: {
+            "float": {"model": checkpoint} | losses,
+            "quantized": {"model": quantized} | losses,
+            **more,
+        },
+    }.items():
+        path.write_text(json.dumps(values), "utf-8")
 
 
 def save_byte_models(seed: int = 0) -> None:
@@ -330,9 +350,7 @@ def test_a_changed_file_is_read_again() -> None:
 
 def test_the_card_tells_training_and_evaluation() -> None:
     save_models()
-    figures = {"held_out": {"bits_per_byte": 2.345678}}
-    results = {"float": figures, "quantized": figures, "baselines": {"gzip": 3.21, "xz": 2.1}}
-    paths.EVALUATE_METRICS.write_text(json.dumps(results), "utf-8")
+    save_figures({"held_out": {"bits_per_byte": 2.345678}}, baselines={"gzip": 3.21, "xz": 2.1})
     paths.LOSS_CURVE.write_text(
         "step\tepoch\ttrain_loss\tval_loss\tlr\n0\t0\tnan\t6.9\tnan\n"
         "1\t0.1\t6.5\tnan\t0.1\n2\t1\t6.1\t6.2\t0.1\n",
@@ -343,17 +361,15 @@ def test_the_card_tells_training_and_evaluation() -> None:
     assert card["Weights"] == "int8" and card["Training text"] == "1.004 MB"
     assert card["Training tokens"] == "411.2 k" and card["Best epoch, kept"] == "3"
     told = [caption.value for caption in at.caption if "never seen" in caption.value]
-    assert "2.35" in told[0] and "less than gzip and more than xz," in told[0]
+    assert "2.35" in told[0] and "less than ` gzip ` and more than ` xz `," in told[0]
     assert not at.warning
     assert not any("word for word" in caption.value for caption in at.caption)
 
 
 def test_the_card_tells_how_much_is_copied() -> None:
     save_models()
-    figures = {"held_out": {"bits_per_byte": 2.345678}}
     copied = {"span_bytes": 32, "copied_share": 0.0412, "held_out_copied_share": 0.0}
-    results = {"float": figures, "quantized": figures, "memorisation": copied}
-    paths.EVALUATE_METRICS.write_text(json.dumps(results), "utf-8")
+    save_figures({"held_out": {"bits_per_byte": 2.345678}}, memorisation=copied)
     at = page()
     (told,) = (caption.value for caption in at.caption if "word for word" in caption.value)
     assert "32 bytes" in told and "4.1 %" in told and "0.0 %" in told
@@ -362,7 +378,7 @@ def test_the_card_tells_how_much_is_copied() -> None:
 
 def test_damaged_figures_leave_the_page_working() -> None:
     save_models()
-    paths.EVALUATE_METRICS.write_text("{", "utf-8")
+    save_figures({"held_out": "none"})
     paths.LOSS_CURVE.write_text("step\ttrain_loss\nx\ty\n", "utf-8")
     at = page()
     assert len(at.warning) == 2 and all("`dvc repro`" in each.value for each in at.warning)
@@ -532,9 +548,8 @@ def test_an_answer_stands_under_its_prompt_and_is_gone_on_with_after_it() -> Non
 
 def test_the_card_tells_how_many_records_are_answered() -> None:
     save_models()
-    figures = {"held_out": {"bits_per_byte": 0.5}, "exact_match": 0.9125}
-    results = {"float": figures, "quantized": figures, "asked_records": 400, "majority": 0.25}
-    paths.EVALUATE_METRICS.write_text(json.dumps(results), "utf-8")
+    losses = {"held_out": {"bits_per_byte": 0.5}, "exact_match": 0.9125}
+    save_figures(losses, asked_records=400, majority=0.25)
     told = {metric.label: metric.value for metric in page().metric}
     assert told["Answered exactly"] == "91.2 %" and told["Majority label"] == "25.0 %"
     assert told["Records asked"] == "400"

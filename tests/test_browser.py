@@ -8,12 +8,15 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import warm
 from playwright.sync_api import Page, expect, sync_playwright
-from test_app import save_models
+from test_app import FILES, save_models
+from test_foreign_text import ALL, HOST, HOSTILE, hostile_files
 
+from app.marking import escaped
 from stages.lm.core import paths
 
 ROOT = Path(__file__).parents[1]
@@ -24,8 +27,8 @@ pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium is installed h
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Where a page with a small model is served from a copy of the project."""
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project with a small model."""
     folder = tmp_path_factory.mktemp("project")
     for name in ("app", "stages"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -35,13 +38,19 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         for name in ("CHECKPOINT", "QUANTIZED"):
             patch.setattr(paths, name, folder / "models" / getattr(paths, name).name)
         save_models()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(project: Path) -> Iterator[str]:
+    """Where its page is served."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    script = str(folder / "app" / "app.py")
+    script = str(project / "app" / "app.py")
     words = ("-m", "streamlit", "run", script, "--server.port", str(port))
     with Path(os.devnull).open("wb") as nothing:
-        server = warm.start(folder / "models", *words, output=nothing)
+        server = warm.start(project / "models", *words, output=nothing)
     try:
         limit = time.monotonic() + 60
         with socket.socket() as probe:
@@ -113,3 +122,72 @@ def test_a_visit(visitor: Page) -> None:
     page.get_by_role("tab", name="About this model").click()
     expect(page.get_by_text("Parameters", exact=True).last).to_be_visible()
     assert page.get_by_text("Traceback").count() == 0
+
+
+def test_foreign_text_is_text(
+    visitor: Page, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page, asked = visitor, []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("dialog", lambda dialog: asked.append(dialog.message))
+    for name in (*FILES, "PARAMS"):
+        monkeypatch.setattr(paths, name, project / getattr(paths, name).relative_to(paths.ROOT))
+    for folder in ("metrics", "data"):
+        (project / folder).mkdir()
+    hostile_files(project)
+    page.reload()
+    read = time.monotonic()  # at the latest, the experiments
+    page.get_by_role("textbox", name="Prompt", exact=True).fill(ALL)
+    page.get_by_role("button", name="Answer").click()
+    expect(page.get_by_text("tokens/s")).to_be_visible()
+    page.get_by_text("Probabilities", exact=True).click()
+    expect(page.locator("span[title*=zq]").first).to_be_attached()
+    expect(page.get_by_role("radio", name=re.compile("zq.*→")).first).to_be_visible()
+    open_choices(page, "Token")
+    expect(page.get_by_role("option", name=re.compile("zq")).first).to_be_visible()
+    page.keyboard.press("Escape")
+    check_no_markup(page)
+
+    page.get_by_role("tab", name="Read").click()
+    page.get_by_role("textbox", name="Text", exact=True).fill(ALL)
+    page.get_by_role("button", name="Measure the surprise").click()
+    page.get_by_text("The least expected tokens").click()
+    page.get_by_text("Attention", exact=True).click()
+    expect(page.get_by_text("the darker a cell")).to_be_visible()
+    check_no_markup(page)
+
+    page.get_by_role("tab", name="About this model").click()
+    expect(page.get_by_text("never seen")).to_be_visible()
+    expect(page.locator("[data-testid=stVegaLiteChart]").last).to_be_visible()
+    check_no_markup(page)
+    told = [text.replace("\u2060", "") for text in page.locator("code").all_text_contents()]
+    assert {escaped(name) for name in HOSTILE} <= {*told}
+
+    page.get_by_role("tab", name="Compare").click()
+    page.wait_for_timeout(1000 * max(0, read + 11 - time.monotonic()))  # until they are read again
+    page.get_by_role("button", name="Write with both").click()
+    expect(page.get_by_text("tokens/s").last).to_be_visible()
+    open_choices(page, "Right")
+    page.get_by_role("option").nth(2).click()
+    page.wait_for_timeout(1500)  # a click while the page is drawn anew would be lost
+    page.get_by_role("button", name="Write with both").click()
+    expect(page.locator("code", has_text="$zq$<b>_zq_").last).to_be_visible()
+    check_no_markup(page)
+    hosts = {urlsplit(url).netloc for url in asked if not url.startswith(("data:", "blob:"))}
+    assert hosts == {urlsplit(page.url).netloc}
+
+
+def open_choices(page: Page, name: str) -> None:
+    """Open a list of choices; a page that is being drawn may pass over a key."""
+    while not page.get_by_role("option").count():
+        page.get_by_role("combobox", name=name).press("ArrowDown")
+        page.wait_for_timeout(200)
+
+
+def check_no_markup(page: Page) -> None:
+    """Nothing is made of what is foreign; Streamlit has icons of its own."""
+    made = "img, .katex, script, iframe, em, strong, del, blockquote, sup"
+    assert page.locator("[data-testid=stMain]").locator(made).count() == 0
+    assert page.get_by_role("heading", name=re.compile("zq")).count() == 0
+    assert page.locator(f"a[href*='{HOST}'], [aria-label='home icon']").count() == 0
+    assert not re.search("😄|zq → zq", page.locator("body").inner_text())

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import streamlit as st
 from test_app import files as files  # the fixture that keeps the project's own files away
-from test_app import page, save_models
+from test_app import page, save_figures, save_models
 
 from app import experiments
 from stages.lm.core import paths
+from stages.lm.core.artifact import artifact_id
 from stages.lm.inference.generation import SamplingSettings, generate_text
 from stages.lm.inference.loading import load_model
 
@@ -33,13 +34,17 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setattr(paths, name, root / getattr(paths, name).name)
     git(root.parent, "init", "-q")
     paths.PARAMS.write_text("recipe: best\ntrain: {epochs: 2, lr: 0.1}\n")
-    paths.TRAIN_METRICS.write_text(json.dumps({"parameters": 7_000, "best_epoch": 1}))
+    paths.TRAIN_METRICS.write_text(json.dumps({"model": "c", "parameters": 7_000}))
+    paths.QUANTIZE_METRICS.write_text(json.dumps({"model": "q", "checkpoint": "c"}))
     git(root, "add", "-A")
     git(root, "commit", "-qm", "an experiment")
     for ref in ("refs/exps/ab/cdef/brave-newt", "refs/exps/exec/EXEC_HEAD"):
         git(root, "update-ref", ref, "HEAD")
     paths.PARAMS.write_text("recipe: quick\ntrain: {epochs: 4, lr: 0.1, seed: 5}\n")
-    paths.TRAIN_METRICS.write_text(json.dumps({"parameters": 3_000, "best_epoch": 4}))
+    save_models()
+    save_figures({})
+    ours = {"model": artifact_id(paths.CHECKPOINT), "parameters": 3_000}
+    paths.TRAIN_METRICS.write_text(json.dumps(ours))
     return root
 
 
@@ -72,11 +77,10 @@ def test_both_models_write_what_they_write_alone() -> None:
     alone = [generate_text(load_model(file), "the cat", 30, sampling, 1337) for file in files]
     assert [block.value for block in at.code] == ["the cat" + text for text in alone]
     names = [caption.value for caption in at.caption if "tokens/s" in caption.value]
-    assert [name.split(" · ")[0] for name in names] == ["Quantized", "Checkpoint (float32)"]
+    assert [name.split(" · ")[0] for name in names] == ["` Quantized `", "` Checkpoint (float32) `"]
 
 
 def test_an_experiments_figures_stand_beside_the_workspaces(repository: Path) -> None:
-    save_models()
     at = page()
     at.selectbox(key="Right").select_index(2).run()
     assert not at.exception
@@ -87,7 +91,6 @@ def test_an_experiments_figures_stand_beside_the_workspaces(repository: Path) ->
 
 
 def test_an_experiment_whose_model_is_gone_is_a_sentence(repository: Path) -> None:
-    save_models()
     at = page()
     at.selectbox(key="Right").select_index(2)
     at.button(key="compare").click().run()

@@ -21,6 +21,7 @@ import yaml
 from filelock import FileLock
 from test_readme import COMMANDS as README
 
+from stages.lm.core.artifact import artifact_id
 from stages.lm.model.checkpoint import Checkpoint
 from stages.lm.text.tokenizer import PATTERNS
 
@@ -165,6 +166,18 @@ def test_metrics_show_lists_the_held_out_loss_of_both_models(built):
     )
     assert 0 < original < 8
     assert abs(quantized - original) < 0.02 * original
+
+
+def test_metrics_name_the_models_they_are_of(built):
+    files = ("models/checkpoint.pt", "models/trained_model_quantized.pt")
+    names = [artifact_id(built / file) for file in files]
+    train, quantize, evaluate = (
+        json.loads((built / "metrics" / f"{stage}.json").read_text("utf-8"))
+        for stage in ("train", "quantize", "evaluate")
+    )
+    assert train["model"] == names[0]
+    assert [quantize["checkpoint"], quantize["model"]] == names
+    assert [evaluate[part]["model"] for part in ("float", "quantized")] == names
 
 
 def test_the_share_of_copied_text_is_a_figure_of_evaluate(built):

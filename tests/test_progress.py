@@ -33,7 +33,10 @@ def test_a_run_that_goes_on_is_shown_where_there_is_no_model_yet() -> None:
     )
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"step": 1}', json.dumps(RUN | {"steps": 0})])
+ODD = [{"steps": 0}, {"epoch": "*a*"}, {"epochs": "$x$"}, {"seconds_left": ":smile:"}]
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", *(json.dumps(RUN | odd) for odd in ODD)])
 def test_a_damaged_or_foreign_file_shows_nothing(content: str) -> None:
     paths.PROGRESS.write_text(content, "utf-8")
     assert progress.training() is None

@@ -8,22 +8,48 @@ file runs no code.
 
 import errno
 import hashlib
+import pickletools
+import zipfile
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from .errors import UserError
 from .files import MAKE_AGAIN, atomic_writer, read_errors
 from .paths import shown
-from .pickle_reader import PLAIN, read_tensors_file
+from .pickle_reader import MAX_PICKLE, PLAIN, read_tensors_file
 
 KEYS = {"format", "version", "digest", "content"}
 CHECKPOINT_FORMAT = ("checkpoint", 1)
 """Kind and version of `checkpoint.pt`: here, so that `tokenize` reads one without model code."""
+ID_DIGITS = 16
+"""Hexadecimal digits of the digest that name an artifact in `metrics/`."""
+
+
+class Artifact(NamedTuple):
+    """What a file holds."""
+
+    kind: str
+    content: dict[str, Any]
+    id: str
+    """The first `ID_DIGITS` of the content's digest."""
+
+
+def artifact_id(path: Path) -> str | None:
+    """The `id` that a file claims, without reading its tensors; None where it is no artifact."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            (name,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
+            with archive.open(name) as file:
+                operations = pickletools.genops(file.read(MAX_PICKLE))
+        texts = (argument for _, argument, _ in operations if type(argument) is str)
+        return next(text for key in texts if key == "digest" for text in texts)[:ID_DIGITS]
+    except Exception:  # a damaged or foreign file can raise nearly every type
+        return None
 
 
 def write_artifact(path: Path, kind: str, version: int, content: dict[str, Any]) -> None:
@@ -53,14 +79,14 @@ def read_artifact(
             ends the message.
     """
     with opened_artifact(path, kinds, remedy) as artifact:
-        return artifact
+        return artifact.kind, artifact.content
 
 
 @contextmanager
 def opened_artifact(
     path: Path, kinds: dict[str, int], remedy: str = MAKE_AGAIN
-) -> Generator[tuple[str, dict[str, Any]], None, None]:
-    """What `read_artifact` returns, to be used while a thread still computes its digest.
+) -> Generator[Artifact, None, None]:
+    """What `read_artifact` reads, to be used while a thread still computes its digest.
 
     The digest is verified on exit, and a mismatch replaces any error raised in the block. Until
     then treat the tensors as untrusted, and change none of them.
@@ -84,7 +110,7 @@ def opened_artifact(
     with ThreadPoolExecutor(1) as pool:
         digest = pool.submit(content_digest, content)
         try:
-            yield kind, content
+            yield Artifact(kind, content, str(document["digest"])[:ID_DIGITS])
         finally:
             if digest.result() != document["digest"]:
                 raise UserError(

@@ -1,14 +1,30 @@
-"""Ctrl-C before a command has begun its work, and standard outputs that nobody reads."""
+"""Ctrl-C before a command has begun its work, outputs that nobody reads, control characters."""
 
 import io
 import os
+import re
 import signal
 import sys
 from contextlib import suppress
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 STOPPED = "stopped; run the same command again to start over"
+CONTROLS = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+"""What can move a terminal's cursor, colour it, change its title or turn text around; new lines and
+tabs are harmless."""
+
+
+def printable(text: str) -> str:
+    """`text` with escapes such as `\\x1b` for control characters."""
+    return CONTROLS.sub(lambda found: repr(found[0])[1:-1], text)
+
+
+def show_controls(stream: TextIO | None) -> None:
+    """From now on, escape control characters in what is printed, if it goes to a terminal."""
+    if stream and stream.isatty():
+        write = stream.write
+        stream.write = lambda text: write(printable(text))  # type: ignore[method-assign]
 
 
 def begin_command() -> None:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from .console import STOPPED, need_no_reader
+from .console import STOPPED, need_no_reader, show_controls
 from .errors import UserError
 from .inputs import StageInputs
 
@@ -19,10 +19,12 @@ def run_stage(
 
     A `UserError` becomes one line on standard error and exit code 1, and so does a change of
     anything that `dvc.yaml` lists for the stage. Any other exception is a defect of ours and keeps
-    its traceback. The outputs named in `unread` need no reader.
+    its traceback. The outputs named in `unread` need no reader. A terminal shows control characters
+    of what is printed, instead of obeying them.
     """
     for name in unread:
         need_no_reader(name)
+    show_controls(sys.stdout)
     try:
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, signal.default_int_handler)

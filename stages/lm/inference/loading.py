@@ -1,5 +1,6 @@
 """From a model file to something that writes text. What is in a file decides how it is read."""
 
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -46,6 +47,8 @@ class LoadedModel:
     weights: dict[str, StoredWeight] | None = None
     """Quantized weights by their names in `model`; None where they are float32, or on a device
     other than a CPU."""
+    id: str = ""
+    """What the files in `metrics/` call it, see `Artifact`."""
 
     @property
     def answers(self) -> bool:
@@ -85,10 +88,11 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
         sleep_when_busy()
     with (
         read_errors(path),
-        opened_artifact(path, kinds) as (kind, content),
+        opened_artifact(path, kinds) as artifact,
         ThreadPoolExecutor(1) as pool,
     ):
         size = path.stat().st_size
+        kind, content, name = artifact
         weights = None
         try:
             parts = content["tokenizer"]
@@ -123,7 +127,7 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
             raise UserError(
                 f"{shown(path)} holds no whole model ({error}); {MAKE_AGAIN}"
             ) from error
-    return LoadedModel(config, build, tokenizer, scheme, provenance, size, weights)
+    return LoadedModel(config, build, tokenizer, scheme, provenance, size, weights, name)
 
 
 def checked(quantized: QuantizedModel) -> QuantizedModel:
@@ -131,6 +135,8 @@ def checked(quantized: QuantizedModel) -> QuantizedModel:
 
     Its weights have the names and shapes that its `config` gives. Raises anything if not.
     """
+    if not re.fullmatch(r"f16|int8|int4|gptq\d(\.\d{1,3})?", quantized.scheme):
+        raise ValueError(f"there is no scheme {quantized.scheme!r}")
     for name, weight in quantized.tensors.items():
         # A product of finite scales and codes is finite: both have few bits.
         halves = weight if isinstance(weight, Tensor) else weight.scales
