@@ -6,13 +6,23 @@ both to exist. All sections of `params.yaml` are checked here, because DVC delet
 before it runs the stage: a bad setting must stop the pipeline before any model is deleted.
 """
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 from stages.lm.core import paths
 from stages.lm.core.errors import UserError
-from stages.lm.core.files import atomic_writer, read_json, sha256_file, write_bytes, write_json
+from stages.lm.core.files import (
+    atomic_writer,
+    is_there,
+    read_errors,
+    read_json,
+    sha256_file,
+    write_bytes,
+    write_errors,
+    write_json,
+)
 from stages.lm.core.inputs import FileVersions
 from stages.lm.core.stage import run_stage
 from stages.lm.data.splits import split_bounds
@@ -48,7 +58,9 @@ MIN_SPLIT_BYTES = 8
 def main() -> None:
     """Check the settings, then the text or the records, and write down which they are."""
     bring_text_into_experiment()
-    paths.BASE.mkdir(parents=True, exist_ok=True)
+    if not size_of(paths.BASE):
+        with write_errors(paths.BASE):
+            paths.BASE.mkdir(parents=True, exist_ok=True)
     init_from = load_init_from()
     if "/" in init_from:
         download_base(init_from)
@@ -62,7 +74,7 @@ def main() -> None:
     check_vocabulary(settings["tokenize"].tokenizer)
     check_other_text(settings["evaluate"].also)
     unused = paths.INPUT if from_records else paths.RECORDS
-    if size_of(unused) or not unused.exists():  # it holds the sample at most
+    if size_of(unused) or not is_there(unused):  # it holds the sample at most
         write_bytes(unused, b"")
     digest = sha256_file(used)
     source = "records" if from_records else "sample" if digest == SAMPLE_SHA256 else "own"
@@ -81,10 +93,12 @@ def choose_data() -> Path:
         UserError: there are both, one is not a file, or what this project trained on is missing.
     """
     for path in (paths.INPUT, paths.RECORDS):
+        size_of(path)  # refuses a link that leads nowhere, which the sample would replace
         if path.exists() and not path.is_file():
             raise UserError(f"{paths.shown(path)} is not a file; put one plain file there.")
     if size_of(paths.RECORDS):
-        if size_of(paths.INPUT) and sha256_file(paths.INPUT) != SAMPLE_SHA256:
+        text = paths.INPUT  # a link was made by the user, whatever it leads to
+        if size_of(text) and (text.is_symlink() or sha256_file(text) != SAMPLE_SHA256):
             raise UserError(
                 "data/input.jsonl holds records and data/input.txt holds a text of yours, but one "
                 "model learns from one of them; move the other out of data/."
@@ -92,25 +106,36 @@ def choose_data() -> Path:
         return paths.RECORDS
     if not size_of(paths.INPUT):
         refuse_to_replace_own_data()
-        if not paths.INPUT.exists():
+        if not is_there(paths.INPUT):
             write_bytes(paths.INPUT, sample_text().encode("utf-8"))
     return paths.INPUT
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file; 0 where there is none."""
-    return path.stat().st_size if path.exists() else 0
+    """Bytes of a file; 0 where there is none.
+
+    Raises:
+        UserError: it is a link that leads nowhere, or the system cannot tell.
+    """
+    if not is_there(path):
+        return 0
+    with read_errors(path):
+        return path.stat().st_size
 
 
 def refuse_to_replace_own_data() -> None:
     """Refuse to write the sample where this project has trained on data of the user's own.
 
     Raises:
-        UserError: `metrics/corpus.json` says that it has.
+        UserError: `metrics/corpus.json` says that it has, or cannot be read.
     """
-    if not paths.CORPUS_METRICS.exists():
+    if not is_there(paths.CORPUS_METRICS):
         return
-    recorded = read_json(paths.CORPUS_METRICS)
+    recorded = read_json(
+        paths.CORPUS_METRICS,
+        remedy="it would say whether this project trains on data of its own. Put those back into "
+        "data/, or restore this file, for example with `git checkout metrics/corpus.json`.",
+    )
     source = recorded.get("source") if isinstance(recorded, dict) else None
     if source in OWN:
         name, what = OWN[source]
@@ -131,11 +156,53 @@ def bring_text_into_experiment() -> None:
     if origin is None:
         return
     data = origin / "data"
-    for source in (data / "input.txt", data / "input.jsonl", *(data / "base").rglob("*")):
-        if source.is_file():
-            copy_to = paths.ROOT / source.relative_to(origin)
-            with source.open("rb") as original, atomic_writer(copy_to) as copy:
-                shutil.copyfileobj(original, copy)
+    files = [path for path in (data / "input.txt", data / "input.jsonl") if is_there(path)]
+    files += files_under(data / "base") if is_there(data / "base") else []
+    for source in files:
+        copy_file(source, paths.ROOT / source.relative_to(origin))
+
+
+def files_under(folder: Path) -> list[Path]:
+    """The files in a folder and in those below it. Links are followed.
+
+    Raises:
+        UserError: a folder cannot be read.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    found, entered = [], set()
+    with read_errors(folder):
+        for place, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+            if (real := os.path.realpath(place)) in entered:  # a link to a folder around it
+                folders.clear()
+                continue
+            entered.add(real)
+            found += [path for name in names if (path := Path(place, name)).is_file()]
+    return found
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file, whole or not at all.
+
+    Raises:
+        UserError: it cannot be read, or changes meanwhile.
+    """
+
+    def state() -> tuple[int, int, int]:
+        now = source.stat()
+        return now.st_ino, now.st_size, now.st_mtime_ns
+
+    with atomic_writer(target) as copy, read_errors(source, "put it back."):
+        before = state()
+        with source.open("rb") as original:
+            shutil.copyfileobj(original, copy)
+        if state() != before:
+            raise UserError(
+                f"{source} changed while it was copied for an experiment; run the same command "
+                "again when nothing writes to it."
+            )
 
 
 def check_records(settings: TokenizeSettings) -> None:
@@ -156,8 +223,8 @@ def check_text(settings: TokenizeSettings) -> None:
     Raises:
         UserError: it is empty, blank, or too short to be split.
     """
-    size = paths.INPUT.stat().st_size
-    with paths.INPUT.open("rb") as file:
+    size = size_of(paths.INPUT)
+    with read_errors(paths.INPUT), paths.INPUT.open("rb") as file:
         if not any(block.strip() for block in iter(lambda: file.read(1 << 20), b"")):
             what = "is empty" if size == 0 else f"holds {size} bytes of nothing but white space"
             raise UserError(f"data/input.txt {what}; put the text to learn from into it.")

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from stages.lm.core import paths
 from stages.lm.core.errors import UserError
-from stages.lm.core.files import read_json, write_json, write_text
+from stages.lm.core.files import read_errors, read_json, write_json, write_text
 from stages.lm.core.stage import run_stage
 from stages.lm.data.dataset import TokenData
 from stages.lm.evaluation.compressors import WINDOW_BYTES, baselines
@@ -134,7 +134,7 @@ def evaluate_records(
 def compressor_figures(data: TokenData, parts: dict[str, ScoredPart]) -> dict[str, float]:
     """Bits per byte of general-purpose compressors on the bytes that the models are scored on."""
     train, val = (data.meta.splits[split].bytes for split in ("train", "val"))
-    with paths.INPUT.open("rb") as file:
+    with read_errors(paths.INPUT), paths.INPUT.open("rb") as file:
         start = max(0, train - WINDOW_BYTES)
         file.seek(start)
         training = file.read(train - start)

@@ -8,7 +8,7 @@ import torch
 
 from stages.lm.core import paths
 from stages.lm.core.errors import UserError
-from stages.lm.core.files import write_errors
+from stages.lm.core.files import dangling_link, temporary_name, write_errors
 from stages.lm.core.stage import Parser, run_stage
 from stages.lm.export.gguf_file import KINDS, write_gguf
 from stages.lm.export.huggingface import write_huggingface
@@ -52,13 +52,14 @@ def main(arguments: list[str] | None = None) -> None:
     asked = parser().parse_args(arguments)
     folder = asked.folder.absolute()
     with write_errors(folder):
+        if link := dangling_link(folder):
+            raise UserError(f"{paths.shown(link)} is a link to nothing; name another folder.")
+        folder = folder.resolve()  # an empty one that a link leads to is taken itself
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"{paths.shown(folder)} exists and is not empty; name another folder.")
     loaded = load_model(asked.model)
-    # A fixed name, so that the next run removes what a killed one left.
-    partial = folder.with_name(f".{folder.name}.tmp")
+    partial = temporary_name(folder)
     with write_errors(folder):
-        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
             write(loaded, partial, asked.format)
@@ -69,10 +70,10 @@ def main(arguments: list[str] | None = None) -> None:
             partial.replace(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+        for file in sorted(folder.iterdir()):
+            print(f"{paths.shown(file)}: {file.stat().st_size:,} bytes")
     if asked.format != ["huggingface"] and pattern_name(loaded.tokenizer) == "gpt-4o":
         print(GPT_4O_NOTE)
-    for file in sorted(folder.iterdir()):
-        print(f"{paths.shown(file)}: {file.stat().st_size:,} bytes")
 
 
 def write(loaded: LoadedModel, folder: Path, formats: list[str]) -> None:
@@ -90,7 +91,7 @@ def compare(loaded: LoadedModel, folder: Path, text: str) -> str:
     """Compare transformers' token ids and logits for a written folder with ours, in a sentence.
 
     Raises:
-        UserError: they differ.
+        UserError: they differ, or transformers cannot read the folder.
     """
     if importlib.util.find_spec("transformers") is None:
         return "not compared with transformers, which is not installed"
@@ -99,9 +100,14 @@ def compare(loaded: LoadedModel, folder: Path, text: str) -> str:
 
     disable_progress_bar()  # type: ignore[no-untyped-call]
     ids = loaded.tokenizer.encode(text.encode("utf-8", "replace"))[: loaded.config.context]
-    same = AutoTokenizer.from_pretrained(folder)(text)["input_ids"][: len(ids)] == ids
     rows = torch.tensor([ids])
-    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(rows).logits
+    try:
+        same = AutoTokenizer.from_pretrained(folder)(text)["input_ids"][: len(ids)] == ids
+        theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(rows).logits
+    except ValueError as error:
+        raise UserError(
+            f"the export was not kept: the installed transformers cannot read it ({error})."
+        ) from error
     ours = loaded.model(rows)
     difference, largest = (theirs - ours).abs().max().item(), ours.abs().max().item()
     result = (

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from stages.lm.core import paths
 from stages.lm.core.errors import UserError
+from stages.lm.core.files import read_errors
 from stages.lm.core.stage import run_stage
 from stages.lm.data.dataset import write_meta, write_split
 from stages.lm.data.meta import RecordsMeta, SplitMeta, TokenizerMeta
@@ -143,13 +144,8 @@ def make_tokenizer(settings: TokenizeSettings, training: Split) -> Tokenizer:
     if not name.endswith(".tiktoken"):
         return named_tokenizer(name)
     path = paths.BASE / name
-    try:
-        text = path.read_text(encoding="ascii")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"params.yaml: tokenize.tokenizer is {name!r}, but {paths.shown(path)} cannot be read "
-            f"({error}); put the vocabulary file there, or set tokenize.tokenizer to bpe."
-        ) from error
+    with read_errors(path, "put the vocabulary there, or set tokenize.tokenizer to bpe."):
+        text = path.read_bytes().decode("ascii", "replace")
     return Tokenizer.from_text(text, PATTERNS[settings.pattern], name.removesuffix(".tiktoken"))
 
 

@@ -1,5 +1,6 @@
 """A mistake of the user is one line and exit code 1; a defect of ours keeps its traceback."""
 
+import signal
 import sys
 
 import pytest
@@ -12,6 +13,13 @@ from stages.lm.core.stage import run_stage
 @pytest.fixture(autouse=True)
 def stay(monkeypatch):
     monkeypatch.setattr(stage, "leave", sys.exit)
+
+
+@pytest.fixture(autouse=True)
+def _keep_handler():
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def outcome(main, capsys):
@@ -40,6 +48,12 @@ def test_a_message_is_made_one_line_of_less_than_2000_characters():
 def test_a_key_press_stops_with_130_and_no_traceback(capsys):
     code, said = outcome(raising(KeyboardInterrupt()), capsys)
     assert code == 130 and said.startswith("stopped; run the same command again")
+
+
+@pytest.mark.parametrize("main", [lambda: 0, raising(UserError("x")), raising(KeyboardInterrupt())])
+def test_a_key_press_while_the_process_leaves_changes_nothing(main, capsys):
+    outcome(main, capsys)
+    signal.raise_signal(signal.SIGINT)
 
 
 @pytest.mark.parametrize(("returned", "code"), [(None, 0), (0, 0), (143, 143)])

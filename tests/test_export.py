@@ -1,6 +1,7 @@
 """Other programs read what we export: the same logits, the same token ids."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +11,12 @@ import pytest
 import tiktoken_ext.openai_public
 import torch
 from gguf.quants import quantize
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel, Qwen3ForCausalLM
 
 from stages import export
 from stages.lm.core.errors import UserError
+from stages.lm.export import huggingface
 from stages.lm.export.gguf_file import write_gguf
 from stages.lm.export.huggingface import write_huggingface
 from stages.lm.export.pattern_names import pattern_name
@@ -361,6 +364,57 @@ def test_a_failure_leaves_nothing(model_file, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="No space left"):
         export.main([str(tmp_path / "out"), "--model", str(model_file)])
     assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+@pytest.mark.parametrize("function", ["save_file", "write_text", "write_json", "write_gguf"])
+@pytest.mark.parametrize("kind", ["full", "gone"])
+def test_a_disk_that_fails_at_any_file_is_a_sentence(
+    model_file, tmp_path, monkeypatch, function, kind
+):
+    module = export if function == "write_gguf" else huggingface
+    real = getattr(module, function)
+
+    def fail(*arguments):
+        if kind == "gone":
+            monkeypatch.setattr(module, function, real)
+            shutil.rmtree(next(tmp_path.glob(".out.*.tmp")))
+            real(*arguments)
+        elif function == "save_file":
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+        else:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, function, fail)
+    with pytest.raises(UserError, match=r"out could not be written \(|was not kept"):
+        export.main([str(tmp_path / "out"), "--model", str(model_file)])
+    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_folders_of_the_user_are_left_alone(model_file, tmp_path):
+    mine = [tmp_path / ".out.tmp" / "notes", tmp_path / ".out.12345678.tmp" / "notes"]
+    for path in mine:
+        path.parent.mkdir()
+        path.write_text("mine")
+    export.main([str(tmp_path / "out"), "--model", str(model_file), "--format", "gguf-f32"])
+    assert all(path.read_text() == "mine" for path in mine)
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+@pytest.mark.parametrize("target", ["empty", "nowhere", "full"])
+def test_a_link_as_the_folder_is_followed_or_refused(model_file, tmp_path, target):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / target)
+    arguments = [str(tmp_path / "link"), "--model", str(model_file), "--format", "gguf-f32"]
+    if target == "empty":
+        export.main(arguments)
+        assert (tmp_path / "empty" / "model-f32.gguf").exists()
+    else:
+        with pytest.raises(UserError, match=r"link to nothing|is not empty"):
+            export.main(arguments)
+        assert not any((tmp_path / "empty").iterdir()) and not (tmp_path / "nowhere").exists()
+    assert (tmp_path / "link").is_symlink()
 
 
 def test_what_transformers_reads_otherwise_is_not_kept(model_file, tmp_path, monkeypatch):

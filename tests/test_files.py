@@ -10,6 +10,7 @@ from stages.lm.core.files import (
     atomic_writer,
     read_json,
     sha256_file,
+    temporary_name,
     write_bytes,
     write_json,
     write_text,
@@ -46,10 +47,26 @@ def test_the_old_file_is_there_until_the_block_ends(tmp_path):
         assert path.read_bytes() == b"old"
 
 
-def test_what_a_killed_process_left_is_overwritten(tmp_path):
-    (tmp_path / ".file.tmp").write_bytes(b"a much longer remainder of a killed process")
+def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
+    temporary_name(tmp_path / "file").write_bytes(b"a remainder of a killed process")
+    temporary_name(tmp_path / "file").write_bytes(b"and of another one")
+    others = [".file.tmp", ".file.12345678.tmp2", ".file.my notes.tmp", ".files.12345678.tmp"]
+    for name in others:
+        (tmp_path / name).write_bytes(b"the user's")
     write_bytes(tmp_path / "file", b"new")
-    assert (tmp_path / "file").read_bytes() == b"new" and names(tmp_path) == ["file"]
+    assert (tmp_path / "file").read_bytes() == b"new"
+    assert names(tmp_path) == sorted(["file", *others])
+    assert all((tmp_path / name).read_bytes() == b"the user's" for name in others)
+
+
+@pytest.mark.parametrize("target", ["there", "nowhere"])
+def test_a_link_is_replaced_and_what_it_leads_to_is_not(tmp_path, target):
+    (tmp_path / "there").write_bytes(b"in a cache")
+    (tmp_path / "file").symlink_to(tmp_path / target)
+    write_bytes(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"new" and not (tmp_path / "file").is_symlink()
+    assert (tmp_path / "there").read_bytes() == b"in a cache"
+    assert names(tmp_path) == ["file", "there"]
 
 
 def test_a_full_disk_is_a_sentence_and_leaves_the_old_file(tmp_path, monkeypatch):

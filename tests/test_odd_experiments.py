@@ -27,10 +27,10 @@ PARAMS = {
     "digits": f"a: {'9' * 5000}", "hex-digits": f"a: 0x{'f' * 5000}", "two": "a: 1\n---\nb: 2",
     "surrogate": 'a: "\\ud800"',
     "nan": "train: {lr: .nan, epochs: .inf}", "nested": "train: {lr: [[{a: [1]}]]}",
-    "text": "evaluate: {prompt: '" + "x" * 50_000 + "'}", "1.1": "%YAML 1.1\n---\na: 010",
+    "text": "evaluate: {prompt: '" + "x" * 40_000 + "'}", "1.1": "%YAML 1.1\n---\na: 010",
     "many": "".join(f"k{i}: 1\n" for i in range(3_000)),
 }  # fmt: skip
-UNDERSTOOD = {"latin", "surrogate", "nan", "nested", "text", "many"}
+UNDERSTOOD = {"1.1", "latin", "surrogate", "nan", "nested", "text", "many"}
 METRICS = {
     "list": "[1]", "word": '"a"', "null": "null", "half": '{"parameters": 7', "nothing": "",
     "nan": '{"parameters": NaN, "best_epoch": Infinity}', "deep": DEEP, "bytes": b"\xff\xfe",

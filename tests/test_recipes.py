@@ -1,6 +1,5 @@
 """Every automatic value is one that the settings take, whatever is set beside it."""
 
-import re
 from dataclasses import asdict
 from itertools import pairwise, product
 
@@ -263,7 +262,9 @@ def test_a_number_too_long_to_print_is_one_sentence(write):
     text = path.read_text("utf-8")
     path.write_text(text.replace("recipe: quick", "recipe: 0x" + 5_000 * "f"), "utf-8")
     message = refusal(automatic, 1000, path)
-    assert re.match(r"params.yaml: line \d+, recipe: 0xf+ is .* no number", message)
+    assert message == (
+        "params.yaml: recipe is a number of thousands of digits, but must be one of quick, best."
+    )
 
 
 def test_a_missing_recipe_is_one_sentence(write):

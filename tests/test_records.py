@@ -72,7 +72,7 @@ def test_a_file_without_records_is_refused(tmp_path):
     (tmp_path / "input.jsonl").write_text(" \n\n")
     with pytest.raises(UserError, match="holds no record"):
         read_records(tmp_path / "input.jsonl")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="could not be read"):
         read_records(tmp_path)
 
 

@@ -5,11 +5,10 @@ import math
 import time
 
 import pytest
-from dvc.utils.serialize import dumps_yaml
 from dvc.utils.serialize import parse_yaml as dvc_parse_yaml
 
 from stages.lm.core.errors import UserError
-from stages.lm.core.yaml_text import MOST_CHARACTERS, MOST_LEVELS, parse_yaml
+from stages.lm.core.yaml_text import MAX_CHARACTERS, MAX_LEVELS, parse_yaml
 
 REFUSED = object()
 
@@ -77,7 +76,7 @@ def read(parse, text):
     try:
         return parse(text, "params.yaml")
     except UserError as error:
-        assert str(error).startswith("params.yaml: ") and str(error).endswith("."), error
+        assert str(error).startswith("params.yaml ") and str(error).endswith("."), error
         return REFUSED
     except Exception:
         assert parse is dvc_parse_yaml, text
@@ -121,35 +120,25 @@ def test_what_is_usual_is_not_refused(text, value):
     assert same(parse_yaml(f"a: {text}", "params.yaml"), {"a": value})
 
 
-@pytest.mark.parametrize("value", [*NUMBERS, *WORDS, *DATES, *PLAIN, 1e-5, 0.1, 10**20, True, None])
-def test_what_dvc_writes_is_read(value):
-    written = dumps_yaml({"train": {"key": value}})
-    if "\u2028" not in written and dvc_parse_yaml(written, "") == {"train": {"key": value}}:
-        assert parse_yaml(written, "params.yaml") == {"train": {"key": value}}
-
-
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("train:\n  seed: 1\n  seed: 2", ["line 3, train.seed: ", "twice"]),
-        ("train:\n  seed: !!int abc", ["line 2, train.seed: ", "the tag", ":int"]),
-        ("train:\n  seed: 2024-01-01", ["line 2, train.seed: ", "date", "quotes"]),
-        ("train:\n  seed: &a 1\n  epochs: *a", ["line 3, train.epochs: ", "*a", "write the value"]),
-        ("train:\n  <<: {a: 1}", ["line 2, train", "<<", "merge"]),
-        ("train:\n  5: 1", ["line 2, train: ", "the key 5", "quotes"]),
-        ("a: 1\n---\nb: 1", ["several documents"]),
-        ("%YAML 1.1\n---\na: 1", ["line 1: '%'", "remove it"]),
-        ("train:\n  seed: [", ["not readable as YAML, line 2"]),
-        ("a: \x00", ["not readable as YAML", "#x0000"]),
+        ("train:\n  seed: 1\n  seed: 2", ["line 3", "seed", "duplicate"]),
+        ("train:\n  seed: !!int abc", ["abc"]),
+        ("train:\n  seed: 2024-01-01", ["2024-01-01", "date", "quotes"]),
+        ("train:\n  5: 1", ["holds 5", "quotes"]),
+        ("a: 1\n---\nb: 1", ["another document"]),
+        ("train:\n  seed: [", ["line 2"]),
+        ("a: \x00", ["#x0000"]),
     ],
 )
-def test_a_refusal_names_line_and_key(text, parts):
+def test_a_refusal_says_what_and_where(text, parts):
     with pytest.raises(UserError) as caught:
         parse_yaml(text, "params.yaml")
     assert all(part in str(caught.value) for part in parts), caught.value
 
 
-DEEP = MOST_CHARACTERS // 2
+DEEP = MAX_CHARACTERS // 2
 BOMB = "a0: &a0 [x, x]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12)
 )
@@ -173,5 +162,5 @@ def test_what_is_deep_or_large_is_refused_at_once(text):
 
 
 def test_groups_within_groups_are_read_to_a_depth_that_no_settings_have():
-    text = "{a: " * (MOST_LEVELS - 1) + "1" + "}" * (MOST_LEVELS - 1)
+    text = "{a: " * (MAX_LEVELS - 1) + "1" + "}" * (MAX_LEVELS - 1)
     assert same(parse_yaml(text, "params.yaml"), dvc_parse_yaml(text, ""))

@@ -41,7 +41,7 @@ shutil.copytree(ROOT / "stages", WORK / "stages", ignore=shutil.ignore_patterns(
 sys.path.insert(0, str(WORK))  # the code under test lies in the folder it writes to
 
 from stages import train  # noqa: E402
-from stages.lm.core import paths  # noqa: E402
+from stages.lm.core import files, paths  # noqa: E402
 from stages.lm.core.artifact import content_digest, read_artifact  # noqa: E402
 from stages.lm.core.files import read_json, sha256_file  # noqa: E402
 from stages.lm.core.stage import run_stage  # noqa: E402
@@ -255,6 +255,11 @@ def after(steps: int, number: int) -> Hook:
     return hook
 
 
+def temporary_name(path: Path) -> Path:
+    """Instead of the random one, so that `strace` can be told about it."""
+    return path.with_name(f".{path.name}.00000000.tmp")
+
+
 def in_first_save(leave: bool) -> Hook:
     """Stop the process where it begins to save its state; `leave`: it ends with code 0 after."""
 
@@ -269,6 +274,7 @@ def in_first_save(leave: bool) -> Hook:
                 os._exit(0)
 
         resume.ResumeStore.save = save
+        files.temporary_name = temporary_name
 
     return hook
 
@@ -388,9 +394,9 @@ def killed_in_a_save(whole: Reference, saved: Path | None, every: int) -> Cases:
 def failing_in_a_save(whole: Reference, saved: Path, every: int, error: str) -> Cases:
     """An error at each system call from the last save to the end that touches the project."""
     reset(saved)
-    files = [path for path in (state_file(), *OUTPUTS) if path]
-    touched = {path.parent for path in files} | {*files, paths.TRAINING_LOG}
-    touched |= {path.with_name(f".{path.name}.tmp") for path in files}
+    written = [path for path in (state_file(), *OUTPUTS) if path]
+    touched = {path.parent for path in written} | {*written, paths.TRAINING_LOG}
+    touched |= {temporary_name(path) for path in written}
     options = [word for path in sorted(touched) for word in ("-P", str(path))]
     options += ["-e", "trace=openat,write,fsync,rename,close,unlink,lseek,mkdir"]
     for name, number in calls_of(saved, *options)[::every]:
@@ -466,6 +472,7 @@ def weights_of_every_step() -> list[str]:
             real(self, content)
 
         resume.ResumeStore.save = save
+        files.temporary_name = temporary_name
 
     reset()
     assert launch(hook).code == 0

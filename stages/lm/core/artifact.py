@@ -6,6 +6,7 @@ so every program that knows torch opens it, and holds one dict: `format` (a name
 file runs no code.
 """
 
+import errno
 import hashlib
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,13 +17,11 @@ from typing import Any
 import torch
 
 from .errors import UserError
-from .files import atomic_writer
+from .files import MAKE_AGAIN, atomic_writer, read_errors
 from .paths import shown
 from .pickle_reader import PLAIN, read_tensors_file
 
 KEYS = {"format", "version", "digest", "content"}
-REMEDY = "remove it and run `dvc repro`, or restore it with `dvc checkout`."
-"""What a user does about a damaged output of the pipeline."""
 CHECKPOINT_FORMAT = ("checkpoint", 1)
 """Kind and version of `checkpoint.pt`: here, so that `tokenize` reads one without model code."""
 
@@ -45,7 +44,7 @@ def write_artifact(path: Path, kind: str, version: int, content: dict[str, Any])
 
 
 def read_artifact(
-    path: Path, kinds: dict[str, int], remedy: str = REMEDY
+    path: Path, kinds: dict[str, int], remedy: str = MAKE_AGAIN
 ) -> tuple[str, dict[str, Any]]:
     """The kind and content of a file, which must be one of `kinds` (name -> version).
 
@@ -59,7 +58,7 @@ def read_artifact(
 
 @contextmanager
 def opened_artifact(
-    path: Path, kinds: dict[str, int], remedy: str = REMEDY
+    path: Path, kinds: dict[str, int], remedy: str = MAKE_AGAIN
 ) -> Generator[tuple[str, dict[str, Any]], None, None]:
     """What `read_artifact` returns, to be used while a thread still computes its digest.
 
@@ -68,14 +67,15 @@ def opened_artifact(
     """
     name = shown(path)
     try:
-        document = read_tensors_file(path)
+        with read_errors(path):
+            document = _document(path)
         if type(document) is not dict or set(document) != KEYS:
             raise ValueError("the parts of an artifact are not there")
         kind, version, content = document["format"], document["version"], document["content"]
         if (type(kind), type(version), type(content)) != (str, int, dict):
             raise ValueError("the parts of an artifact are of other types")
-    except FileNotFoundError:
-        raise UserError(f"{name} is missing; `dvc repro` makes it.") from None
+    except UserError:
+        raise
     except Exception as error:  # a damaged or foreign file can raise nearly every type
         raise UserError(f"{name} is damaged, or is no file of this project; {remedy}") from error
     if kinds.get(kind) != version:
@@ -90,6 +90,15 @@ def opened_artifact(
                 raise UserError(
                     f"{name} is damaged: its contents do not match their digest; {remedy}"
                 )
+
+
+def _document(path: Path) -> Any:
+    try:
+        return read_tensors_file(path)
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # a damaged archive led to an impossible offset
+            raise ValueError from error
+        raise
 
 
 def _canonical(value: Any, texts: dict[str, str]) -> Any:

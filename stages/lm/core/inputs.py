@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError
-from .files import sha256_file
+from .files import read_errors, sha256_file
 from .paths import PARAMS, ROOT, shown
 from .yaml_text import parse_yaml
 
@@ -32,7 +32,8 @@ def versions_in(path: Path) -> dict[Path, Version]:
         ]
     found = {}
     for file in files:
-        with suppress(FileNotFoundError):  # also a file that is removed at this moment
+        # Missing is also a file that is removed at this moment.
+        with read_errors(file), suppress(FileNotFoundError):
             stat = file.stat()
             found[file] = stat.st_ino, stat.st_size, stat.st_mtime_ns
     return found
@@ -117,7 +118,9 @@ class StageInputs:
 
 
 def _bytes(path: Path) -> bytes:
-    return path.read_bytes() if path.exists() else b""
+    with read_errors(path), suppress(FileNotFoundError):
+        return path.read_bytes()
+    return b""
 
 
 def _read_yaml(data: bytes, name: str) -> dict[str, Any]:

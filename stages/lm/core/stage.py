@@ -61,7 +61,8 @@ def leave(code: int) -> NoReturn:
     """
     for stream in (sys.stdout, sys.stderr):
         try:
-            stream.flush()
+            if stream:  # else it was closed from the start
+                stream.flush()
         except OSError:  # a full disk behind a pipe that needs its reader
             code = code or 1
     os._exit(code)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import UserError
-from ..core.files import atomic_writer, sha256_file, write_text
+from ..core.files import atomic_writer, read_errors, sha256_file, write_text
 from ..core.paths import shown
 from .meta import RecordsMeta, SplitMeta, TokenizerMeta, TokensMeta
 from .sequence_packing import pack, scored_tokens
@@ -106,11 +106,12 @@ class TokenData:
             merges = _read_merges(folder / "merges.npy", meta)
             path = folder / "tokenizer.tiktoken"
             _check_digest(path, meta.vocabulary_sha256)
-            vocabulary = path.read_text(encoding="ascii")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            with read_errors(path):
+                vocabulary = path.read_text(encoding="ascii")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
-                f"the tokens in {shown(folder)} cannot be used ({error}); they are missing or "
-                f"damaged. Remove {shown(folder)} and run `dvc repro`."
+                f"the tokens in {shown(folder)} are damaged ({error}); move that folder elsewhere "
+                "and run `dvc repro` again."
             ) from error
         return cls(**splits, merges=merges, meta=meta, vocabulary=vocabulary)
 
@@ -157,7 +158,8 @@ class TokenData:
 
 def _read_ids(path: Path, digest: str, meta: TokensMeta) -> np.ndarray:
     _check_digest(path, digest)
-    ids: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    with read_errors(path):
+        ids: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     if ids.ndim != 1 or ids.max(initial=0) >= meta.vocab_size:
         raise ValueError(f"{shown(path)} holds ids beyond the vocabulary")
     return ids
@@ -165,7 +167,8 @@ def _read_ids(path: Path, digest: str, meta: TokensMeta) -> np.ndarray:
 
 def _read_merges(path: Path, meta: TokensMeta) -> np.ndarray:
     _check_digest(path, meta.merges_sha256)
-    merges: np.ndarray = np.load(path, allow_pickle=False).astype(np.int64)
+    with read_errors(path):
+        merges: np.ndarray = np.load(path, allow_pickle=False).astype(np.int64)
     merges = merges.reshape(meta.vocab_size, 2)
     # Both ids are lower than the token's own, or both are its own: so undoing merges ends.
     own = np.arange(len(merges))[:, None]

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..core.errors import UserError
+from ..core.files import read_errors
 from ..core.paths import shown
 
 SPLITS = ("train", "val", "test")
@@ -39,9 +40,9 @@ def read_chunks(path: Path, part: range) -> Iterator[bytes]:
     Text without such a point (a line of more than 2 MiB) is cut between two characters.
 
     Raises:
-        UserError: the file becomes shorter while it is read.
+        UserError: the file cannot be read, or becomes shorter while it is read.
     """
-    with path.open("rb") as file:
+    with read_errors(path), path.open("rb") as file:
         file.seek(part.start)
         left, pending = len(part), b""
         while left:

@@ -8,6 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..core.errors import UserError
+from ..core.files import read_errors
 from ..core.paths import shown
 from ..data.dataset import TokenData
 from ..data.splits import read_chunks
@@ -99,7 +100,8 @@ def file_losses(
     Raises:
         UserError: the text is a single token.
     """
-    size = min(path.stat().st_size, settings.max_bytes)
+    with read_errors(path, "put it there, or leave evaluate.also empty."):
+        size = min(path.stat().st_size, settings.max_bytes)
     tokenizer = models["float"].tokenizer
     chunks = [tokenizer.encode(chunk) for chunk in read_chunks(path, range(size))]
     tokens = np.concatenate([np.array(ids, np.uint32) for ids in chunks])

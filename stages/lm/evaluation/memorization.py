@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from ..core.files import read_errors
+
 SPAN_BYTES = 32
 """Minimum length of a copy: about six words, which rarely repeat by chance."""
 
@@ -75,7 +77,8 @@ def verbatim_spans(
     if not starts.size or not size:
         return []
     offsets = window_offsets(data, starts, read_blocks(path, size), span)
-    training = np.memmap(path, np.uint8, mode="r", shape=(size,))
+    with read_errors(path):
+        training = np.memmap(path, np.uint8, mode="r", shape=(size,))
     spans, end = [], 0
     for start in np.flatnonzero(offsets >= 0).tolist():
         if start + span <= end:  # inside the previous span
@@ -95,7 +98,7 @@ def copied_shares(path: Path, train_bytes: int, samples: list[bytes]) -> dict[st
     The first `train_bytes` of the file are the training text, the rest is held out. Human writers
     repeat themselves too, so the held-out share is the value to compare the samples with.
     """
-    with path.open("rb") as file:
+    with read_errors(path), path.open("rb") as file:
         file.seek(train_bytes)
         held_out = file.read(COMPARED_BYTES)
     *copied, held_out_copied = copied_bytes([*samples, held_out], read_blocks(path, train_bytes))
@@ -126,7 +129,7 @@ def window_offsets(
 
 def read_blocks(path: Path, size: int) -> Iterator[bytes]:
     """The first `size` bytes of a file, in blocks."""
-    with path.open("rb") as file:
+    with read_errors(path), path.open("rb") as file:
         while block := file.read(min(BLOCK_BYTES, size)):
             size -= len(block)
             yield block

@@ -8,6 +8,7 @@ transformers' `GPT2Config` and `Qwen3Config`), `tokenizer.json` (written by `tok
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from tokenizers import Regex, decoders, pre_tokenizers
 from tokenizers import Tokenizer as HFTokenizer
@@ -35,8 +36,11 @@ def write_huggingface(loaded: LoadedModel, folder: Path) -> None:
     tensors = huggingface_tensors(config, loaded.model.state_dict())
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     tokenizer = hf_tokenizer(loaded.tokenizer)
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    tokenizer.save(str(folder / "tokenizer.json"))
+    try:
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    except SafetensorError as error:  # it has no other errors than the system's
+        raise OSError(str(error)) from error
+    write_text(folder / "tokenizer.json", tokenizer.to_str(pretty=True))
     end = loaded.tokenizer.ranks[RECORD_END] if loaded.answers else None
     write_json(folder / "config.json", config_json(config, end))
     write_json(

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.artifact import REMEDY, opened_artifact
+from ..core.artifact import opened_artifact
 from ..core.errors import UserError
+from ..core.files import MAKE_AGAIN, read_errors
 from ..core.paths import shown
 from ..model import checkpoint
 from ..model.busy_machine import sleep_when_busy
@@ -76,13 +77,17 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
     """The model in a checkpoint or in a quantized artifact, in float32.
 
     Raises:
-        UserError: the file is missing, damaged, forged or of another kind.
+        UserError: the file is missing, cannot be read, is damaged, forged or of another kind.
     """
     kinds = {checkpoint.KIND: checkpoint.VERSION, quantized_model.KIND: quantized_model.VERSION}
     device = torch.device(device)
     if device.type == "cpu":
         sleep_when_busy()
-    with opened_artifact(path, kinds) as (kind, content), ThreadPoolExecutor(1) as pool:
+    with (
+        read_errors(path),
+        opened_artifact(path, kinds) as (kind, content),
+        ThreadPoolExecutor(1) as pool,
+    ):
         size = path.stat().st_size
         weights = None
         try:
@@ -113,7 +118,11 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
                     f"{tokenizer.vocab_size}"
                 )
         except FORGED as error:
-            raise UserError(f"{shown(path)} holds no whole model ({error}); {REMEDY}") from error
+            if "memory" in str(error):  # torch has no class of its own for it
+                raise MemoryError from error
+            raise UserError(
+                f"{shown(path)} holds no whole model ({error}); {MAKE_AGAIN}"
+            ) from error
     return LoadedModel(config, build, tokenizer, scheme, provenance, size, weights)
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.artifact import CHECKPOINT_FORMAT, REMEDY, read_artifact, write_artifact
+from ..core.artifact import CHECKPOINT_FORMAT, read_artifact, write_artifact
 from ..core.errors import UserError
+from ..core.files import MAKE_AGAIN
 from ..core.paths import shown
 from .transformer import ModelConfig, Transformer, rotary_tables
 
@@ -55,7 +56,7 @@ class Checkpoint:
         write_artifact(path, KIND, VERSION, content)
 
     @classmethod
-    def load(cls, path: Path, remedy: str = REMEDY) -> "Checkpoint":
+    def load(cls, path: Path, remedy: str = MAKE_AGAIN) -> "Checkpoint":
         """Read the file.
 
         Raises:
@@ -65,7 +66,7 @@ class Checkpoint:
 
     @classmethod
     def from_content(
-        cls, content: dict[str, Any], path: Path, remedy: str = REMEDY
+        cls, content: dict[str, Any], path: Path, remedy: str = MAKE_AGAIN
     ) -> "Checkpoint":
         """The checkpoint in an artifact's content; `path` and `remedy` are for messages."""
         try:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..core import paths
 from ..core.errors import UserError
-from ..core.files import read_json, sha256_file, write_errors
+from ..core.files import read_errors, read_json, sha256_file, write_errors
 from ..core.paths import shown
 
 CONFIG = "config.json"
@@ -40,11 +40,12 @@ def find_base(name: str) -> Path:
     """`base_path`, which must exist.
 
     Raises:
-        UserError: it does not.
+        UserError: it does not, or the system cannot tell.
     """
     path = base_path(name)
-    if path.is_file() if path.suffix == ".pt" else path.is_dir():
-        return path
+    with read_errors(path):
+        if path.is_file() if path.suffix == ".pt" else path.is_dir():
+            return path
     there = sorted(each.name for each in paths.BASE.glob("[!.]*") if _is_candidate(each))
     raise UserError(
         f"params.yaml: init_from is {name!r}, but {shown(path)} is missing; data/base/ holds "
@@ -121,16 +122,9 @@ def base_json(path: Path) -> Any:
     """The value in a JSON file of a pretrained model.
 
     Raises:
-        UserError: the file is missing or is not JSON.
+        UserError: the file is missing, cannot be read, or is not JSON.
     """
-    try:
-        return read_json(path)
-    except UserError:
-        state = "is not readable as JSON" if path.exists() else "is missing"
-        raise UserError(
-            f"{shown(path)} {state}; copy that file of the model there again, or set init_from "
-            "to scratch."
-        ) from None
+    return read_json(path, missing=COPY_AGAIN, remedy=COPY_AGAIN)
 
 
 def base_digest(path: Path) -> str:

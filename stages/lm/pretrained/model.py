@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..core.errors import UserError
+from ..core.files import read_errors
 from ..core.paths import shown
 from ..model.checkpoint import Checkpoint, check_config
 from ..model.transformer import ModelConfig, Transformer
@@ -153,6 +154,8 @@ class PretrainedModel:
             yield from read_checkpoint(self.path).tensors.items()
             return
         for file in weight_files(self.path):
+            with read_errors(file):  # what safetensors raises does not tell it from damage
+                file.open("rb").close()
             try:
                 with safe_open(file, framework="pt") as tensors:
                     for name in tensors.keys():  # noqa: SIM118 - not a dict
@@ -161,7 +164,7 @@ class PretrainedModel:
                         gpt2 = self.config.arch == "gpt2"
                         prefix = "transformer." if gpt2 and name.startswith(UNPREFIXED_GPT2) else ""
                         yield prefix + name, tensors.get_tensor(name)
-            except (SafetensorError, OSError) as error:
+            except SafetensorError as error:
                 raise UserError(
                     f"{shown(file)} is not readable as safetensors ({error}); it is damaged or "
                     "incomplete. Copy it there again."

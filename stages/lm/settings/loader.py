@@ -14,8 +14,9 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Protocol, TypeVar, get_type_hints
 
 from ..core.errors import UserError
+from ..core.files import read_errors
 from ..core.paths import PARAMS
-from ..core.yaml_text import MOST_CHARACTERS, parse_yaml
+from ..core.yaml_text import MAX_CHARACTERS, parse_yaml
 
 
 @dataclass(frozen=True)
@@ -86,18 +87,13 @@ def read_params(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it is missing, cannot be read as DVC reads it, or holds no sections.
     """
+    missing = f"it holds every setting. Restore it, for example with `git checkout {path.name}`."
     try:
-        with path.open(encoding="utf-8") as file:
-            document = parse_yaml(file.read(MOST_CHARACTERS + 1), path.name)
-    except FileNotFoundError:
-        raise UserError(
-            f"{path.name} is missing; it holds every setting. Restore it, for example with "
-            f"`git checkout {path.name}`."
-        ) from None
-    except OSError as error:
-        raise UserError(f"{path.name} cannot be read: {error.strerror or error}.") from error
+        with read_errors(path, missing), path.open(encoding="utf-8") as file:
+            text = file.read(MAX_CHARACTERS + 1)
     except UnicodeDecodeError as error:
         raise UserError(f"{path.name} is not in UTF-8 ({error}); save it in UTF-8.") from error
+    document = parse_yaml(text, path.name)
     if not isinstance(document, dict):
         raise UserError(f"{path.name} must hold sections such as `train:`, each with its keys.")
     return document

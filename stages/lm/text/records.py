@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import UserError
+from ..core.files import read_errors
 from ..core.paths import shown
 from ..data.splits import SPLITS
 
@@ -51,18 +52,12 @@ def read_records(path: Path) -> list[Record]:
     Raises:
         UserError: a line is no record, or the file holds none.
     """
-    try:
-        with path.open("rb") as file:
-            found = [
-                parse_record(line, f"line {number} of {shown(path)}")
-                for number, line in enumerate(file, 1)
-                if line.strip()
-            ]
-    except OSError as error:
-        raise UserError(
-            f"{shown(path)} cannot be read ({error.strerror}); put your records there as one plain "
-            "file."
-        ) from error
+    with read_errors(path, "put your records there as one plain file."), path.open("rb") as file:
+        found = [
+            parse_record(line, f"line {number} of {shown(path)}")
+            for number, line in enumerate(file, 1)
+            if line.strip()
+        ]
     if not found:
         raise UserError(f"{shown(path)} holds no record; put lines such as {FORM} into it.")
     return list(dict.fromkeys(found))

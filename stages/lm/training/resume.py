@@ -5,7 +5,6 @@ The fingerprint of a run is a digest of everything its result depends on. Its st
 stage runs. The same settings, data and code continue the run; others start one of their own.
 """
 
-import errno
 import hashlib
 import json
 import os
@@ -21,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from ..core.artifact import read_artifact, write_artifact
 from ..core.errors import UserError
-from ..core.files import read_json, write_errors, write_json
+from ..core.files import UnreadableError, is_there, read_json, write_errors, write_json
 from ..core.inputs import CODE
 from ..core.paths import shown
 
@@ -83,9 +82,9 @@ class ResumeStore:
         overwritten.
 
         Raises:
-            UserError: the system could not read the file; the state itself may be sound.
+            UnreadableError: the system could not read the file; the state itself may be sound.
         """
-        if self.path.exists():
+        if is_there(self.path):
             try:
                 content = read_artifact(self.path, {KIND: VERSION})[1]
                 try:
@@ -94,14 +93,9 @@ class ResumeStore:
                     name = shown(self.path)
                     raise UserError(f"{name} is no state of this run ({error}).") from error
                 return content, "continuing"
+            except UnreadableError:
+                raise
             except UserError as error:
-                cause = error.__cause__
-                # A damaged archive can seek to an impossible offset, which is EINVAL.
-                if isinstance(cause, OSError) and cause.errno != errno.EINVAL:
-                    raise UserError(
-                        f"{shown(self.path)} could not be read ({cause.strerror}) and is left as "
-                        "it is. Mend that, then run the same command again: it continues."
-                    ) from error
                 aside = self._set_aside()
                 return None, f"starting fresh: {error} It was moved to {shown(aside)}."
         others = self._others()
