@@ -51,10 +51,10 @@ def main(arguments: list[str] | None = None) -> None:
     """Write the folder, completely or not at all."""
     asked = parser().parse_args(arguments)
     folder = asked.folder.absolute()
-    if link := dangling_link(folder):
-        raise UserError(f"{paths.shown(link)} is a link to nothing; name another folder.")
-    folder = folder.resolve()  # an empty one that a link leads to is taken itself
     with write_errors(folder):
+        if link := dangling_link(folder):
+            raise UserError(f"{paths.shown(link)} is a link to nothing; name another folder.")
+        folder = folder.resolve()  # an empty one that a link leads to is taken itself
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"{paths.shown(folder)} exists and is not empty; name another folder.")
     loaded = load_model(asked.model)

@@ -117,7 +117,7 @@ FORGERIES = [
 ]
 
 
-@pytest.mark.parametrize(("place", "value"), FORGERIES, ids=str)
+@pytest.mark.parametrize(("place", "value"), FORGERIES, ids=range(len(FORGERIES)))
 def test_a_forged_state_with_a_right_digest_is_set_aside(half_done, tmp_path, place, value):
     store = ResumeStore(tmp_path, RunIdentity({"train.lr": 0.1}))
     write_artifact(store.path, KIND, VERSION, changed(half_done.state_dict(), place, value))
