@@ -30,7 +30,7 @@ PARAMS = {
     "text": "evaluate: {prompt: '" + "x" * 40_000 + "'}", "1.1": "%YAML 1.1\n---\na: 010",
     "many": "".join(f"k{i}: 1\n" for i in range(3_000)),
 }  # fmt: skip
-UNDERSTOOD = {"1.1", "latin", "surrogate", "nan", "nested", "text", "many"}
+UNDERSTOOD = {"1.1", "latin", "merge", "surrogate", "nan", "nested", "text", "many"}
 METRICS = {
     "list": "[1]", "word": '"a"', "null": "null", "half": '{"parameters": 7', "nothing": "",
     "nan": '{"parameters": NaN, "best_epoch": Infinity}', "deep": DEEP, "bytes": b"\xff\xfe",

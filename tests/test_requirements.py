@@ -11,7 +11,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
-IMPORT_NAMES = {"pyyaml": "yaml", "ruamel-yaml": "ruamel"}
+IMPORT_NAMES = {"pyyaml": "yaml", "ruamel-yaml": "ruamel", "protobuf": "google"}
 
 
 def requirements(lines: Iterable[str]) -> dict[str, Requirement]:

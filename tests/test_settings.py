@@ -243,7 +243,7 @@ def test_keys_that_contradict_each_other_are_both_named(params, cls, changes, na
         ("ü: 1".encode("latin-1"), "save it in UTF-8"),
         (b"a: 1\x00", "not readable as YAML"),
         (b"train:\n  seed: 1\n  seed: 2\n", 'line 3: found duplicate key "seed"'),
-        (b"x" * 10_000_000, "larger than any settings"),
+        (b"x" * 10_000_000, "larger or deeper than any settings"),
         (b"", "must hold sections"),
         (b"- train", "must hold sections"),
     ],

@@ -76,7 +76,7 @@ def read(parse, text):
     try:
         return parse(text, "params.yaml")
     except UserError as error:
-        assert str(error).startswith("params.yaml ") and str(error).endswith("."), error
+        assert str(error).startswith("params.yaml") and str(error).endswith("."), error
         return REFUSED
     except Exception:
         assert parse is dvc_parse_yaml, text
@@ -125,8 +125,8 @@ def test_what_is_usual_is_not_refused(text, value):
     [
         ("train:\n  seed: 1\n  seed: 2", ["line 3", "seed", "duplicate"]),
         ("train:\n  seed: !!int abc", ["abc"]),
-        ("train:\n  seed: 2024-01-01", ["2024-01-01", "date", "quotes"]),
-        ("train:\n  5: 1", ["holds 5", "quotes"]),
+        ("train:\n  seed: 2024-01-01", ["train.seed holds 2024-01-01", "date", "quotes"]),
+        ("train:\n  5: 1", ["train holds 5", "quotes"]),
         ("a: 1\n---\nb: 1", ["another document"]),
         ("train:\n  seed: [", ["line 2"]),
         ("a: \x00", ["#x0000"]),

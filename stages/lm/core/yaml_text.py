@@ -13,6 +13,8 @@ MAX_VALUES = 10_000
 """Bounds of time and memory: by aliases, few lines can stand for gigabytes."""
 MAX_LEVELS = 20
 """Of lists and groups within each other."""
+MAX_DIGITS = 1_000
+"""Of a whole number; Python refuses to print one with several thousand."""
 
 
 def parse_yaml(text: str, name: str) -> Any:
@@ -23,8 +25,9 @@ def parse_yaml(text: str, name: str) -> Any:
     Raises:
         UserError: the text is not YAML, or larger than settings, or has values of other types.
     """
+    large = UserError(f"{name} is not readable as YAML: it is larger or deeper than any settings.")
     if len(text) > MAX_CHARACTERS or text.count("[") + text.count("{") > MAX_BRACKETS:
-        raise UserError(f"{name} is larger than any settings; put less into it.")
+        raise large
     try:
         value = YAML(typ="safe").load(text)
     except MarkedYAMLError as error:
@@ -32,23 +35,22 @@ def parse_yaml(text: str, name: str) -> Any:
         raise UserError(f"{name} is not readable as YAML: {line}{error.problem}.") from error
     except Exception as error:  # an impossible date or tag can raise nearly every type
         raise UserError(f"{name} is not readable as YAML: {error}.") from error
-    todo, count = [(value, 0)], 0
-    while todo:
-        one, level = todo.pop()
-        count += 1
-        if level > MAX_LEVELS or count > MAX_VALUES:
-            raise UserError(f"{name} is larger or deeper than any settings; put less into it.")
+    todo: list[tuple[Any, list[str]]] = [(value, [])]
+    for count, (one, path) in enumerate(todo):
+        digits = one.bit_length() // 3 if isinstance(one, int) else 0
+        if len(path) > MAX_LEVELS or count > MAX_VALUES or digits > MAX_DIGITS:
+            raise large
+        odd = []
         if isinstance(one, dict):
-            values = list(one.values())
             odd = [key for key in one if not isinstance(key, str)]
+            todo += [(each, [*path, str(key)]) for key, each in one.items()]
         elif isinstance(one, list):
-            values, odd = one, []
-        else:
-            values, odd = [], [] if one is None or isinstance(one, str | int | float) else [one]
+            todo += [(each, [*path, str(index)]) for index, each in enumerate(one)]
+        elif one is not None and not isinstance(one, str | int | float):
+            odd = [one]
         if odd:
             raise UserError(
-                f"{name} holds {str(odd[0])[:80]}, which YAML reads as a {type(odd[0]).__name__}; "
-                "put it in quotes if text is meant."
+                f"{name}: {'.'.join(path) or 'a key'} holds {str(odd[0])[:80]}, which YAML reads "
+                f"as a {type(odd[0]).__name__}; put it in quotes if text is meant."
             )
-        todo += [(each, level + 1) for each in values]
     return value
