@@ -262,7 +262,7 @@ def test_a_number_too_long_to_print_is_one_sentence(write):
     text = path.read_text("utf-8")
     path.write_text(text.replace("recipe: quick", "recipe: 0x" + 5_000 * "f"), "utf-8")
     message = refusal(automatic, 1000, path)
-    assert "not readable as YAML: it is larger" in message
+    assert message == "params.yaml: recipe is a number of a thousand digits."
 
 
 def test_a_missing_recipe_is_one_sentence(write):

@@ -13,8 +13,8 @@ MAX_VALUES = 10_000
 """Bounds of time and memory: by aliases, few lines can stand for gigabytes."""
 MAX_LEVELS = 20
 """Of lists and groups within each other."""
-MAX_DIGITS = 1_000
-"""Of a whole number; Python refuses to print one with several thousand."""
+MAX_BITS = 3_000
+"""Of a whole number; Python refuses to print one with several thousand digits."""
 
 
 def parse_yaml(text: str, name: str) -> Any:
@@ -37,9 +37,10 @@ def parse_yaml(text: str, name: str) -> Any:
         raise UserError(f"{name} is not readable as YAML: {error}.") from error
     todo: list[tuple[Any, list[str]]] = [(value, [])]
     for count, (one, path) in enumerate(todo):
-        digits = one.bit_length() // 3 if isinstance(one, int) else 0
-        if len(path) > MAX_LEVELS or count > MAX_VALUES or digits > MAX_DIGITS:
+        if len(path) > MAX_LEVELS or count > MAX_VALUES:
             raise large
+        if isinstance(one, int) and one.bit_length() > MAX_BITS:
+            raise UserError(f"{name}: {'.'.join(path)} is a number of a thousand digits.")
         odd = []
         if isinstance(one, dict):
             odd = [key for key in one if not isinstance(key, str)]
