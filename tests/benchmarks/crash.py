@@ -38,10 +38,11 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 WORK = Path(tempfile.mkdtemp(prefix="crash-")).resolve()
 shutil.copytree(ROOT / "stages", WORK / "stages", ignore=shutil.ignore_patterns("__pycache__"))
+shutil.copy(ROOT / "dvc.yaml", WORK)  # a stage looks up there what must not change meanwhile
 sys.path.insert(0, str(WORK))  # the code under test lies in the folder it writes to
 
 from stages import train  # noqa: E402
-from stages.lm.core import files, paths  # noqa: E402
+from stages.lm.core import files, own_code, paths  # noqa: E402
 from stages.lm.core.artifact import content_digest, read_artifact  # noqa: E402
 from stages.lm.core.files import read_json, sha256_file  # noqa: E402
 from stages.lm.core.stage import run_stage  # noqa: E402
@@ -124,20 +125,25 @@ def start(hook: Hook) -> int:
     sys.stdout.flush()
     if pid := os.fork():
         return pid
-    code: Any = 1
     try:
         output = os.open(WORK / "output", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
         os.dup2(output, 1)
         os.dup2(output, 2)
+        digest_code()
         hook()
         run_stage(train.main)
-    except SystemExit as end:
-        code = end.code
     except BaseException:
         traceback.print_exc()
     finally:
         sys.stdout.flush()
-        os._exit(code)
+        os._exit(1)
+
+
+def digest_code() -> None:
+    """What importing `own_code` does in a process that is no fork."""
+    own_code.VERSIONS.update(own_code.versions_in(own_code.STAGES))
+    for name in own_code.SHA256:
+        own_code.SHA256[name] = sha256_file(WORK / name)
 
 
 def wait(pid: int) -> End:
@@ -502,8 +508,7 @@ def stale(every: int) -> Cases:
     saved = keep("stale", after(3, signal.SIGTERM))
     record = read_json(next(paths.resume_folder().glob("*/run.json")))
     one_step = after(1, signal.SIGKILL)
-    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text("utf-8"))["stages"]
-    files = [name for name in stages["train"]["deps"] if name.endswith(".py")]
+    files = [name for name in record if name.endswith(".py")]
     settings = [
         (cls.SECTION, field.name)
         for cls in (ModelSettings, TrainSettings)

@@ -42,14 +42,16 @@ from stages.lm.data.meta import TokenizerMeta
 from stages.lm.data.splits import SPLITS
 from stages.lm.inference.generation import SamplingSettings, generate_text
 from stages.lm.inference.loading import load_model
+from stages.lm.model import checkpoint
 from stages.lm.model.checkpoint import Checkpoint
 from stages.lm.model.initialization import init_weights
 from stages.lm.model.transformer import ModelConfig, Transformer
+from stages.lm.quantization import quantized_model
 from stages.lm.quantization.quantized_model import quantize_checkpoint
 from stages.lm.text.tokenizer import PATTERNS, Tokenizer
 from stages.lm.training.resume import ResumeStore, RunIdentity
 
-KINDS = {"checkpoint": 1, "quantized model": 2, "training state": 1}
+KINDS = {checkpoint.KIND: checkpoint.VERSION, quantized_model.KIND: quantized_model.VERSION}
 
 
 # Small files --------------------------------------------------------------------------------------

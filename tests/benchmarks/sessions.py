@@ -4,8 +4,8 @@
 
 starts the page in a copy of the project with a model of random weights, and prints for each promise
 how many cases were tried and how many held: texts written at once equal those of one user, there is
-one model in memory and it does not grow, a stop is a stop, any prompt is text, and the model's file
-may be replaced or removed meanwhile. Without a network:
+one model in memory and it does not grow, a stop is a stop, any prompt is text, the model's file may
+be replaced or removed meanwhile, and who has left leaves nothing. Without a network:
 
     unshare -rn sh -c "ip link set lo up && PYTHONPATH=tests:. python tests/benchmarks/sessions.py"
 """
@@ -13,6 +13,7 @@ may be replaced or removed meanwhile. Without a network:
 import argparse
 import asyncio
 import os
+import re
 import shutil
 import socket
 import statistics
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -45,6 +47,9 @@ FIRST_MB = 25
 """What the first sessions may add to that: heaps for their threads. Half a model."""
 GROWTH_MB = 25
 """What the last nine tenths of the generations may add in all; half a model."""
+VISIT_KB = 10
+"""What one who has left may leave, on average. Streamlit keeps up to 128 sessions for two minutes,
+for windows that come back, so memory grows over the first visits."""
 STOP_SECONDS = 0.5
 """From a stop sent to the run's end, on an idle machine. A token takes 9 ms; Streamlit's garbage
 collection at each run's end, which delays the message that it has ended, 0.2 s."""
@@ -370,14 +375,41 @@ async def replacements(server: Server, tally: Tally, count: int) -> None:
     await leave([visitor])
 
 
+async def visits(server: Server, tally: Tally, count: int) -> None:
+    """One after another: open the page, write 20 tokens with a tiny model, leave."""
+    save_models()
+    want = expected("the", 20)
+    held: list[tuple[object, bool]] = []
+    sizes = []
+    for turn in range(count):
+        visitor = await Visitor.arrive(server.port)
+        held.append((turn, await visitor.write("the", 20) == want))
+        await leave([visitor])
+        sizes.append(server.megabytes())
+    tally.line("visitors one after another get the text", held)
+    print("    MB after so many:", {n: round(sizes[n - 1]) for n in range(100, count + 1, 100)})
+    growth = 1000 * (sizes[-1] - sizes[count // 2]) / (count - count // 2)
+    tally.line(
+        f"each visit of the second half adds less than {VISIT_KB} kB",
+        [(f"{growth:.1f} kB", growth < VISIT_KB)],
+    )
+    print(f"    {growth:.1f} kB")
+
+
 async def all_of(server: Server, tally: Tally, asked: argparse.Namespace) -> None:
     """One promise after the other."""
-    await at_once(server, tally, asked.sessions, asked.length)
-    await growth(server, tally, asked.generations, min(10, asked.sessions))
-    await stops(server, tally, asked.stops)
-    await prompts(server, tally)
-    await files(server, tally, min(10, asked.sessions))
-    await replacements(server, tally, asked.replacements)
+    promises = {
+        "at_once": partial(at_once, count=asked.sessions, length=asked.length),
+        "growth": partial(growth, count=asked.generations, sessions=min(10, asked.sessions)),
+        "stops": partial(stops, count=asked.stops),
+        "prompts": prompts,
+        "files": partial(files, sessions=min(10, asked.sessions)),
+        "replacements": partial(replacements, count=asked.replacements),
+        "visits": partial(visits, count=asked.visits),
+    }
+    for name, promise in promises.items():
+        if re.search(asked.only, name):
+            await promise(server, tally)
     log = server.log()
     tally.line("no error in the server's log", [(log[-2000:], "Traceback" not in log)])
 
@@ -390,6 +422,8 @@ def main() -> int:
     parser.add_argument("--generations", type=int, default=1000, help="one by one (%(default)s)")
     parser.add_argument("--stops", type=int, default=20, help="texts to stop (%(default)s)")
     parser.add_argument("--replacements", type=int, default=100, help="of the file (%(default)s)")
+    parser.add_argument("--visits", type=int, default=1000, help="one by one (%(default)s)")
+    parser.add_argument("--only", default="", help="promises whose functions' names match this")
     asked = parser.parse_args()
     tally = Tally()
     with tempfile.TemporaryDirectory() as folder:
