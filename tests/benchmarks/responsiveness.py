@@ -7,7 +7,7 @@ is warm: one text has been written. Times are the browser's: from the click on t
 first character after the prompt, from it to the last one, and from the click on Stop to the text
 that stays. A browser takes processor time from the engine where both are on one machine, so the
 same is measured of a visitor who only reads the websocket. The engine's speed is that of
-`sampling.steps` in this process, rounds in turn with the page's; with the odds of each token, which
+`generate_steps` in this process, rounds in turn with the page's; with the odds of each token, which
 the page asks for and keeps.
 """
 
@@ -22,6 +22,7 @@ from playwright.sync_api import Page, sync_playwright
 from screenshots import PROMPT, server
 from sessions import Visitor
 
+from app.writing import TOP_LOGPROBS
 from stages.lm.core import paths
 from stages.lm.inference.generation import SamplingSettings, generate_steps
 from stages.lm.inference.loading import LoadedModel, load_model
@@ -44,9 +45,6 @@ WATCH = """(prompt) => {
     window.watcher.observe(document.body, {subtree: true, childList: true, characterData: true});
 }"""
 """Notes when a text longer than the prompt is in the page, and when it last changed."""
-
-LIKELIEST = 5
-"""Tokens whose odds the page keeps, as `app/writing.py` has it."""
 
 
 def engine_rate(loaded: LoadedModel, length: int, likeliest: int | None, seed: int) -> float:
@@ -136,7 +134,7 @@ def main() -> None:
                 if seed:  # the first one warms up
                     first.append(soon)
                     drawn.append(rate)
-                    rates.append(engine_rate(loaded, asked.length, LIKELIEST, seed))
+                    rates.append(engine_rate(loaded, asked.length, TOP_LOGPROBS, seed))
                     plain.append(engine_rate(loaded, asked.length, None, seed))
             stops = [stop(page, 4000) for _ in range(asked.rounds)]
             browser.close()
