@@ -386,8 +386,9 @@ async def visits(server: Server, tally: Tally, count: int) -> None:
         held.append((turn, await visitor.write("the", 20) == want))
         await leave([visitor])
         sizes.append(server.megabytes())
+        if len(sizes) % 100 == 0:
+            print(f"    {sizes[-1]:.0f} MB after {len(sizes)}", flush=True)
     tally.line("visitors one after another get the text", held)
-    print("    MB after so many:", {n: round(sizes[n - 1]) for n in range(100, count + 1, 100)})
     growth = 1000 * (sizes[-1] - sizes[count // 2]) / (count - count // 2)
     tally.line(
         f"each visit of the second half adds less than {VISIT_KB} kB",
