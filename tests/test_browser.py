@@ -124,6 +124,7 @@ def test_a_visit(visitor: Page) -> None:
     assert page.get_by_text("Traceback").count() == 0
 
 
+@pytest.mark.slow
 def test_foreign_text_is_text(
     visitor: Page, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

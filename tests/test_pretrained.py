@@ -529,6 +529,7 @@ def stages(place, *names):
     return "".join(python(place, "-m", f"stages.{name}").stdout for name in names)
 
 
+@pytest.mark.slow
 def test_the_pipeline_starts_from_a_checkpoint_and_resumes(tmp_path, checkpoint, text):
     place = new_project(tmp_path / "project")
     mine = place / "data" / "base" / "mine.pt"
