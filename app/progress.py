@@ -16,7 +16,8 @@ STALE_SECONDS = 60
 def training() -> tuple[float, str] | None:
     """The share of steps that the current run has done, and a line of text; None without a run."""
     try:
-        if time.time() - paths.PROGRESS.stat().st_mtime > STALE_SECONDS:
+        # A time to come is no newer: the clock was set back since.
+        if abs(time.time() - paths.PROGRESS.stat().st_mtime) > STALE_SECONDS:
             return None
         run = read_json(paths.PROGRESS)
         left = run["seconds_left"]

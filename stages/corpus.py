@@ -190,19 +190,11 @@ def copy_file(source: Path, target: Path) -> None:
         UserError: it cannot be read, or changes meanwhile.
     """
 
-    def state() -> tuple[int, int, int]:
-        now = source.stat()
-        return now.st_ino, now.st_size, now.st_mtime_ns
-
-    with atomic_writer(target) as copy, read_errors(source, "put it back."):
-        before = state()
-        with source.open("rb") as original:
+    version = FileVersions([source])
+    with atomic_writer(target) as copy:
+        with read_errors(source, "put it back."), source.open("rb") as original:
             shutil.copyfileobj(original, copy)
-        if state() != before:
-            raise UserError(
-                f"{source} changed while it was copied for an experiment; run the same command "
-                "again when nothing writes to it."
-            )
+        version.check()
 
 
 def check_records(settings: TokenizeSettings) -> None:

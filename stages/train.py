@@ -39,12 +39,15 @@ CURVE = ("step", "epoch", "train_loss", "val_loss", "lr")
 
 
 class StopSignal:
-    """Records SIGINT or SIGTERM, so that the current step ends before training stops."""
+    """Records SIGINT, SIGTERM or SIGHUP: the current step ends before training stops."""
 
     def __init__(self) -> None:
         self.number = 0
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._receive)
+        hangup = getattr(signal, "SIGHUP", None)  # a closed terminal; Windows has none
+        if hangup and signal.getsignal(hangup) is not signal.SIG_IGN:  # `nohup` ignores it
+            signal.signal(hangup, self._receive)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.number = number

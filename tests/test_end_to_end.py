@@ -287,8 +287,9 @@ def wait_for_state(folder: Path, process: warm.Process, seconds: float) -> None:
     time.sleep(seconds)
 
 
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("end", ["SIGKILL", "SIGTERM", "SIGINT", "SIGHUP"])
 def test_a_stopped_run_continues_to_the_same_bytes(built, tmp_path, end):
+    end = signal.Signals[end]
     folder = tmp_path / "project"
     shutil.copytree(built, folder, ignore=shutil.ignore_patterns(".git", ".dvc", "resume"))
     for name in OUTPUTS:

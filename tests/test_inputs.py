@@ -2,14 +2,17 @@
 
 import json
 import os
+import py_compile
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 import warm
 import yaml
 from test_end_to_end import changed_stages, dvc, new_project, set_params
 
+from stages.lm.core import own_code
 from stages.lm.core.errors import UserError
 from stages.lm.core.inputs import FileVersions
 
@@ -54,6 +57,7 @@ def test_a_file_that_appears_is_noticed_and_one_that_is_read_is_not(tmp_path):
 EDITS = """
 import json
 from pathlib import Path
+from stages.lm.core import own_code
 from stages.lm.core.errors import UserError
 from stages.lm.core.inputs import StageInputs
 from stages.lm.core.paths import ROOT
@@ -110,3 +114,16 @@ def test_a_setting_edited_while_training_runs_is_not_recorded(tmp_path):
     set_params(folder, {"train": {"epochs": 8}})  # the finished run is still there
     assert "already finished" in dvc(folder, "repro", "train").stdout
     assert "train" not in changed_stages(folder)
+
+
+@pytest.mark.parametrize("size", [0, 10, 16, 17, 40, -1, None])
+def test_compiled_code_that_a_full_disk_cut_is_removed(tmp_path: Path, size: int | None) -> None:
+    source = tmp_path / "code.py"
+    source.write_text("def one():\n    return 'a text of some length'\n", "utf-8")
+    compiled = Path(py_compile.compile(str(source), doraise=True) or "")
+    foreign = compiled.with_name("code.other-1.pyc")
+    foreign.write_bytes(b"cut")
+    compiled.write_bytes(compiled.read_bytes()[:size])
+    own_code.remove_cut_bytecode(tmp_path)
+    assert compiled.exists() == (size is None)
+    assert foreign.exists(), "another Python's"
