@@ -135,18 +135,25 @@ def run(
 
 def state(pid: int) -> str:
     """`T` of a stopped process, `Z` of one that has ended, and so on."""
+    return (status(pid) or [""])[0]
+
+
+def status(pid: int) -> list[str]:
+    """State, parent and more of a process; empty if there is none."""
     with suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()[0]
-    return ""
+        return Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()
+    return []
 
 
 def stage_process(folder: Path, dvc_pid: int) -> int | None:
-    """The process in a folder that is neither DVC nor the shim that asked for it."""
+    """The process in a folder that the server has forked and that is not DVC."""
+    server = status(dvc_pid)[1:2]
     for entry in Path("/proc").glob("[0-9]*"):
+        pid = int(entry.name)
         with suppress(OSError):
-            fork = b"warm.py" in (entry / "cmdline").read_bytes()
-            if fork and int(entry.name) != dvc_pid and (entry / "cwd").readlink() == folder:
-                return int(entry.name)
+            forked = pid != dvc_pid and status(pid)[1:2] == server
+            if forked and (entry / "cwd").readlink() == folder:
+                return pid
     return None
 
 
