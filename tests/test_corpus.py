@@ -159,8 +159,6 @@ def test_a_text_that_changes_while_it_is_copied_is_refused(experiment, monkeypat
             )
 
     monkeypatch.setattr(shutil, "copyfileobj", slow)
-    with pytest.raises(
-        UserError, match=r"input\.txt (was written|is missing)"
-    ):
+    with pytest.raises(UserError, match=r"input\.txt (was written|is missing)"):
         corpus.bring_text_into_experiment()
     assert not contents(copy)
