@@ -260,6 +260,7 @@ print(one.name, key, *values, epochs, loaded.tokenizer.vocab_size)
 """What the page's comparison finds of an experiment: its setting, its metrics, its model."""
 
 
+@pytest.mark.slow
 def test_an_experiment_in_a_copy_trains_on_the_text_of_the_workspace(built):
     text = built / "data" / "input.txt"
     before = text.read_bytes()
@@ -323,6 +324,7 @@ def run_new(folder: Path, *words: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_new_interpreter_knows_the_run_of_a_forked_one(built, tmp_path):
     folder = shutil.copytree(built, tmp_path / "project")
     assert "already finished" in run_new(folder, "-m", "stages.train")

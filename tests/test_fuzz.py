@@ -12,7 +12,7 @@ def assert_each_held(case, numbers):
 
 
 def test_any_text_trains_or_is_refused_in_a_sentence(tmp_path):
-    numbers = [0, 1, 2, 100, *random.Random(0).sample(range(300, 2000), 25)]
+    numbers = [0, 1, 2, 100, *random.Random(0).sample(range(300, 2000), 10)]
     assert_each_held(partial(fuzz.text_case, tmp_path / "project", 1), numbers)
 
 
