@@ -23,11 +23,11 @@ from pathlib import Path
 
 import yaml
 from test_end_to_end import (
+    IDENTITY,
     clone_that_pulls,
     digests,
     dvc,
     new_project,
-    run,
     set_params,
     trainer_of,
     wait_for_queue,
@@ -40,6 +40,15 @@ LONG = {"train": {"epochs": 20}}
 BUSY = ("another training process", "busy", "Unable to acquire lock")
 """Messages for a second process, by the trainer or by DVC."""
 Case = tuple[str, Callable[[], None]]
+
+
+def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """What came of a command in a folder."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = os.environ | IDENTITY | {"PATH": path}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
 
 
 class Rivals:
