@@ -21,7 +21,7 @@ REFS = "refs/exps/"
 INTERNAL_REFS = (REFS + "exec/", REFS + "celery/", REFS + "apply/")
 """References under `REFS` that are not experiments."""
 
-MOST_BYTES = 1_000_000
+MAX_BYTES = 1_000_000
 """Of a file that is shown; those that the pipeline writes have a few thousand."""
 
 
@@ -157,7 +157,7 @@ def own_text(path: Path) -> str:
     """The text of a file of the workspace.
 
     Raises:
-        ValueError: it is larger than `MOST_BYTES`, or not UTF-8.
+        ValueError: it is larger than `MAX_BYTES`, or not UTF-8.
     """
     refuse_large(path.stat().st_size)
     return path.read_text("utf-8")
@@ -168,7 +168,7 @@ def at_revision(revision: str, path: Path) -> str | None:
     """The text of a tracked file at a revision; None where it has no such file.
 
     Raises:
-        ValueError: it is larger than `MOST_BYTES`.
+        ValueError: it is larger than `MAX_BYTES`.
     """
     name = f"{revision}:./{path.relative_to(paths.ROOT).as_posix()}"
     refuse_large(int(git("cat-file", "-s", name) or 0))
@@ -177,8 +177,8 @@ def at_revision(revision: str, path: Path) -> str | None:
 
 def refuse_large(size: int) -> None:
     """Raise `ValueError` for a file that would keep the page waiting."""
-    if size > MOST_BYTES:
-        raise ValueError(f"it has {size:,} bytes, and {MOST_BYTES:,} are read at most")
+    if size > MAX_BYTES:
+        raise ValueError(f"it has {size:,} bytes, and {MAX_BYTES:,} are read at most")
 
 
 def git(*arguments: str) -> str | None:

@@ -181,9 +181,9 @@ def main(arguments: list[str] | None = None) -> int:
     loaded = load_model(asked.model)
     start = WrittenText(loaded, sampling, asked.written).start
     try:
-        for place, steps in sequences(loaded, asked, sampling):
+        for sequence, steps in sequences(loaded, asked, sampling):
             if asked.sequences > 1:
-                print(f"--- {place} of {asked.first + asked.sequences - 1} ---")
+                print(f"--- {sequence} of {asked.first + asked.sequences - 1} ---")
             # An answer is all that is wanted of a model that was trained on records.
             print("" if loaded.answers else asked.prompt, end=start, flush=True)
             taken = []

@@ -340,12 +340,21 @@ def test_new_interpreters_build_the_same_bytes(built, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks a process that has torch imported")
+def test_training_survives_kills():
+    assert held("after a step|at an instant") == 3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="forks a process that has torch imported")
 def test_training_survives_kills_nonsense_and_changes():
-    """A case or two of each line of the benchmark that needs neither strace nor root."""
+    assert held("after a step|at an instant|NaN|changed") == 5
+
+
+def held(lines: str) -> int:
+    """How many of these lines of the crash benchmark, with a case or two of each, held."""
     script = str(ROOT / "tests" / "benchmarks" / "crash.py")
-    lines = "after a step|at an instant|NaN|changed"
     done = python(ROOT, script, "--every", "100", "--kills", "2", "--only", lines)
-    assert done.stdout.count(" held") == 5, done.stdout
+    return done.stdout.count(" held")
 
 
 def trainer_of(folder: Path) -> int:
@@ -451,6 +460,7 @@ def run_commands(folder: Path, store: Path, commands: list[str]) -> int:
     return len(dvc(folder, "exp", "list", "--name-only").stdout.split()) - len(before)
 
 
+@pytest.mark.slow
 def test_the_readmes_commands_run(built, tmp_path):
     """All but the queue's, whose experiments train in turn."""
     folder = shutil.copytree(built, tmp_path / "project")

@@ -70,6 +70,7 @@ def test_completions_that_seldom_repeat_are_no_labels(labels):
     assert majority(training, training) is None
 
 
+@pytest.mark.slow
 def test_the_pipeline_teaches_a_task(tmp_path):
     """Of which kind the second word is; those around it say nothing."""
     draw = random.Random(1)

@@ -125,6 +125,7 @@ def test_odd_figures_are_dashes_beside_those_of_another(repository: Path, name: 
     assert experiments.metrics(found["brave-newt"], paths.TRAIN_METRICS)["parameters"] == 7_000
 
 
+@pytest.mark.slow
 def test_the_page_shows_all_of_them(repository: Path) -> None:
     save_models()
     for name, content in METRICS.items():

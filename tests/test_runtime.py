@@ -131,6 +131,7 @@ print(faults * resource.getpagesize())
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks glibc's allocator")
+@pytest.mark.slow
 def test_freed_memory_is_used_again_without_being_fetched_again():
     done = subprocess.run(
         [sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True
