@@ -173,8 +173,7 @@ def test_what_is_kept_is_what_was_validated(begun, base, make_train_settings, ma
     assert run.validator.loss() != pytest.approx(run.progress.best_val_loss, abs=1e-5)
 
 
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-@pytest.mark.parametrize("decay", [0.0, 0.9])
+@pytest.mark.parametrize(("optimizer", "decay"), [("muon", 0.9), ("adamw", 0.0)])
 def test_a_run_stopped_after_every_step_continues_to_the_same_result(
     begun, make_run, tmp_path, optimizer, decay
 ):
