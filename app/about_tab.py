@@ -53,7 +53,7 @@ def metric_row(figures: dict[str, str]) -> None:
     """Boxes with a label and a value, side by side as far as there is room."""
     with st.container(horizontal=True):
         for name, value in figures.items():
-            st.metric(name, value, border=True, width=170)
+            st.metric(name, value, border=True, width=200)
 
 
 def held_out(known: Figures) -> None:
