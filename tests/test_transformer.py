@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen3Config, Qwen3ForCausalLM
 
 from stages.lm.model import fused
-from stages.lm.model.transformer import KVCache
+from stages.lm.model.attention import KVCache
 
 SHAPES = {
     "qwen3": {"arch": "qwen3"},

@@ -10,7 +10,8 @@ from ctypes import POINTER, Structure, byref, c_char_p, c_int32, c_int64, c_void
 import torch
 from torch import Tensor
 
-from ..model.transformer import ModelConfig, rotary_tables
+from ..model.config import ModelConfig
+from ..model.rope import rotary_tables
 from ..quantization.schemes import GROUP_SIZE, QuantizedWeight, StoredWeight, dequantize
 from .native import library
 

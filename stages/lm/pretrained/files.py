@@ -14,6 +14,8 @@ from ..core.errors import UserError
 from ..core.files import read_errors, read_json, sha256_file, write_errors
 from ..core.paths import shown
 
+CHECKPOINT, GGUF = ".pt", ".gguf"
+"""How the names of a checkpoint and of a GGUF file end; other models are folders."""
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -44,18 +46,18 @@ def find_base(name: str) -> Path:
     """
     path = base_path(name)
     with read_errors(path):
-        if path.is_file() if path.suffix == ".pt" else path.is_dir():
+        if path.is_file() if path.suffix in (CHECKPOINT, GGUF) else path.is_dir():
             return path
     there = sorted(each.name for each in paths.BASE.glob("[!.]*") if _is_candidate(each))
     raise UserError(
         f"params.yaml: init_from is {name!r}, but {shown(path)} is missing; data/base/ holds "
-        f"{', '.join(there) or 'no folder and no .pt file'}. Put the weights there, or set "
-        "init_from to scratch."
+        f"{', '.join(there) or 'no folder, .gguf file or .pt file'}. Put the weights there, or "
+        "set init_from to scratch."
     )
 
 
 def _is_candidate(path: Path) -> bool:
-    return path.is_dir() or path.suffix == ".pt"
+    return path.is_dir() or path.suffix in (CHECKPOINT, GGUF)
 
 
 def download_base(name: str) -> None:
@@ -86,7 +88,7 @@ def download_base(name: str) -> None:
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The files that hold the weights: a checkpoint itself, or the safetensors of a folder.
+    """The files that hold the weights: a file itself, or the safetensors of a folder.
 
     A folder has one file, or several that an index lists in its `weight_map` (tensor -> file).
 

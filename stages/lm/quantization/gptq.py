@@ -87,7 +87,7 @@ def calibrate(model: Transformer, windows: Tensor, frequencies: Tensor) -> Calib
     embedding_gradient = gradients.pop("embedding")
     if head == "head":
         gradients["token_embedding.weight"] = embedding_gradient * frequencies
-    if model.config.arch == "gpt2":
+    if model.config.family.learned_positions:
         length = windows.size(1) - 1
         seen = (torch.arange(model.config.context) < length) / length
         gradients["position_embedding.weight"] = embedding_gradient * seen

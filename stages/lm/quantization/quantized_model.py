@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..core.artifact import write_artifact
 from ..model.checkpoint import Checkpoint, check_config
-from ..model.transformer import ModelConfig, Transformer
+from ..model.config import ModelConfig
+from ..model.transformer import Transformer
 from .rans import (
     MAX_SYMBOLS_PER_BYTE,
     Decode,

@@ -1,0 +1,191 @@
+"""A GGUF file's metadata as a `ModelConfig`, and its tensors under the names of llama.cpp.
+
+The keys and names are those of `gguf/constants.py` of llama.cpp's `gguf` package.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.errors import UserError
+from ..core.paths import shown
+from ..model.config import FAMILIES, ModelConfig
+from ..model.rope import scaled_frequencies, yarn_attention
+from ..settings.loader import quoted
+from .files import OTHER_MODEL
+from .gguf_reader import GGUF, read_gguf
+from .hf_weights import rename_tensors, unfuse_weights
+
+NAMES = {
+    "token_embedding": "token_embd",
+    "position_embedding": "position_embd",
+    "final_norm": "output_norm",
+    "head": "output",
+    "attention_norm": "blk.{}.attn_norm",
+    "attention_post_norm": "blk.{}.post_attention_norm",
+    "attention.qkv": "blk.{}.attn_qkv",
+    "attention.query": "blk.{}.attn_q",
+    "attention.key": "blk.{}.attn_k",
+    "attention.value": "blk.{}.attn_v",
+    "attention.query_norm": "blk.{}.attn_q_norm",
+    "attention.key_norm": "blk.{}.attn_k_norm",
+    "attention.out": "blk.{}.attn_output",
+    "feed_forward_norm": "blk.{}.ffn_norm",
+    "feed_forward_post_norm": "blk.{}.post_ffw_norm",
+    "feed_forward.gate": "blk.{}.ffn_gate",
+    "feed_forward.up": "blk.{}.ffn_up",
+    "feed_forward.down": "blk.{}.ffn_down",
+}
+"""llama.cpp's module names, for all families; `{}` is the number of the layer."""
+
+INTERLEAVED = ("llama", "smollm3")
+"""Families whose rotated pairs are neighbours in a GGUF file: (2 i, 2 i + 1) instead of
+(i, i + S/2)."""
+ROPE_FREQUENCIES = "rope_freqs.weight"
+"""What Llama 3's rotary frequencies are divided by, (S / 2,)."""
+LLAMA3: dict[str, Any] = {"rope_original_context": 8192, "rope_low": 1.0, "rope_high": 4.0}
+"""The numbers of every Llama 3 model, of which a GGUF file tells the factor alone."""
+UNSUPPORTED = ("expert_count", "final_logit_softcapping", "attn_logit_softcapping")
+"""Keys of what no family here has."""
+
+
+def gguf_config(file: GGUF) -> ModelConfig:
+    """The model that a GGUF file's metadata describes.
+
+    Raises:
+        UserError: it is none that `Transformer` can compute.
+    """
+    arch = file.metadata.get("general.architecture")
+
+    def refuse(key: str, value: Any, needed: str) -> UserError:
+        return UserError(
+            f"{shown(file.path)}: {key} is {quoted(value)}, but must be {needed}; {OTHER_MODEL}"
+        )
+
+    def get(key: str, kind: type[Any], default: Any = None) -> Any:
+        value = file.metadata.get(f"{arch}.{key}", default)
+        number: Any = float(value) if kind is float and type(value) is int else value
+        if type(number) is not kind or (kind is float and not math.isfinite(number)):
+            what = {int: "a whole number, equal in all layers", float: "a number", str: "a text"}
+            raise refuse(f"{arch}.{key}", value, what[kind])
+        # A float32 that stands for a decimal number, such as 1e-5.
+        return float(f"{number:.6g}") if kind is float else number
+
+    if not isinstance(arch, str) or arch not in FAMILIES:
+        raise refuse("general.architecture", arch, f"one of {', '.join(FAMILIES)}")
+    for key in UNSUPPORTED:
+        if value := file.metadata.get(f"{arch}.{key}"):
+            raise refuse(f"{arch}.{key}", value, "0")
+    family, width = FAMILIES[arch], get("embedding_length", int)
+    heads = get("attention.head_count", int)
+    head_size = get("attention.key_length", int, width // max(1, heads))
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if (size := get(key, int, head_size)) != head_size:
+            raise refuse(f"{arch}.{key}", size, f"{head_size}, the size of a head")
+    layers, window = get("block_count", int), get("attention.sliding_window", int, 0)
+    if window and not family.global_every and arch != "llama":
+        raise refuse(f"{arch}.attention.sliding_window", window, "0")
+    if arch == "gemma3" and layers == 62:
+        raise refuse("gemma3.block_count", layers, "that of a smaller Gemma 3")
+    if "token_embd.weight" not in file.tensors:
+        raise UserError(f"{shown(file.path)} has no tensor token_embd.weight; {OTHER_MODEL}")
+    norm = "layer_norm" if family.layer_norm else "layer_norm_rms"
+    config = ModelConfig(
+        arch=arch,
+        vocab_size=file.tensors["token_embd.weight"].shape[0],
+        context=get("context_length", int),
+        layers=layers,
+        heads=heads,
+        kv_heads=get("attention.head_count_kv", int, heads),
+        head_size=head_size,
+        width=width,
+        ff_width=get("feed_forward_length", int),
+        tie_embeddings="output.weight" not in file.tensors,
+        dropout=0.0,
+        norm_eps=get(f"attention.{norm}_epsilon", float),
+        sliding_window=window,
+        **_rope(file, get, refuse),
+    )
+    return _llama3(file, config) if ROPE_FREQUENCIES in file.tensors else config
+
+
+def _rope(file: GGUF, get: Any, refuse: Any) -> dict[str, Any]:
+    """The fields of `ModelConfig` that say how positions rotate."""
+    arch = file.metadata["general.architecture"]
+    rope = {"rope_base": get("rope.freq_base", float, 10_000.0)}
+    kind = get("rope.scaling.type", str, "none")
+    if kind == "linear":
+        rope |= {"rope_scaling": kind, "rope_factor": get("rope.scaling.factor", float)}
+    elif kind == "yarn":
+        factor = get("rope.scaling.factor", float)
+        rope |= {
+            "rope_scaling": kind,
+            "rope_factor": factor,
+            "rope_original_context": get("rope.scaling.original_context_length", int),
+            "rope_low": get("rope.scaling.yarn_beta_slow", float, 1.0),
+            "rope_high": get("rope.scaling.yarn_beta_fast", float, 32.0),
+            "rope_attention": get("rope.scaling.attn_factor", float, 1.0) * yarn_attention(factor),
+        }
+    elif kind != "none":
+        raise refuse(f"{arch}.rope.scaling.type", kind, "none, linear or yarn")
+    return rope
+
+
+def _llama3(file: GGUF, config: ModelConfig) -> ModelConfig:
+    """The configuration with Llama 3's rotary scaling.
+
+    Raises:
+        UserError: the file's divisors are not those of Llama 3.
+    """
+    divisors = file.read(ROPE_FREQUENCIES)
+    scaled = replace(
+        config, rope_scaling="llama3", rope_factor=round(divisors.max().item(), 4), **LLAMA3
+    )
+    if config.rope_scaling or not _same(divisors, rope_divisors(scaled)):
+        raise UserError(
+            f"{shown(file.path)}: the rotary frequencies in {ROPE_FREQUENCIES} are not those of "
+            f"Llama 3; {OTHER_MODEL}"
+        )
+    return scaled
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-3)
+
+
+def rope_divisors(config: ModelConfig) -> Tensor:
+    """What a scaled model's rotary frequencies are divided by, (S / 2,)."""
+    return scaled_frequencies(replace(config, rope_scaling="")) / scaled_frequencies(config)
+
+
+def gguf_tensors(config: ModelConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of `Transformer` as llama.cpp names it: views, without `interleaved`."""
+    return rename_tensors(unfuse_weights(config, tensors), NAMES)
+
+
+def interleaved(config: ModelConfig, name: str, tensor: Tensor, *, undo: bool = False) -> Tensor:
+    """A tensor of a GGUF file with its rows in the order of `INTERLEAVED`, or put back from it."""
+    if config.arch not in INTERLEAVED or (".attn_q." not in name and ".attn_k." not in name):
+        return tensor
+    pairs = (config.head_size // 2, 2) if undo else (2, config.head_size // 2)
+    put: Tensor = tensor.unflatten(0, (-1, *pairs)).transpose(1, 2).reshape(tensor.shape)
+    return put
+
+
+def stored_gguf_tensors(config: ModelConfig, path: Path) -> Iterator[tuple[str, Tensor]]:
+    """Name and tensor, float32, one after the other, with heads as `Transformer` has them.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    file = read_gguf(path)
+    for name in file.tensors:
+        if name != ROPE_FREQUENCIES:
+            tensor = file.read(name)
+            fits = tensor.ndim and tensor.size(0) % config.head_size == 0
+            yield name, interleaved(config, name, tensor, undo=True) if fits else tensor
