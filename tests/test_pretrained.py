@@ -15,14 +15,7 @@ from safetensors.torch import load_file, save_file
 from test_end_to_end import digests, new_project, python, set_params, wait_for_state
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Theirs
-from transformers import (
-    AutoModelForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    Qwen2Tokenizer,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Tokenizer
 
 from stages.corpus import base_settings, check_other_text
 from stages.evaluate import starting_model
@@ -56,39 +49,59 @@ def folder(tmp_path, monkeypatch):
     return paths.BASE
 
 
-def gpt2(**fields):
-    shape = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 24, "vocab_size": ROWS}
-    return GPT2LMHeadModel(GPT2Config(**shape | fields))
-
-
-def qwen3(**fields):
-    shape = {
-        **{"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 16},
-        **{"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 24},
-        **{"vocab_size": ROWS, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
-    }
-    return Qwen3ForCausalLM(Qwen3Config(**shape | fields))
-
-
-MODELS = {
-    "gpt2": (gpt2, {}),
-    "gpt2 untied": (gpt2, {"tie_word_embeddings": False, "n_inner": 40}),
-    "qwen3": (qwen3, {}),
-    "qwen3 tied": (qwen3, {"tie_word_embeddings": True}),
-    "qwen3 one kv head": (qwen3, {"num_key_value_heads": 1, "head_dim": 4}),
+GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 24, "vocab_size": ROWS}
+ROTARY = {
+    **{"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 16},
+    **{"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 24},
+    **{"vocab_size": ROWS, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
 }
+LINEAR = {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}
+LLAMA3 = {
+    **{"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0},
+    **{"high_freq_factor": 4.0, "original_max_position_embeddings": 8192},
+}
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}
+YARN["original_max_position_embeddings"] = 16
+NARROW = {"head_dim": 8}
+GEMMA = NARROW | {
+    **{"query_pre_attn_scalar": 8, "sliding_window": 5, "num_hidden_layers": 6},
+    "rope_parameters": {
+        "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    },
+}
+MODELS = {
+    "gpt2": ("gpt2", {}),
+    "gpt2 untied": ("gpt2", {"tie_word_embeddings": False, "n_inner": 40}),
+    "qwen3": ("qwen3", {}),
+    "qwen3 tied": ("qwen3", {"tie_word_embeddings": True}),
+    "qwen3 one kv head": ("qwen3", {"num_key_value_heads": 1, "head_dim": 4}),
+    "llama": ("llama", NARROW | {"rms_norm_eps": 1e-5, "tie_word_embeddings": True}),
+    "llama 3": ("llama", {"rope_parameters": LLAMA3}),
+    "llama, linear": ("llama", NARROW | {"rope_parameters": LINEAR}),
+    "mistral": ("mistral", {"sliding_window": 7}),
+    "qwen2": ("qwen2", NARROW | {"tie_word_embeddings": True}),
+    "qwen2, yarn": ("qwen2", NARROW | {"rope_parameters": YARN}),
+    "gemma3": ("gemma3_text", GEMMA),
+    "smollm3": ("smollm3", NARROW | {"num_hidden_layers": 4}),
+    "olmo2": ("olmo2", NARROW | {"rms_norm_eps": 1e-5}),
+}
+"""transformers' name of the family, and what is special."""
 EACH_MODEL = pytest.mark.parametrize("kind", MODELS)
 
 
 def saved(kind, dtype=torch.float32, **how):
     """A model of transformers with random weights, norms and biases too, in `data/base/theirs`."""
-    make, fields = MODELS[kind]
+    family, fields = MODELS[kind]
     torch.manual_seed(1)
-    model = make(**fields)
+    shape = (GPT2 if family == "gpt2" else ROTARY) | fields
+    config = AutoConfig.for_model(family, pad_token_id=None, **shape)
+    model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             is_norm = ("norm" in name or "ln_" in name) and name.endswith("weight")
-            parameter.normal_(1.0 if is_norm else 0.0, 0.2)
+            mean = 1.0 if is_norm and family != "gemma3_text" else 0.0
+            parameter.normal_(mean, 0.2)
     model.to(dtype).save_pretrained(paths.BASE / "theirs", **how)
     return AutoModelForCausalLM.from_pretrained(paths.BASE / "theirs", dtype=torch.float32).eval()
 

@@ -5,11 +5,12 @@
 
 import ctypes
 import mmap
-from ctypes import POINTER, Structure, byref, c_char_p, c_int32, c_int64, c_void_p, sizeof
+from ctypes import POINTER, Structure, byref, c_char_p, c_float, c_int32, c_int64, c_void_p, sizeof
 
 import torch
 from torch import Tensor
 
+from ..model.attention import CACHE_START
 from ..model.config import ModelConfig
 from ..model.rope import rotary_tables
 from ..quantization.schemes import GROUP_SIZE, QuantizedWeight, StoredWeight, dequantize
@@ -39,14 +40,22 @@ class _Table(Structure):
     _fields_ = (*((name, c_void_p) for name in ("codes", "scales", "values")), ("groups", c_int32))
 
 
+NORMS = (
+    *("attention_norm", "attention.query_norm", "attention.key_norm", "attention_post_norm"),
+    *("feed_forward_norm", "feed_forward_post_norm"),
+)
+
+
 class _Block(Structure):
     _fields_ = (
-        *((f"{name}_norm", _Norm) for name in ("attention", "query", "key", "feed_forward")),
+        *((name.split(".")[-1], _Norm) for name in NORMS),
         *((name, _Matrix) for name in ("qkv", "out", "up", "down")),
+        *((name, c_void_p) for name in ("cosines", "sines")),
+        ("window", c_int32),
     )
 
 
-SIZES = ("layers", "heads", "kv_heads", "head_size", "width", "ff_width", "context", "padded_vocab")
+SIZES = ("layers", "heads", "kv_heads", "head_size", "width", "padded_vocab")
 
 
 class _Model(Structure):
@@ -54,11 +63,10 @@ class _Model(Structure):
         ("blocks", POINTER(_Block)),
         ("tokens", _Table),
         ("positions", _Table),
-        ("cosines", c_void_p),
-        ("sines", c_void_p),
         ("final_norm", _Norm),
         ("head", _Matrix),
-        *((name, c_int32) for name in SIZES),
+        *((name, c_float) for name in ("norm_eps", "embedding_scale")),
+        *((name, c_int32) for name in (*SIZES, "norm_all_heads", "gelu", "gated")),
     )
 
 
@@ -66,7 +74,7 @@ BUFFERS = ("keys", "values", "residual", "hidden", "attention_out", "codes", "sc
 
 
 class _State(Structure):
-    _fields_ = (*((name, c_void_p) for name in BUFFERS), ("batch", c_int32))
+    _fields_ = (*((name, c_void_p) for name in BUFFERS), ("batch", c_int32), ("room", c_int32))
 
 
 class _LayoutEntry(Structure):
@@ -114,15 +122,21 @@ class Engine:
         quantized = (each for each in weights.values() if isinstance(each, QuantizedWeight))
         self.free = large_pages(sum(weight.codes.numel() for weight in quantized))
         self.packed_bytes = 0
-        tied = config.tie_embeddings
+        tied, family = config.tie_embeddings, config.family
         model = _Model(**{name: getattr(config, name) for name in SIZES})
+        model.norm_eps = config.norm_eps
+        model.embedding_scale = config.width**0.5 if family.scaled_embedding else 1
+        model.norm_all_heads = family.qk_norm == "layer"
+        model.gelu, model.gated = family.activation != "swiglu", family.activation != "gelu"
         model.tokens = self._table("token_embedding.weight")
         model.head = self._matrix("token_embedding" if tied else "head")
         model.final_norm = self._norm("final_norm")
-        if config.arch == "qwen3":
-            model.cosines, model.sines = map(self._pointer, rotary_tables(config))
-        else:
+        if family.learned_positions:
             model.positions = self._table("position_embedding.weight")
+        self.rope = {
+            local: tuple(map(self._pointer, rotary_tables(config, local=local)))
+            for local in {config.window(n) > 0 for n in range(config.layers) if config.rotated(n)}
+        }
         model.blocks = (_Block * config.layers)(*map(self._block, range(config.layers)))
         self.model = model
 
@@ -162,14 +176,15 @@ class Engine:
         return _Matrix(*pointers, rows, columns, bits, groups > 1)
 
     def _block(self, index: int) -> _Block:
-        block = f"blocks.{index}"
-        qwen3 = self.config.arch == "qwen3"
-        norms = ("attention_norm", "attention.query_norm", "attention.key_norm")
-        up = "gate_up" if qwen3 else "up"
+        config, block = self.config, f"blocks.{index}"
+        up = "up" if config.family.activation == "gelu" else "gate_up"
         matrices = ("attention.qkv", "attention.out", f"feed_forward.{up}", "feed_forward.down")
+        window = config.window(index)
         return _Block(
-            *(self._norm(f"{block}.{name}") for name in (*norms, "feed_forward_norm")),
+            *(self._norm(f"{block}.{name}") for name in NORMS),
             *(self._matrix(f"{block}.{name}") for name in matrices),
+            *(self.rope[window > 0] if config.rotated(index) else (None, None)),
+            window,
         )
 
     @property
@@ -225,20 +240,14 @@ class EngineDecoder:
         self.batch = batch
         self.context = engine.config.context
         self.length = 0
-        config, lanes = engine.config, engine.lanes
+        config = engine.config
         rows = max(batch, engine.library.chunk_rows())
-        context = -(-config.context // lanes) * lanes
         heads_width = config.heads * config.head_size
         columns = max(config.width, config.ff_width, heads_width)
-        cache = (config.layers, batch, config.kv_heads)
-        hidden = max(heads_width + 2 * config.kv_heads * config.head_size, 2 * config.ff_width)
+        qkv = heads_width + 2 * config.kv_heads * config.head_size
         self.buffers = {
-            "keys": torch.empty(
-                *cache, context // lanes, config.head_size, lanes, dtype=engine.half
-            ),
-            "values": torch.empty(*cache, context, config.head_size, dtype=engine.half),
             "residual": torch.empty(rows, config.width),
-            "hidden": torch.empty(rows, hidden),
+            "hidden": torch.empty(rows, max(qkv, 2 * config.ff_width, config.width)),
             "attention_out": torch.empty(rows, max(config.width, heads_width)),
             "codes": torch.empty(rows, columns, dtype=torch.int8),
             "scales": torch.empty(rows, columns // GROUP_SIZE),
@@ -246,6 +255,23 @@ class EngineDecoder:
         }
         pointers = {name: buffer.data_ptr() for name, buffer in self.buffers.items()}
         self.state = _State(batch=batch, **pointers)
+
+    def _reserve(self, length: int) -> None:
+        """Make room in the cache for `length` tokens; it doubles as needed."""
+        if length <= self.state.room:
+            return
+        config, lanes = self.engine.config, self.engine.lanes
+        blocks = -(-min(self.context, max(CACHE_START, 2 * self.length, length)) // lanes)
+        used = -(-self.length // lanes)
+        cache, size = (config.layers, self.batch, config.kv_heads), config.head_size
+        shapes = {"keys": (blocks, size, lanes), "values": (blocks, lanes, size)}
+        for name, shape in shapes.items():
+            grown = torch.empty(*cache, *shape, dtype=self.engine.half)
+            if used:
+                grown[:, :, :, :used] = self.buffers[name][:, :, :, :used]
+            self.buffers[name] = grown
+            setattr(self.state, name, grown.data_ptr())
+        self.state.room = blocks * lanes
 
     def feed(self, tokens: list[list[int]]) -> Tensor:
         """See `Decoder`."""
@@ -257,6 +283,7 @@ class EngineDecoder:
             rows = rows.expand(self.batch, -1).contiguous()
         count, end = rows.size(1), self.length + rows.size(1)
         assert len(rows) in (1, self.batch) and count > 0 and end <= self.context
+        self._reserve(end)
         logits = torch.empty(len(rows), config.padded_vocab)
         useful_threads = 1 + self.engine.packed_bytes * rows.numel() // BYTES_A_THREAD
         self.engine.library.feed(
@@ -270,8 +297,8 @@ class EngineDecoder:
             min(useful_threads, torch.get_num_threads()),
         )
         if len(rows) < self.batch:  # a prompt that all sequences share is read once
-            blocks = -(-end // self.engine.lanes)
-            for cache, used in (("keys", blocks), ("values", end)):
+            used = -(-end // self.engine.lanes)
+            for cache in ("keys", "values"):
                 every = self.buffers[cache][:, :, :, :used]
                 every[:, 1:] = every[:, :1]
         self.length = end
