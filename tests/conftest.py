@@ -14,7 +14,7 @@ from hypothesis import settings as hypothesis_settings
 from stages.lm.data.dataset import TokenData
 from stages.lm.data.meta import SplitMeta, TokenizerMeta, TokensMeta
 from stages.lm.model.checkpoint import Checkpoint
-from stages.lm.model.config import ModelConfig
+from stages.lm.model.config import FAMILIES, ModelConfig
 from stages.lm.model.initialization import init_weights
 from stages.lm.model.runtime import Machine
 from stages.lm.model.transformer import Transformer
@@ -72,6 +72,7 @@ def make_config():
             "ff_width": 48,
             "tie_embeddings": False,
             "dropout": 0.0,
+            "norm_eps": FAMILIES[arch].norm_eps,
         }
         return ModelConfig(arch=arch, **defaults | fields)
 

@@ -232,6 +232,7 @@ def test_gguf_tells_the_shape(make_loaded, tmp_path):
         "attention.key_length": 16,
         "attention.value_length": 16,
         "attention.layer_norm_rms_epsilon": pytest.approx(1e-6),
+        "rope.dimension_count": 16,
         "rope.freq_base": 500_000,
         "vocab_size": 300,
     }

@@ -102,7 +102,7 @@ def test_the_shipped_settings_arrive_with_their_values():
         (TrainSettings, "optimizer", "sgd"),
         (TrainSettings, "compile", True),
         (ModelSettings, "init", "zero"),
-        (ModelSettings, "arch", "llama"),
+        (ModelSettings, "arch", "mamba"),
         (ModelSettings, "tie_embeddings", 1),
         (ModelSettings, "tie_embeddings", "yes"),
         (EvaluateSettings, "prompt", 5),

@@ -103,7 +103,7 @@ def read_config(path: Path) -> ModelConfig:
     window = document.get("sliding_window") if kind in ("mistral", "gemma3_text") else 0
     if type(window or 0) is not int or (window or 0) < 0:
         raise refuse("sliding_window", "a whole number or null")
-    sizes = _sizes(document, GPT2_SIZES if arch == "gpt2" else LLAMA_SIZES, refuse)
+    sizes = _sizes(document, kind, refuse)
     rope = {} if arch == "gpt2" else _rope(document, arch, refuse)
     config = ModelConfig(
         arch=arch,
@@ -118,21 +118,21 @@ def read_config(path: Path) -> ModelConfig:
     return config
 
 
-def _sizes(document: dict[str, Any], keys: dict[str, str], refuse: Refuse) -> dict[str, Any]:
+def _sizes(document: dict[str, Any], kind: str, refuse: Refuse) -> dict[str, Any]:
     sizes: dict[str, int] = {}
-    for field, key in keys.items():
+    for field, key in (GPT2_SIZES if kind == "gpt2" else LLAMA_SIZES).items():
         size = document.get(key)
         if size is None:
             if key == "n_inner":
                 size = 4 * sizes["width"]
-            elif key == "num_key_value_heads":
+            elif key == "num_key_value_heads" and kind in ("llama", "olmo2"):
                 size = sizes["heads"]
-            elif key == "head_dim" and sizes["width"] % sizes["heads"] == 0:
+            elif key == "head_dim" and kind not in ("qwen3", "gemma3_text"):
                 size = sizes["width"] // sizes["heads"]
         if type(size) is not int or not 0 < size < 1 << 31:
             raise refuse(key, "a positive whole number")
         sizes[field] = size
-    if "n_embd" in keys.values():
+    if kind == "gpt2":
         if sizes["width"] % sizes["heads"]:
             raise refuse("n_head", f"a divisor of n_embd {sizes['width']}")
         sizes["head_size"] = sizes["width"] // sizes["heads"]

@@ -9,10 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from gguf import GGML_QUANT_SIZES
+from gguf import GGMLQuantizationType as Kind
+from gguf.quants import dequantize
 from torch import Tensor
 
 from ..core.errors import UserError
+from ..core.files import read_errors
 from ..core.paths import shown
 from ..model.config import FAMILIES, ModelConfig
 from ..model.rope import scaled_frequencies, yarn_attention
@@ -52,6 +57,42 @@ LLAMA3: dict[str, Any] = {"rope_original_context": 8192, "rope_low": 1.0, "rope_
 """The numbers of every Llama 3 model, of which a GGUF file tells the factor alone."""
 UNSUPPORTED = ("expert_count", "final_logit_softcapping", "attn_logit_softcapping")
 """Keys of what no family here has."""
+
+
+NUMBERS = {Kind.F32, Kind.F16, Kind.BF16, Kind.Q8_0, Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1}
+NUMBERS |= {Kind.Q2_K, Kind.Q3_K, Kind.Q4_K, Kind.Q5_K, Kind.Q6_K, Kind.IQ4_NL, Kind.IQ4_XS}
+"""Number formats of tensors that are read: those of published files."""
+
+
+def read_tensor(file: GGUF, name: str) -> Tensor:
+    """A tensor in float32, decoded from its number format.
+
+    Raises:
+        UserError: it is in another format, or not whole.
+    """
+    stored = file.tensors[name]
+    kind = next((kind for kind in NUMBERS if kind == stored.kind), None)
+    if kind is None:
+        known = {int(kind): kind.name for kind in Kind}
+        raise UserError(
+            f"{shown(file.path)}: {name[:80]} is stored as {known.get(stored.kind, stored.kind)}, "
+            f"but only {', '.join(sorted(kind.name for kind in NUMBERS))} can be read; "
+            f"{OTHER_MODEL}"
+        )
+    per_block, bytes_per_block = GGML_QUANT_SIZES[kind]
+    count = math.prod(stored.shape)
+    size = count // per_block * bytes_per_block
+    if stored.shape[-1] % per_block or stored.offset + size > file.size:
+        raise UserError(
+            f"{shown(file.path)}: {name[:80]} is not whole; the file is damaged or incomplete. "
+            "Copy it there again."
+        )
+    with read_errors(file.path), file.path.open("rb") as data:
+        data.seek(stored.offset)
+        codes = np.frombuffer(data.read(size), np.uint8)
+    with np.errstate(all="ignore"):  # of forged scales; values are checked later
+        numbers = dequantize(codes, kind).astype(np.float32)
+    return torch.from_numpy(numbers.reshape(stored.shape))
 
 
 def gguf_config(file: GGUF) -> ModelConfig:
@@ -142,7 +183,7 @@ def _llama3(file: GGUF, config: ModelConfig) -> ModelConfig:
     Raises:
         UserError: the file's divisors are not those of Llama 3.
     """
-    divisors = file.read(ROPE_FREQUENCIES)
+    divisors = read_tensor(file, ROPE_FREQUENCIES)
     scaled = replace(
         config, rope_scaling="llama3", rope_factor=round(divisors.max().item(), 4), **LLAMA3
     )
@@ -186,6 +227,6 @@ def stored_gguf_tensors(config: ModelConfig, path: Path) -> Iterator[tuple[str, 
     file = read_gguf(path)
     for name in file.tensors:
         if name != ROPE_FREQUENCIES:
-            tensor = file.read(name)
+            tensor = read_tensor(file, name)
             fits = tensor.ndim and tensor.size(0) % config.head_size == 0
             yield name, interleaved(config, name, tensor, undo=True) if fits else tensor

@@ -4,7 +4,6 @@ A model that `Transformer` cannot compute exactly is refused, never approximated
 read here can run code.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,7 +59,7 @@ class PretrainedModel:
         path = find_base(name)
         if path.suffix == GGUF:
             config = gguf_config(read_gguf(path))
-            stored = sum(math.prod(each.shape) for each in read_gguf(path).tensors.values())
+            stored = 4 * path.stat().st_size  # no format has fewer bits
         else:
             config = read_checkpoint(path).config if path.is_file() else read_config(path / CONFIG)
             stored = sum(file.stat().st_size for file in weight_files(path))  # a byte or more each
