@@ -165,8 +165,8 @@ def test_a_damaged_file_is_refused(write):
     whole = path.read_bytes()
     draw = random.Random(1)
     header = whole.index(b"blk.0.attn_norm")
-    variants = [whole[: draw.randrange(len(whole))] for _ in range(40)]
-    for _ in range(200):
+    variants = [whole[: draw.randrange(len(whole))] for _ in range(20)]
+    for _ in range(120):
         data = bytearray(whole)
         place = draw.choice(
             [draw.randrange(400), draw.randrange(header), draw.randrange(len(data))]
@@ -183,4 +183,4 @@ def test_a_damaged_file_is_refused(write):
         except UserError as error:
             assert "theirs.gguf" in str(error) and len(str(error)) < 1000
             refused += 1
-    assert refused > 100
+    assert refused > 60

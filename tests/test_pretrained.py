@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -220,6 +221,76 @@ def test_the_start_is_scored_only_for_a_model_that_began_there(checkpoint, folde
     Checkpoint(checkpoint.config, changed, checkpoint.tokenizer, {}).save(folder / "mine.pt")
     message = refusal(starting_model, "mine.pt", load_model(folder / "trained.pt"), machine)
     assert "did not start from these weights" in message
+
+
+def adapter(base, rank=3, alpha=6, **config):
+    """PEFT's files of random adapters; by the name of the weight, what they add to it."""
+    place = paths.BASE / "adapted"
+    place.mkdir(exist_ok=True)
+    described = {"peft_type": "LORA", "base_model_name_or_path": "owner/theirs", "r": rank}
+    described |= {"lora_alpha": alpha, "bias": "none", "modules_to_save": None} | config
+    (place / "adapter_config.json").write_text(json.dumps(described))
+    generator, tensors, added = torch.Generator().manual_seed(1), {}, {}
+    scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
+    for name, weight in base.items():
+        if re.search(r"(q_proj|down_proj|c_attn)\.weight", name):
+            shape = weight.T.shape if "c_attn" in name else weight.shape
+            a = torch.randn(rank, shape[1], generator=generator) / 5
+            b = torch.randn(shape[0], rank, generator=generator) / 5
+            module = f"base_model.model.{name.removesuffix('.weight')}"
+            tensors |= {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}
+            added[name] = (scale * b @ a).T if "c_attn" in name else scale * b @ a
+    save_file(tensors, place / "adapter_model.safetensors")
+    return added
+
+
+@pytest.mark.parametrize(("kind", "config"), [("llama", {}), ("gpt2", {"use_rslora": True})])
+def test_adapters_of_peft_are_merged_on_reading(kind, config):
+    theirs = saved(kind)
+    added = adapter(theirs.state_dict(), **config)
+    before = PretrainedModel.open("theirs").digest()
+    with torch.no_grad():
+        for name, change in added.items():
+            theirs.get_parameter(name).add_(change)
+    base = PretrainedModel.open("adapted")
+    model = build_model(base.config, base.state_dict(base.config))
+    tokens = some_tokens()
+    with torch.inference_mode():
+        assert (model(tokens) - theirs(tokens).logits).abs().max() < 1e-5
+    assert base.digest() != before and len(added) in (2, 4)
+
+
+ADAPTERS = {
+    "DoRA": ({"use_dora": True}, "use_dora is True, but must be False"),
+    "whole modules": ({"modules_to_save": ["lm_head"]}, "modules_to_save is"),
+    "no rank": ({"r": None}, "r is None"),
+    "other base": ({"base_model_name_or_path": "owner/other"}, "does not hold that model"),
+    "no base": ({"base_model_name_or_path": "../theirs/.."}, "does not hold that model"),
+}
+
+
+@pytest.mark.parametrize("case", ADAPTERS)
+def test_adapters_that_cannot_be_merged_are_refused(case):
+    config, words = ADAPTERS[case]
+    adapter(saved("llama").state_dict(), **config)
+
+    def read():
+        base = PretrainedModel.open("adapted")
+        base.state_dict(base.config)
+
+    message = refusal(read)
+    assert words in message and "adapted" in message, message
+
+
+def test_adapters_of_another_shape_are_refused():
+    saved("llama")
+    adapter(saved("qwen3").state_dict())
+    shutil.copytree(paths.BASE / "theirs", paths.BASE / "other")
+    saved("llama")
+    for name, words in (("q_proj", "does not fit a matrix of shape"),):
+        with pytest.raises(UserError, match=words) as caught:
+            list(PretrainedModel.open("adapted").tensors())
+        assert name in str(caught.value)
 
 
 # Vocabularies -------------------------------------------------------------------------------------

@@ -19,6 +19,8 @@ CHECKPOINT, GGUF = ".pt", ".gguf"
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 WANTED = (
     *(CONFIG, WEIGHTS, INDEX, "model-*-of-*.safetensors"),
     *("tokenizer.json", "vocab.json", "merges.txt"),
@@ -129,10 +131,15 @@ def base_json(path: Path) -> Any:
     return read_json(path, missing=COPY_AGAIN, remedy=COPY_AGAIN)
 
 
-def base_digest(path: Path) -> str:
-    """SHA-256 over the names and contents of the weight files and the `config.json` of a folder."""
+def base_digest(path: Path, adapter: Path | None) -> str:
+    """SHA-256 over the names and contents of the weight files and the `config.json` of a folder.
+
+    Those of the `adapter`'s folder are included.
+    """
     files = weight_files(path)
     if path.is_dir():
         files = [path / CONFIG, *files]
+    if adapter:
+        files += [adapter / ADAPTER_CONFIG, adapter / ADAPTER_WEIGHTS]
     listed = "".join(f"{sha256_file(file)} {file.name}\n" for file in files)
     return hashlib.sha256(listed.encode()).hexdigest()

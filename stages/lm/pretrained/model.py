@@ -17,8 +17,10 @@ from ..core.paths import shown
 from ..model.checkpoint import Checkpoint, check_config
 from ..model.config import ModelConfig
 from ..model.transformer import Transformer
+from .adapters import adapter_base, merged
 from .config import read_config
 from .files import (
+    ADAPTER_CONFIG,
     CHECKPOINT,
     CONFIG,
     COPY_AGAIN,
@@ -48,6 +50,8 @@ class PretrainedModel:
     """A Hugging Face folder, a GGUF file or a checkpoint."""
     config: ModelConfig
     """As stored: `vocab_size` counts every embedding row, special tokens and padding included."""
+    adapter: Path | None = None
+    """A folder of adapters that are merged into the weights."""
 
     @classmethod
     def open(cls, name: str) -> "PretrainedModel":
@@ -56,14 +60,16 @@ class PretrainedModel:
         Raises:
             UserError: it is missing, damaged, or not a model that `Transformer` can compute.
         """
-        path = find_base(name)
+        path, adapter = find_base(name), None
+        if (path / ADAPTER_CONFIG).is_file():
+            path, adapter = adapter_base(path), path
         if path.suffix == GGUF:
             config = gguf_config(read_gguf(path))
             stored = 4 * path.stat().st_size  # no format has fewer bits
         else:
             config = read_checkpoint(path).config if path.is_file() else read_config(path / CONFIG)
             stored = sum(file.stat().st_size for file in weight_files(path))  # a byte or more each
-        model = cls(name, path, config)
+        model = cls(name, path, config, adapter)
         try:
             check_config(config, MAX_LAYERS)
             weights = model._stored_views(config, meta_weights(config)).values()
@@ -85,7 +91,7 @@ class PretrainedModel:
 
     def digest(self) -> str:
         """SHA-256 of the files that configuration and weights are read from."""
-        return base_digest(self.path)
+        return base_digest(self.path, self.adapter)
 
     def config_for(self, vocab_size: int, context: int, dropout: float) -> ModelConfig:
         """The configuration of a model that starts from these weights.
@@ -166,7 +172,8 @@ class PretrainedModel:
             return stored_gguf_tensors(self.config, self.path)
         if self.path.is_file():
             return iter(read_checkpoint(self.path).tensors.items())
-        return stored_tensors(self.config, weight_files(self.path))
+        stored = stored_tensors(self.config, weight_files(self.path))
+        return merged(self.config, self.adapter, stored) if self.adapter else stored
 
     def _misfit(self, what: str) -> UserError:
         return UserError(
