@@ -86,6 +86,7 @@ def config_json(config: ModelConfig, end: int | None) -> dict[str, Any]:
         "vocab_size": config.vocab_size,
         "tie_word_embeddings": config.tie_embeddings,
         "bos_token_id": None,
+        "pad_token_id": None,
         "eos_token_id": end,
     }
     if config.arch != "gpt2":
