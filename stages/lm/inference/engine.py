@@ -5,7 +5,7 @@
 
 import ctypes
 import mmap
-from ctypes import POINTER, Structure, byref, c_char_p, c_float, c_int32, c_int64, c_void_p, sizeof
+from ctypes import byref
 
 import torch
 from torch import Tensor
@@ -14,99 +14,24 @@ from ..model.attention import CACHE_START
 from ..model.config import ModelConfig
 from ..model.rope import rotary_tables
 from ..quantization.schemes import GROUP_SIZE, QuantizedWeight, StoredWeight, dequantize
+from .engine_structs import (
+    NORMS,
+    SIZES,
+    Block,
+    Matrix,
+    Model,
+    Norm,
+    State,
+    Table,
+    layout_here,
+    layout_in,
+)
 from .native import library
 
 BYTES_A_THREAD = 1 << 21
 """Packed bytes per additional thread: for less work a thread costs more than it saves."""
 MAX_COLUMNS = 1 << 16
 """Columns of a matrix, so that no sum of products of codes overflows."""
-
-
-# The structs of model.h --------------------------------------------------------------------------
-
-
-class _Matrix(Structure):
-    _fields_ = (
-        *((name, c_void_p) for name in ("codes", "scales", "bias")),
-        *((name, c_int32) for name in ("rows", "columns", "bits", "grouped")),
-    )
-
-
-class _Norm(Structure):
-    _fields_ = (("weight", c_void_p), ("bias", c_void_p))
-
-
-class _Table(Structure):
-    _fields_ = (*((name, c_void_p) for name in ("codes", "scales", "values")), ("groups", c_int32))
-
-
-NORMS = (
-    *("attention_norm", "attention.query_norm", "attention.key_norm", "attention_post_norm"),
-    *("feed_forward_norm", "feed_forward_post_norm"),
-)
-
-
-class _Block(Structure):
-    _fields_ = (
-        *((name.split(".")[-1], _Norm) for name in NORMS),
-        *((name, _Matrix) for name in ("qkv", "out", "up", "down")),
-        *((name, c_void_p) for name in ("cosines", "sines")),
-        ("window", c_int32),
-    )
-
-
-SIZES = ("layers", "heads", "kv_heads", "head_size", "width", "padded_vocab")
-
-
-class _Model(Structure):
-    _fields_ = (
-        ("blocks", POINTER(_Block)),
-        ("tokens", _Table),
-        ("positions", _Table),
-        ("final_norm", _Norm),
-        ("head", _Matrix),
-        *((name, c_float) for name in ("norm_eps", "embedding_scale")),
-        *((name, c_int32) for name in (*SIZES, "norm_all_heads", "gelu", "gated")),
-    )
-
-
-BUFFERS = ("keys", "values", "residual", "hidden", "attention_out", "codes", "scales", "sums")
-
-
-class _State(Structure):
-    _fields_ = (*((name, c_void_p) for name in BUFFERS), ("batch", c_int32), ("room", c_int32))
-
-
-class _LayoutEntry(Structure):
-    _fields_ = (("name", c_char_p), ("bytes", c_int64))
-
-
-STRUCTS = (_Matrix, _Norm, _Table, _Block, _Model, _State)
-
-
-def layout_here() -> dict[str, int]:
-    """The size of each struct and the offset of each of its fields, in bytes, as defined here."""
-    layout = {}
-    for struct in STRUCTS:
-        name = struct.__name__.removeprefix("_")
-        layout[name] = sizeof(struct)
-        layout |= {
-            f"{name}.{field[0]}": getattr(struct, field[0]).offset for field in struct._fields_
-        }
-    return layout
-
-
-def layout_in(library: ctypes.CDLL) -> dict[str, int]:
-    """The same as compiled into the library."""
-    layout, index = {}, 0
-    entries = ctypes.pointer(_LayoutEntry.in_dll(library, "struct_layout"))
-    while name := entries[index].name:  # a null pointer ends the table
-        layout[name.decode()] = entries[index].bytes
-        index += 1
-    return layout
-
-
-# Models and their decoders -----------------------------------------------------------------------
 
 
 class Engine:
@@ -123,7 +48,7 @@ class Engine:
         self.free = large_pages(sum(weight.codes.numel() for weight in quantized))
         self.packed_bytes = 0
         tied, family = config.tie_embeddings, config.family
-        model = _Model(**{name: getattr(config, name) for name in SIZES})
+        model = Model(**{name: getattr(config, name) for name in SIZES})
         model.norm_eps = config.norm_eps
         model.embedding_scale = config.width**0.5 if family.scaled_embedding else 1
         model.norm_all_heads = family.qk_norm == "layer"
@@ -137,7 +62,7 @@ class Engine:
             local: tuple(map(self._pointer, rotary_tables(config, local=local)))
             for local in {config.window(n) > 0 for n in range(config.layers) if config.rotated(n)}
         }
-        model.blocks = (_Block * config.layers)(*map(self._block, range(config.layers)))
+        model.blocks = (Block * config.layers)(*map(self._block, range(config.layers)))
         self.model = model
 
     def _pointer(self, tensor: Tensor) -> int:
@@ -147,17 +72,17 @@ class Engine:
     def _values(self, name: str) -> int | None:
         return self._pointer(dequantize(self.weights[name])) if name in self.weights else None
 
-    def _norm(self, name: str) -> _Norm:
-        return _Norm(self._values(f"{name}.weight"), self._values(f"{name}.bias"))
+    def _norm(self, name: str) -> Norm:
+        return Norm(self._values(f"{name}.weight"), self._values(f"{name}.bias"))
 
-    def _table(self, name: str) -> _Table:
+    def _table(self, name: str) -> Table:
         weight = self.weights[name]
         if isinstance(weight, Tensor):
-            return _Table(values=self._values(name), groups=1)
+            return Table(values=self._values(name), groups=1)
         codes, scales = weight.codes, weight.scales.float()
-        return _Table(self._pointer(codes), self._pointer(scales), groups=scales.size(1))
+        return Table(self._pointer(codes), self._pointer(scales), groups=scales.size(1))
 
-    def _matrix(self, name: str) -> _Matrix:
+    def _matrix(self, name: str) -> Matrix:
         weight = self.weights[f"{name}.weight"]
         assert isinstance(weight, QuantizedWeight), f"{name} has no codes"
         codes, scales = weight.codes, weight.scales
@@ -173,14 +98,14 @@ class Engine:
         else:
             scales = scales.float()
         pointers = self._pointer(packed), self._pointer(scales), self._values(f"{name}.bias")
-        return _Matrix(*pointers, rows, columns, bits, groups > 1)
+        return Matrix(*pointers, rows, columns, bits, groups > 1)
 
-    def _block(self, index: int) -> _Block:
+    def _block(self, index: int) -> Block:
         config, block = self.config, f"blocks.{index}"
         up = "up" if config.family.activation == "gelu" else "gate_up"
         matrices = ("attention.qkv", "attention.out", f"feed_forward.{up}", "feed_forward.down")
         window = config.window(index)
-        return _Block(
+        return Block(
             *(self._norm(f"{block}.{name}") for name in NORMS),
             *(self._matrix(f"{block}.{name}") for name in matrices),
             *(self.rope[window > 0] if config.rotated(index) else (None, None)),
@@ -254,7 +179,7 @@ class EngineDecoder:
             "sums": torch.empty(rows, columns // GROUP_SIZE, dtype=torch.int32),
         }
         pointers = {name: buffer.data_ptr() for name, buffer in self.buffers.items()}
-        self.state = _State(batch=batch, **pointers)
+        self.state = State(batch=batch, **pointers)
 
     def _reserve(self, length: int) -> None:
         """Make room in the cache for `length` tokens; it doubles as needed."""

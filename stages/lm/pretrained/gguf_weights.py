@@ -95,44 +95,58 @@ def read_tensor(file: GGUF, name: str) -> Tensor:
     return torch.from_numpy(numbers.reshape(stored.shape))
 
 
+class _Metadata:
+    """The keys of a file's own architecture."""
+
+    def __init__(self, file: GGUF) -> None:
+        self.path, self.values = file.path, file.metadata
+        arch = file.metadata.get("general.architecture")
+        self.arch: str = arch if isinstance(arch, str) else ""
+        if self.arch not in FAMILIES:
+            raise self.refused("general.architecture", f"one of {', '.join(FAMILIES)}")
+
+    def refused(self, key: str, needed: str) -> UserError:
+        value = quoted(self.values.get(key))
+        return UserError(
+            f"{shown(self.path)}: {key} is {value}, but must be {needed}; {OTHER_MODEL}"
+        )
+
+    def get(self, key: str, kind: type[Any], default: Any = None) -> Any:
+        key = f"{self.arch}.{key}"
+        value = self.values.get(key, default)
+        if kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind or (kind is float and not math.isfinite(value)):
+            what = {int: "a whole number, equal in all layers", float: "a number", str: "a text"}
+            raise self.refused(key, what[kind])
+        # A float32 that stands for a decimal number, such as 1e-5.
+        return float(f"{value:.6g}") if kind is float else value
+
+    def need(self, key: str, needed: int, what: str = "") -> None:
+        """Refuse another value than `needed`, which a missing key has."""
+        if (self.values.get(f"{self.arch}.{key}") or needed) != needed:
+            raise self.refused(f"{self.arch}.{key}", f"{needed}{what}")
+
+
 def gguf_config(file: GGUF) -> ModelConfig:
     """The model that a GGUF file's metadata describes.
 
     Raises:
         UserError: it is none that `Transformer` can compute.
     """
-    arch = file.metadata.get("general.architecture")
-
-    def refuse(key: str, value: Any, needed: str) -> UserError:
-        return UserError(
-            f"{shown(file.path)}: {key} is {quoted(value)}, but must be {needed}; {OTHER_MODEL}"
-        )
-
-    def get(key: str, kind: type[Any], default: Any = None) -> Any:
-        value = file.metadata.get(f"{arch}.{key}", default)
-        number: Any = float(value) if kind is float and type(value) is int else value
-        if type(number) is not kind or (kind is float and not math.isfinite(number)):
-            what = {int: "a whole number, equal in all layers", float: "a number", str: "a text"}
-            raise refuse(f"{arch}.{key}", value, what[kind])
-        # A float32 that stands for a decimal number, such as 1e-5.
-        return float(f"{number:.6g}") if kind is float else number
-
-    if not isinstance(arch, str) or arch not in FAMILIES:
-        raise refuse("general.architecture", arch, f"one of {', '.join(FAMILIES)}")
-    for key in UNSUPPORTED:
-        if value := file.metadata.get(f"{arch}.{key}"):
-            raise refuse(f"{arch}.{key}", value, "0")
+    metadata = _Metadata(file)
+    arch, get = metadata.arch, metadata.get
     family, width = FAMILIES[arch], get("embedding_length", int)
     heads = get("attention.head_count", int)
     head_size = get("attention.key_length", int, width // max(1, heads))
     for key in ("attention.value_length", "rope.dimension_count"):
-        if (size := get(key, int, head_size)) != head_size:
-            raise refuse(f"{arch}.{key}", size, f"{head_size}, the size of a head")
-    layers, window = get("block_count", int), get("attention.sliding_window", int, 0)
-    if window and not family.global_every and arch != "llama":
-        raise refuse(f"{arch}.attention.sliding_window", window, "0")
-    if arch == "gemma3" and layers == 62:
-        raise refuse("gemma3.block_count", layers, "that of a smaller Gemma 3")
+        metadata.need(key, head_size, ", the size of a head")
+    for key in UNSUPPORTED:
+        metadata.need(key, 0)
+    if not family.global_every and arch != "llama":
+        metadata.need("attention.sliding_window", 0)
+    if arch == "gemma3" and get("block_count", int) == 62:  # the only one that scales otherwise
+        raise metadata.refused("gemma3.block_count", "that of a smaller Gemma 3")
     if "token_embd.weight" not in file.tensors:
         raise UserError(f"{shown(file.path)} has no tensor token_embd.weight; {OTHER_MODEL}")
     norm = "layer_norm" if family.layer_norm else "layer_norm_rms"
@@ -140,7 +154,7 @@ def gguf_config(file: GGUF) -> ModelConfig:
         arch=arch,
         vocab_size=file.tensors["token_embd.weight"].shape[0],
         context=get("context_length", int),
-        layers=layers,
+        layers=get("block_count", int),
         heads=heads,
         kv_heads=get("attention.head_count_kv", int, heads),
         head_size=head_size,
@@ -149,31 +163,31 @@ def gguf_config(file: GGUF) -> ModelConfig:
         tie_embeddings="output.weight" not in file.tensors,
         dropout=0.0,
         norm_eps=get(f"attention.{norm}_epsilon", float),
-        sliding_window=window,
-        **_rope(file, get, refuse),
+        sliding_window=get("attention.sliding_window", int, 0),
+        **_rope(metadata),
     )
     return _llama3(file, config) if ROPE_FREQUENCIES in file.tensors else config
 
 
-def _rope(file: GGUF, get: Any, refuse: Any) -> dict[str, Any]:
+def _rope(metadata: _Metadata) -> dict[str, Any]:
     """The fields of `ModelConfig` that say how positions rotate."""
-    arch = file.metadata["general.architecture"]
-    rope = {"rope_base": get("rope.freq_base", float, 10_000.0)}
+    get = metadata.get
+    rope = {"rope_base": get("rope.freq_base", float, ModelConfig.rope_base)}
     kind = get("rope.scaling.type", str, "none")
-    if kind == "linear":
-        rope |= {"rope_scaling": kind, "rope_factor": get("rope.scaling.factor", float)}
-    elif kind == "yarn":
-        factor = get("rope.scaling.factor", float)
+    if kind == "none":
+        return rope
+    if kind not in ("linear", "yarn"):
+        raise metadata.refused(f"{metadata.arch}.rope.scaling.type", "none, linear or yarn")
+    factor = get("rope.scaling.factor", float)
+    rope |= {"rope_scaling": kind, "rope_factor": factor}
+    if kind == "yarn":
+        usual, scaled = yarn_attention(factor), get("rope.scaling.attn_factor", float, 1.0)
         rope |= {
-            "rope_scaling": kind,
-            "rope_factor": factor,
             "rope_original_context": get("rope.scaling.original_context_length", int),
             "rope_low": get("rope.scaling.yarn_beta_slow", float, 1.0),
             "rope_high": get("rope.scaling.yarn_beta_fast", float, 32.0),
-            "rope_attention": get("rope.scaling.attn_factor", float, 1.0) * yarn_attention(factor),
+            "rope_attention": scaled * usual,
         }
-    elif kind != "none":
-        raise refuse(f"{arch}.rope.scaling.type", kind, "none, linear or yarn")
     return rope
 
 
