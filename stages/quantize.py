@@ -27,11 +27,13 @@ from stages.lm.settings.runtime import RuntimeSettings
 
 CALIBRATION_TOKENS = 16_384
 """Calibration tokens, from windows spread evenly over the training split."""
-CHOOSING_TOKENS = 32_768, 4_096
-"""Most and least tokens to compare schemes on, spread evenly over the validation split; the chosen
-scheme is then measured on all of it. Between the two, as many as `CHOOSING_WORK` allows."""
-CHOOSING_WORK = 1 << 40
-"""Tokens times weights."""
+CHOOSING_TOKENS = 32_768
+"""Tokens to compare schemes on, spread evenly over the validation split; the chosen scheme is then
+measured on all of it."""
+LEAST_TOKENS = 4_096
+MOST_WORK = 1 << 39
+"""Tokens times weights: a larger model is calibrated and compared on fewer tokens, down to
+`LEAST_TOKENS`."""
 MIN_BITS_PER_BYTE = 0.1
 """Floor of the denominator in `relative_increase`, so that a nearly solved task cannot fail on a
 tiny absolute loss."""
@@ -116,8 +118,8 @@ class Trials:
     ) -> None:
         self.checkpoint, self.data, self.machine = checkpoint, data, machine
         self.max_increase = max_increase
-        model, (most, least) = checkpoint.build(), CHOOSING_TOKENS
-        self.tokens = max(least, min(most, CHOOSING_WORK // model.parameter_count()))
+        model = checkpoint.build()
+        self.tokens = affordable(CHOOSING_TOKENS, model)
         self.float_loss = val_bits_per_byte(model, data, machine, self.tokens)
         self.gptq: GPTQ | None = None
         self.best: QuantizedModel | None = None
@@ -149,6 +151,11 @@ class Trials:
         return Tried(scheme, size, bits, loss, increase)
 
 
+def affordable(tokens: int, model: Transformer) -> int:
+    """So many tokens, or fewer if the model is too large for them."""
+    return max(LEAST_TOKENS, min(tokens, MOST_WORK // model.parameter_count()))
+
+
 def relative_increase(after: float, before: float) -> float:
     """How much higher `after` is than `before`, both in bits per byte, as a fraction."""
     return (after - before) / max(before, MIN_BITS_PER_BYTE)
@@ -170,14 +177,14 @@ def search(run: Callable[[str], Tried], max_increase: float) -> list[Tried]:
 
 def calibration(checkpoint: Checkpoint, data: TokenData) -> Calibration:
     """Statistics of the checkpoint's matrices on the training split."""
-    config = checkpoint.config
+    config, model = checkpoint.config, checkpoint.build()
     length = min(config.context, len(data.train) - 1)
-    count = max(1, min(CALIBRATION_TOKENS, len(data.train)) // length)
+    count = max(1, min(affordable(CALIBRATION_TOKENS, model), len(data.train)) // length)
     starts = np.arange(count) * (len(data.train) - length) // count
     windows = torch.from_numpy(gather(data.train, starts, length))
     some = data.train[:: 1 + len(data.train) // 2**22]
     frequencies = np.bincount(some, minlength=config.padded_vocab) / len(some)
-    return calibrate(checkpoint.build(), windows, torch.from_numpy(frequencies).float())
+    return calibrate(model, windows, torch.from_numpy(frequencies).float())
 
 
 def restored(quantized: QuantizedModel) -> Transformer:

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stages.lm.inference import engine, token_step
+from stages.lm.inference import engine, engine_structs, token_step
 from stages.lm.inference.decoder import PackedDecoder, TorchDecoder, make_decoder
 from stages.lm.inference.engine import Engine, EngineDecoder
 from stages.lm.inference.loading import LoadedModel, load_model
@@ -133,12 +133,11 @@ def test_every_family_is_decoded_as_its_graph(make_loaded, shape):
     decoder = EngineDecoder(Engine(library(), loaded.config, loaded.weights), 1)
     step = TokenStep(loaded.config, loaded.weights)
     cache = KVCache(loaded.config, 1, torch.empty(0))
-    for first, end in ((0, 280), (280, 281), (281, 300)):
-        found = {"engine": decoder.feed([tokens[first:end]])}
-        for token in tokens[first:end]:
-            found["step"] = step(token, cache)
-        for logits in found.values():
-            given = logits.log_softmax(dim=1)[0], expected[end - 1]
+    decoder.feed([tokens[:-3]])
+    loaded.model(torch.tensor([tokens[:-3]]), cache)
+    for index in (-3, -2, -1):
+        for logits in (decoder.feed([[tokens[index]]]), step(tokens[index], cache)):
+            given = logits.log_softmax(dim=1)[0], expected[index]
             assert F.kl_div(*given, reduction="sum", log_target=True).abs() < 3e-4
 
 
@@ -231,12 +230,12 @@ def test_batch_threads_and_the_split_of_a_prompt_change_no_bit(make_loaded, comp
 
 
 def test_structs_that_differ_from_the_librarys_are_refused(make_loaded, compiled, monkeypatch):
-    class _Norm(ctypes.Structure):
+    class Norm(ctypes.Structure):
         _fields_ = (("bias", ctypes.c_void_p), ("weight", ctypes.c_void_p))  # in another order
 
     assert engine.layout_in(compiled) == engine.layout_here()
     loaded = make_loaded()
-    monkeypatch.setattr(engine, "STRUCTS", (*engine.STRUCTS, _Norm))
+    monkeypatch.setattr(engine_structs, "STRUCTS", (*engine_structs.STRUCTS, Norm))
     with pytest.raises(AssertionError, match=r"model\.h"):
         Engine(compiled, loaded.config, loaded.weights)
 

@@ -165,8 +165,8 @@ def test_a_damaged_file_is_refused(write):
     whole = path.read_bytes()
     draw = random.Random(1)
     header = whole.index(b"blk.0.attn_norm")
-    variants = [whole[: draw.randrange(len(whole))] for _ in range(20)]
-    for _ in range(120):
+    variants = [whole[: draw.randrange(len(whole))] for _ in range(15)]
+    for _ in range(60):
         data = bytearray(whole)
         place = draw.choice(
             [draw.randrange(400), draw.randrange(header), draw.randrange(len(data))]
@@ -179,8 +179,8 @@ def test_a_damaged_file_is_refused(write):
     for data in variants:
         path.write_bytes(data)
         try:
-            read()
+            list(PretrainedModel.open("theirs.gguf").tensors())
         except UserError as error:
             assert "theirs.gguf" in str(error) and len(str(error)) < 1000
             refused += 1
-    assert refused > 60
+    assert refused > 30

@@ -18,6 +18,8 @@ from .transformer import Transformer
 
 BATCH_TOKENS = 8_192
 """Tokens in one forward pass: enough to keep all cores busy, few enough to need little memory."""
+BATCH_LOGITS = 1 << 27
+"""Logits in one forward pass, 512 MiB in float32; a window may have more."""
 
 
 def sliding_windows(lead: int, total: int, context: int, min_context: int) -> np.ndarray:
@@ -63,7 +65,7 @@ def score(
     was_training = model.training
     model.eval()
     nats, count = 0.0, 0
-    for batch in _batches(windows, context):
+    for batch in _batches(windows, windows_at_once(context, model)):
         length = batch[0, 2] - 1 - batch[0, 0]
         rows = sequence[batch[:, :1] + np.arange(length + 1)].astype(np.int64)
         rows = torch.from_numpy(rows).to(machine.device)
@@ -102,7 +104,7 @@ def score_records(
     was_training = model.training
     model.eval()
     nats, count = 0.0, 0
-    size = max(1, BATCH_TOKENS // length)
+    size = windows_at_once(length, model)
     for first in range(0, len(rows), size):
         ids = rows[first : first + size].astype(np.int64)
         targets, segments = targets_and_segments(ids, *ends)
@@ -134,9 +136,13 @@ def score_split(
     return score(model, getattr(data, split), lead, machine, max_tokens=max_tokens)
 
 
-def _batches(windows: np.ndarray, context: int) -> Iterator[np.ndarray]:
-    """Consecutive windows of equal lengths, in batches of about `BATCH_TOKENS` tokens."""
-    size = max(1, BATCH_TOKENS // context)
+def windows_at_once(length: int, model: Transformer, tokens: int = BATCH_TOKENS) -> int:
+    """How many windows of `length` tokens go through the model together."""
+    return max(1, min(tokens, BATCH_LOGITS // model.config.vocab_size) // length)
+
+
+def _batches(windows: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """Up to `size` consecutive windows of equal lengths at a time."""
     shapes = np.stack([windows[:, 2] - windows[:, 0], windows[:, 2] - windows[:, 1]], axis=1)
     changes = np.flatnonzero((shapes[1:] != shapes[:-1]).any(axis=1)) + 1
     for run in np.split(windows, changes):

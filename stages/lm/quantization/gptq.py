@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..model.scoring import windows_at_once
 from ..model.transformer import Transformer
 from .rans import runs_by_scale
 from .schemes import QuantizedWeight
@@ -32,12 +33,12 @@ WIDE = 127
 """Largest absolute code of the other matrices. Rare large codes cost little once coded."""
 SCALES_PER_OCTAVE = 8
 """Scales are powers of 2^(1/8), so that they too compress well."""
-ROWS = 1 << 12
+ROWS = 1 << 10
 """Rows of a matrix rounded together, so that a block of their columns fits a processor's cache."""
 SAMPLED = 1 << 24
 """Weights, about, that the distribution of codes is estimated on; of larger models not all rows."""
 BATCH = 16
-"""Windows in one pass of calibration."""
+"""Windows in one pass of calibration; fewer if the vocabulary is large."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ def calibrate(model: Transformer, windows: Tensor, frequencies: Tensor) -> Calib
     hooks.append(model.blocks[0].register_forward_pre_hook(watch_embedding))
     head = "token_embedding" if model.config.tie_embeddings else "head"
     with torch.enable_grad():
-        for rows in windows.split(BATCH):
+        length = windows.size(1)
+        for rows in windows.split(windows_at_once(length, model, BATCH * length)):
             y = model.final_norm(model.hidden(rows[:, :-1]))
             logits = F.linear(y, model.get_parameter(f"{head}.weight"))
             watch(f"{head}.weight", y, logits)
