@@ -9,7 +9,7 @@ from ..model.runtime import Machine
 from ..model.transformer import Transformer
 from ..settings.model import FITTED
 from .bigrams import fit_bigrams
-from .looking_back import look_back
+from .looking_back import look_back, reserved_dimensions
 from .lora import init_adapters
 
 
@@ -33,6 +33,8 @@ def set_initial_weights(
         return
     init_weights(model, generator)
     if init in FITTED:
-        fit_bigrams(model, data.train, machine, generator)
-    if init == "looking_back":
-        look_back(model)
+        looking_back = init == "looking_back"
+        reserved = reserved_dimensions(model.config) if looking_back else 0
+        fit_bigrams(model, data.train, machine, generator, reserved)
+        if looking_back:
+            look_back(model, generator)
