@@ -1,5 +1,6 @@
 """The output of `tokenize` on disk: token arrays written in chunks, memory-mapped on reading."""
 
+import base64
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
@@ -138,6 +139,10 @@ class TokenData:
     def scored_bytes(self, split: str, tokens: int) -> float:
         """Bytes that so many scored tokens stand for, at the split's mean bytes per token."""
         return self.meta.splits[split].bytes * tokens / self.scored_tokens(split)
+
+    def token_bytes(self) -> list[bytes]:
+        """The bytes of each token, by id."""
+        return [base64.b64decode(line.split()[0]) for line in self.vocabulary.splitlines()]
 
     def digest(self) -> str:
         """One digest for all the tokens and the vocabulary."""
