@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 
+import numpy as np
 from tqdm import tqdm
 
 from stages.lm.core import paths
@@ -23,6 +24,7 @@ from stages.lm.settings.init_from import SCRATCH, load_init_from
 from stages.lm.settings.loader import load_section
 from stages.lm.settings.recipes import automatic
 from stages.lm.settings.tokenize import TokenizeSettings
+from stages.lm.text.parallel import encode_chunks
 from stages.lm.text.records import PROMPT_END, RECORD_END, Record, read_records, split_records
 from stages.lm.text.tokenizer import PATTERNS, Tokenizer, named_tokenizer, train_bpe
 
@@ -89,10 +91,10 @@ def encode_splits(parts: dict[str, Split], tokenizer: Tokenizer) -> dict[str, Sp
     size = sum(part.size for part in parts.values())
     with tqdm(total=size, desc="tokenize", unit="B", unit_scale=True) as bar:
 
-        def encoded(part: Split) -> Iterator[list[int]]:
-            for chunk in part.read():
-                yield tokenizer.encode(chunk)
-                bar.update(len(chunk))
+        def encoded(part: Split) -> Iterator[np.ndarray]:
+            for ids, bytes_done in encode_chunks(tokenizer, part.read()):
+                yield ids
+                bar.update(bytes_done)
 
         return {
             name: write_split(
