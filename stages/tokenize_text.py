@@ -7,7 +7,6 @@ the standard library.
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 
 import numpy as np
 from tqdm import tqdm
@@ -24,12 +23,12 @@ from stages.lm.settings.init_from import SCRATCH, load_init_from
 from stages.lm.settings.loader import load_section
 from stages.lm.settings.recipes import automatic
 from stages.lm.settings.tokenize import TokenizeSettings
-from stages.lm.text.parallel import encode_chunks
+from stages.lm.text.parallel import batches, encode_chunks
 from stages.lm.text.records import PROMPT_END, RECORD_END, Record, read_records, split_records
 from stages.lm.text.tokenizer import PATTERNS, Tokenizer, named_tokenizer, train_bpe
 
 BPE_SAMPLE_BYTES = 32 << 20
-"""A vocabulary is learned from about so many bytes, spread evenly over the training split."""
+"""A vocabulary is learned from so many bytes, the same share of each MiB of the training split."""
 
 
 @dataclass(frozen=True)
@@ -156,9 +155,11 @@ def training_sample(training: Split) -> Iterator[str]:
 
     Prompts and completions of records are texts of their own.
     """
-    stride = -(-training.size // BPE_SAMPLE_BYTES)  # every so many chunks
-    for chunk in islice(training.read(), 0, None, stride):
-        for text in chunk.replace(PROMPT_END, RECORD_END).split(RECORD_END):
+    share = min(1.0, BPE_SAMPLE_BYTES / training.size)
+    for batch in batches(training.read()):
+        data = b"".join(batch)
+        sample = data[: int(len(data) * share)].replace(PROMPT_END, RECORD_END)
+        for text in sample.split(RECORD_END):
             yield text.decode("utf-8", "ignore")
 
 

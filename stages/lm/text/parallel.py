@@ -36,7 +36,7 @@ def encode_chunks(
 
     pending: deque[Future[tuple[np.ndarray, int]]] = deque()
     with ThreadPoolExecutor(workers) as pool:
-        for batch in _batches(chunks):
+        for batch in batches(chunks):
             pending.append(pool.submit(encode, batch))
             if len(pending) == 2 * workers:
                 yield pending.popleft().result()
@@ -44,7 +44,8 @@ def encode_chunks(
             yield pending.popleft().result()
 
 
-def _batches(chunks: Iterable[bytes]) -> Iterator[list[bytes]]:
+def batches(chunks: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """Successive chunks, together at least `BATCH_BYTES` long each time but the last."""
     batch, size = [], 0
     for chunk in chunks:
         batch.append(chunk)
