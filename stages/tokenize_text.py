@@ -27,7 +27,7 @@ from stages.lm.text.parallel import batches, encode_chunks
 from stages.lm.text.records import PROMPT_END, RECORD_END, Record, read_records, split_records
 from stages.lm.text.tokenizer import PATTERNS, Tokenizer, named_tokenizer, train_bpe
 
-BPE_SAMPLE_BYTES = 32 << 20
+BPE_SAMPLE_BYTES = 16 << 20
 """A vocabulary is learned from so many bytes, the same share of each MiB of the training split."""
 
 
