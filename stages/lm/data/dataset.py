@@ -22,7 +22,7 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
     return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<u4")
 
 
-def write_tokens(path: Path, chunks: Iterable[list[int]], dtype: np.dtype[Any]) -> int:
+def write_tokens(path: Path, chunks: Iterable[list[int] | np.ndarray], dtype: np.dtype[Any]) -> int:
     """Write ids to a one-dimensional `.npy` as they come; returns how many there were."""
     count = 0
     with atomic_writer(path) as file:
@@ -44,7 +44,11 @@ def _npy_header(dtype: np.dtype[Any], count: int) -> bytes:
 
 
 def write_split(
-    folder: Path, split: str, chunks: Iterable[list[int]], vocab_size: int, size: int
+    folder: Path,
+    split: str,
+    chunks: Iterable[list[int] | np.ndarray],
+    vocab_size: int,
+    size: int,
 ) -> SplitMeta:
     """Write the ids of a split that scores `size` bytes of text."""
     path = folder / f"{split}.npy"
