@@ -65,7 +65,7 @@ def score(
     was_training = model.training
     model.eval()
     nats, count = 0.0, 0
-    for batch in _batches(windows, windows_at_once(context, model)):
+    for batch in _batches(windows, windows_at_once(context, model, BATCH_TOKENS)):
         length = batch[0, 2] - 1 - batch[0, 0]
         rows = sequence[batch[:, :1] + np.arange(length + 1)].astype(np.int64)
         rows = torch.from_numpy(rows).to(machine.device)
@@ -104,7 +104,7 @@ def score_records(
     was_training = model.training
     model.eval()
     nats, count = 0.0, 0
-    size = windows_at_once(length, model)
+    size = windows_at_once(length, model, BATCH_TOKENS)
     for first in range(0, len(rows), size):
         ids = rows[first : first + size].astype(np.int64)
         targets, segments = targets_and_segments(ids, *ends)
@@ -136,8 +136,8 @@ def score_split(
     return score(model, getattr(data, split), lead, machine, max_tokens=max_tokens)
 
 
-def windows_at_once(length: int, model: Transformer, tokens: int = BATCH_TOKENS) -> int:
-    """How many windows of `length` tokens go through the model together."""
+def windows_at_once(length: int, model: Transformer, tokens: int) -> int:
+    """How many windows of `length` tokens, of about `tokens` in all, are scored together."""
     return max(1, min(tokens, BATCH_LOGITS // model.config.vocab_size) // length)
 
 
