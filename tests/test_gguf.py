@@ -156,6 +156,9 @@ def test_other_number_formats_and_other_frequencies_are_refused(write, monkeypat
     odd = replace(file, tensors=file.tensors | other)
     monkeypatch.setattr("stages.lm.pretrained.model.read_gguf", lambda path: odd)
     assert "are not those of Llama 3" in refusal(read)
+    none = replace(file.tensors["rope_freqs.weight"], shape=(0,))
+    odd = replace(file, tensors=file.tensors | {"rope_freqs.weight": none})
+    assert "are not those of Llama 3" in refusal(read)
 
 
 def test_a_damaged_file_is_refused(write):

@@ -198,9 +198,8 @@ def _llama3(file: GGUF, config: ModelConfig) -> ModelConfig:
         UserError: the file's divisors are not those of Llama 3.
     """
     divisors = read_tensor(file, ROPE_FREQUENCIES)
-    scaled = replace(
-        config, rope_scaling="llama3", rope_factor=round(divisors.max().item(), 4), **LLAMA3
-    )
+    factor = divisors.max().item() if divisors.numel() else 1.0
+    scaled = replace(config, rope_scaling="llama3", rope_factor=round(factor, 4), **LLAMA3)
     if config.rope_scaling or not _same(divisors, rope_divisors(scaled)):
         raise UserError(
             f"{shown(file.path)}: the rotary frequencies in {ROPE_FREQUENCIES} are not those of "
