@@ -16,6 +16,7 @@ from ..core.errors import UserError
 from ..text.records import PROMPT_END, RECORD_END
 from .decoder import ContextWindow, make_decoder
 from .loading import LoadedModel
+from .neural_cache import NeuralCache
 from .samplers import (
     StopStrings,
     draw,
@@ -212,6 +213,7 @@ def generate_steps(
     indices: Sequence[int] = (0,),
     top_logprobs: int | None = None,
     written: Sequence[int] = (),
+    cache: int = 0,
 ) -> Iterator[list[GeneratedToken | None]]:
     """For each step, the token of every sequence; up to `max_new_tokens` steps from `prompt` on.
 
@@ -220,7 +222,8 @@ def generate_steps(
     it: the steps are those of the call that wrote them, had it gone on. A sequence depends on its
     index, not on the other sequences; after its end or its stop string it gives None. With
     `top_logprobs`, each step has the log-probabilities of its token and of this many of the
-    likeliest. Tokens that exceed the model's context are dropped as in `ContextWindow`.
+    likeliest. Tokens that exceed the model's context are dropped as in `ContextWindow`; the last
+    `cache` of them stay in a `NeuralCache`, 0 is off.
 
     Raises:
         UserError: an id is not in the vocabulary, no text can be written in it, or what the model
@@ -233,7 +236,8 @@ def generate_steps(
             "means. Take one that `dvc repro` wrote."
         )
     states = [SequenceState(loaded, ids, settings, seed, index, written) for index in indices]
-    window = ContextWindow(make_decoder(loaded, len(states)), ids)
+    neural = NeuralCache(cache, len(states), loaded.config.width) if cache else None
+    window = ContextWindow(make_decoder(loaded, len(states), cache > 0), ids, neural)
     for token in written:
         window.append([token])
     for step in range(max_new_tokens):
