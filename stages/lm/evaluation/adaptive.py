@@ -55,33 +55,33 @@ class Votes(NamedTuple):
 def count_votes(
     batches: Iterable[ScoredBatch], size: int, mixes: Sequence[CacheMix]
 ) -> Iterator[Votes]:
-    """The votes on every token of a text by a cache of the last `size` before it."""
+    """The votes on the tokens of a text, in blocks, by a cache of the `size` before each."""
     keys = tokens = None
     for batch in batches:
-        codes, targets = state_codes(batch.states.cpu()), batch.targets.cpu()
-        keys = codes if keys is None else torch.cat((keys[-size:], codes))
-        tokens = targets if tokens is None else torch.cat((tokens[-size:], targets))
         logprobs = batch.logits.log_softmax(dim=-1)
         model = logprobs.gather(1, batch.targets[:, None])[:, 0].double().cpu()
         entropy = -(logprobs.exp() * logprobs).sum(dim=-1).double().cpu()
-        rows = torch.arange(len(keys) - len(codes), len(keys)).split(BLOCK)
-        for row, *given in zip(rows, model.split(BLOCK), entropy.split(BLOCK), strict=True):
-            yield Votes(*given, *_votes_of(keys, tokens, row, size, mixes))
+        codes, targets = state_codes(batch.states.cpu()), batch.targets.cpu()
+        keys = codes if keys is None else torch.cat((keys[-size:], codes))
+        tokens = targets if tokens is None else torch.cat((tokens[-size:], targets))
+        rows = torch.arange(len(keys) - len(codes), len(keys))
+        for block in zip(*(each.split(BLOCK) for each in (rows, model, entropy)), strict=True):
+            yield Votes(*block[1:], *_votes_of(keys, tokens, block[0], size, mixes))
 
 
 def _votes_of(
     keys: Tensor, tokens: Tensor, rows: Tensor, size: int, mixes: Sequence[CacheMix]
 ) -> tuple[Tensor, Tensor]:
-    """`nearest` and `cache` of the tokens at `rows`."""
+    """`Votes.nearest` and `Votes.cache` of the tokens at `rows`."""
     earlier = torch.arange(max(0, int(rows[0]) - size), int(rows[-1]) + 1)
     ages = (rows[:, None] - earlier).double()
     outside = (ages < 1) | (ages > size)
     cosines = code_cosines(keys[rows], keys[earlier]).masked_fill_(outside, -torch.inf)
-    same = tokens[rows, None] == tokens[earlier]
     ages.clamp_(min=1)
+    same = tokens[rows, None] == tokens[earlier]
     shares = [(mix.scores(cosines, ages).softmax(dim=-1) * same).sum(dim=-1) for mix in mixes]
-    # Before the first token of all there is nothing: no vote for any.
-    return cosines.amax(dim=-1), torch.stack(shares).nan_to_num(0).log()
+    # Before the first token of a text there is nothing: no vote, and the least cosine.
+    return cosines.amax(dim=-1).clamp(min=-1), torch.stack(shares).nan_to_num(0).log()
 
 
 def fitted_mix(votes: Votes) -> CacheMix:

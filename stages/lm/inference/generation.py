@@ -59,6 +59,11 @@ class SamplingSettings:
     repetition_penalty: float = sampler_value(
         1.0, 1, 100, "Above 1, tokens that the text already has become less likely. 1 is off."
     )
+    cache: int = sampler_value(
+        0, 0, 30_000, "Let the last tokens of the text, so many, vote for what follows where the "
+        "text is as it was there: long texts stay in voice. 0 is off."
+    )  # fmt: skip
+    """Size of a `NeuralCache`."""
     stop: tuple[str, ...] = ()
     """The text ends before the first of these to appear in it."""
 
@@ -213,7 +218,6 @@ def generate_steps(
     indices: Sequence[int] = (0,),
     top_logprobs: int | None = None,
     written: Sequence[int] = (),
-    cache: int = 0,
 ) -> Iterator[list[GeneratedToken | None]]:
     """For each step, the token of every sequence; up to `max_new_tokens` steps from `prompt` on.
 
@@ -222,8 +226,7 @@ def generate_steps(
     it: the steps are those of the call that wrote them, had it gone on. A sequence depends on its
     index, not on the other sequences; after its end or its stop string it gives None. With
     `top_logprobs`, each step has the log-probabilities of its token and of this many of the
-    likeliest. Tokens that exceed the model's context are dropped as in `ContextWindow`; the last
-    `cache` of them stay in a `NeuralCache`, 0 is off.
+    likeliest. Tokens that exceed the model's context are dropped as in `ContextWindow`.
 
     Raises:
         UserError: an id is not in the vocabulary, no text can be written in it, or what the model
@@ -236,8 +239,10 @@ def generate_steps(
             "means. Take one that `dvc repro` wrote."
         )
     states = [SequenceState(loaded, ids, settings, seed, index, written) for index in indices]
-    neural = NeuralCache(cache, len(states), loaded.config.width) if cache else None
-    window = ContextWindow(make_decoder(loaded, len(states), cache > 0), ids, neural)
+    batch, cache = len(states), None
+    if settings.cache:
+        cache = NeuralCache(settings.cache, batch, loaded.config.width)
+    window = ContextWindow(make_decoder(loaded, batch, keep_states=bool(cache)), ids, cache)
     for token in written:
         window.append([token])
     for step in range(max_new_tokens):

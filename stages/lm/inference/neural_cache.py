@@ -14,8 +14,6 @@ from torch import Tensor
 CODE_LENGTH = 3900
 """Length of the integer vectors that stand for states. Any sum of products of two of them stays
 below 2^24, where float32 is exact: cosines have the same bits in any batch, order and thread."""
-MAX_CACHE = 30_000
-"""Most tokens in a cache: torch computes on vectors of this size with one thread."""
 
 
 @dataclass(frozen=True, kw_only=True)
