@@ -64,9 +64,11 @@ def count_votes(
         codes, targets = state_codes(batch.states.cpu()), batch.targets.cpu()
         keys = codes if keys is None else torch.cat((keys[-size:], codes))
         tokens = targets if tokens is None else torch.cat((tokens[-size:], targets))
-        rows = torch.arange(len(keys) - len(codes), len(keys))
-        for block in zip(*(each.split(BLOCK) for each in (rows, model, entropy)), strict=True):
-            yield Votes(*block[1:], *_votes_of(keys, tokens, block[0], size, mixes))
+        every = torch.arange(len(keys) - len(codes), len(keys))
+        blocks = (each.split(BLOCK) for each in (every, model, entropy))
+        for rows, own, entropies in zip(*blocks, strict=True):
+            nearest, cache = _votes_of(keys, tokens, rows, size, mixes)
+            yield Votes(own, entropies, nearest, cache)
 
 
 def _votes_of(

@@ -120,9 +120,9 @@ def make_decoder(loaded: LoadedModel, batch: int = 1, keep_states: bool = False)
 class ContextWindow:
     """A decoder's sequences without the tokens that no longer fit its context.
 
-    When they exceed it, their older half is dropped and the cache is recomputed from the rest. What
-    the decoder is fed, and so every bit of the logits, does not depend on when they are asked for.
-    With a neural cache, what is dropped is read before, and its states stay in the cache.
+    When they exceed it, their older half is dropped and the rest is read anew. What the decoder is
+    fed, and so every bit of the logits, does not depend on when they are asked for. With a neural
+    `cache`, all of a long prompt that fits it is read, in overlapping windows.
     """
 
     def __init__(
@@ -153,14 +153,15 @@ class ContextWindow:
             self.unread.append(([[token] for token in tokens], 1))
             return
         if self.cache and self.unread:
-            self.logits()
+            self.logits()  # the cache takes in what is dropped
         self._start([row[-(self.decoder.context // 2) :] for row in rows], 1)
 
     def logits(self) -> Tensor:
         """Logits (B, V) after the tokens; some must have been appended since the last."""
         if self.decoder.splits_freely:
-            parts, new = zip(*self.unread, strict=True)
-            self.unread = [([[*chain(*each)] for each in zip(*parts, strict=True)], sum(new))]
+            parts, counts = zip(*self.unread, strict=True)
+            rows = [[*chain(*each)] for each in zip(*parts, strict=True)]
+            self.unread = [(rows, sum(counts))]
         for rows, new in self.unread:
             logits = self.decoder.feed(rows)
             if self.cache:
