@@ -142,7 +142,8 @@ class ContextWindow:
         """Replace the sequences by `rows`, whose last `new` tokens the cache has not seen."""
         self.rows = rows
         self.unread = [(rows, new)]
-        self.decoder.reset()
+        if self.decoder.length:
+            self.decoder.reset()
 
     def append(self, tokens: list[int]) -> None:
         """Append a token to each sequence; a single one is appended to every sequence."""

@@ -239,10 +239,9 @@ def generate_steps(
             "means. Take one that `dvc repro` wrote."
         )
     states = [SequenceState(loaded, ids, settings, seed, index, written) for index in indices]
-    batch, cache = len(states), None
-    if settings.cache:
-        cache = NeuralCache(settings.cache, batch, loaded.config.width)
-    window = ContextWindow(make_decoder(loaded, batch, keep_states=bool(cache)), ids, cache)
+    size, batch = settings.cache, len(states)
+    cache = NeuralCache(size, batch, loaded.config.width) if size else None
+    window = ContextWindow(make_decoder(loaded, batch, size > 0), ids, cache)
     for token in written:
         window.append([token])
     for step in range(max_new_tokens):

@@ -22,7 +22,7 @@ class CacheMix:
 
     temperature: float = 0.05
     """Divides the cosine between a remembered state and the present one before the softmax."""
-    decay: float = 0.3
+    decay: float = 0.6
     """The vote of the n-th last token is divided by n to this power."""
     bias: float = -11.0
     nearest: float = 12.0
