@@ -43,23 +43,14 @@ def loaded(request, make_model, checkpoint, tmp_path_factory):
     return loaded
 
 
-def steps(loaded, prompt, count, cache, indices=(0,), written=()):
-    """The tokens of each sequence and the log-probabilities that they were drawn with."""
+def steps(loaded, prompt, count, cache):
+    """The tokens of a text and the log-probabilities that they were drawn with."""
     settings = SamplingSettings(temperature=1.2, cache=cache)
-    rows = generate_steps(loaded, prompt, count, settings, 3, indices, 2, written)
-    return [[(each.token, each.before.top) for each in row] for row in zip(*rows, strict=True)]
+    rows = generate_steps(loaded, prompt, count, settings, 3, top_logprobs=2)
+    return [(step.token, step.before.top) for (step,) in rows]
 
 
 # Writing ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("prompt, cache", [("", 60), (LONG, 5), (LONG, 1000)])
-def test_alone_or_among_others_in_parts_or_at_once_the_text_is_the_same(loaded, prompt, cache):
-    alone, other = steps(loaded, prompt, 40, cache, (0, 4))
-    assert steps(loaded, prompt, 40, cache) == [alone] and alone != other
-    for done in (1, 37):
-        written = [token for token, _ in alone[:done]]
-        assert steps(loaded, prompt, 40 - done, cache, (0,), written) == [alone[done:]]
 
 
 def test_threads_change_no_bit(loaded):
@@ -77,7 +68,7 @@ def test_probabilities_are_the_models_and_the_votes_of_similar_states(loaded, ca
     model, half = loaded.model, loaded.config.context // 2
     mix = CacheMix(temperature=0.1, decay=0.5, bias=-0.5, nearest=1.0, entropy=0.1)
     prompt = loaded.tokenizer.encode(b"The lazy dog")
-    written = [token for token, _ in steps(loaded, "The lazy dog", 45, 0)[0]]
+    written = [token for token, _ in steps(loaded, "The lazy dog", 45, 0)]
     window, remembered, state = [], [], None
     for token in [*prompt, *written]:
         remembered += [] if state is None else [(state, token)]
@@ -101,6 +92,17 @@ def test_probabilities_are_the_models_and_the_votes_of_similar_states(loaded, ca
         reading.append([token])
     found = reading.logits()[0].softmax(dim=0)
     torch.testing.assert_close(found, expected, atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("size", [3, 30, 1000])
+def test_all_of_a_long_prompt_that_fits_is_in_the_cache(loaded, size):
+    prompt = list(range(97)) * 2
+    neural = NeuralCache(size, 1, loaded.config.width)
+    reading = ContextWindow(make_decoder(loaded, keep_states=True), prompt, neural)
+    reading.logits()
+    kept = min(size, len(prompt) - 1)
+    slots = torch.arange(neural.count - kept, neural.count) % size
+    assert neural.tokens[0, slots].tolist() == prompt[-kept:]
 
 
 def test_switched_off_nothing_of_it_runs(loaded, monkeypatch):
