@@ -528,7 +528,7 @@ def test_the_terminal_command_repeats_the_text(capsys: pytest.CaptureFixture[str
     at.slider(key="penalty").set_value(1.5)
     at.number_input(key="cache").set_value(20)
     at.text_area(key="stop").set_value("\\n\\n\n-q")
-    texts = write(at, '-- it\'s\nthe "rat" ')
+    texts = write(at, '-- it\'s\nthe "rat" \\n ')
     assert terminal(at, capsys) == texts[0] + "\n"
 
 
