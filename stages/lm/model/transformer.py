@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import attend
-from .fused import QKNormRoPEFunction, RMSNormFunction, SwiGLUFunction, head_loss, product_dtype
+from .fused import QKNormRoPEFunction, RMSNorm, SwiGLUFunction, head_loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,21 +59,6 @@ class KVCache:
 
 CacheAppend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """`KVCache.append` of one layer."""
-
-
-class RMSNorm(nn.Module):
-    """Scale each vector to unit root mean square (Zhang & Sennrich 2019), in float32."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Same shape as `x`, in the data type of the matrix product that follows."""
-        normed: Tensor = RMSNormFunction.apply(  # type: ignore[no-untyped-call]
-            x.to(self.weight.dtype), self.weight, product_dtype(x)
-        )
-        return normed
 
 
 def rotary_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
@@ -221,13 +206,9 @@ class Transformer(nn.Module):
         states = self.states(tokens, cache, segments)
         if targets is None:
             return self.logits(states)
-        return head_loss(
-            states.flatten(0, 1),
-            self.head_weight,
-            targets.flatten(),
-            self.config.vocab_size,
-            partial=segments is not None,
-        )
+        rows, size = states.flatten(0, 1), self.config.vocab_size
+        packed = segments is not None
+        return head_loss(rows, self.head_weight, targets.flatten(), size, partial=packed)
 
     def states(
         self, tokens: Tensor, cache: KVCache | None = None, segments: Tensor | None = None
