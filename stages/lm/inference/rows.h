@@ -63,6 +63,7 @@ typedef struct {
     int block_index, sequences, token_stride, start, count, threads;
     Norm norm;
     int every, first; /* normed row i is row `first + i * every` of `residual` */
+    float *states;    /* where the final states go: that of a sequence's first token, and so on */
 } Chunk;
 
 INLINE void embed(const Table *table, int row, int width, float *to, int add) {
@@ -104,6 +105,14 @@ static void add_normed_row(void *task, int row) {
     float *x = s->state->residual + (int64_t)row * width;
     normalize(s->norm, s->model->norm_eps, added, added, width, 1);
     for (int i = 0; i < width; i += LANES) *(F *)(x + i) = load(x + i) + load(added + i);
+}
+
+static void final_state_row(void *task, int row) {
+    const Chunk *s = task;
+    int width = s->model->width;
+    int64_t token = (int64_t)(row / s->count) * s->token_stride + row % s->count;
+    const float *x = s->state->residual + (int64_t)row * width;
+    normalize(s->norm, s->model->norm_eps, x, s->states + token * width, width, 1);
 }
 
 static void attention_out_row(void *task, int row) {

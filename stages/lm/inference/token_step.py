@@ -65,8 +65,11 @@ class TokenStep:
         self.final_norm = self._norm("final_norm")
         self.head = self._product("token_embedding" if config.tie_embeddings else "head")
 
-    def __call__(self, token: int, cache: KVCache) -> Tensor:
-        """Append a token to the only sequence of a float32 `cache`; logits (1, vocab_size)."""
+    def __call__(self, token: int, cache: KVCache) -> tuple[Tensor, Tensor]:
+        """Append a token to the only sequence of a float32 `cache`.
+
+        Returns its final state (1, width) and the logits (1, vocab_size).
+        """
         config, position = self.config, cache.length
         rotated_heads = config.heads + config.kv_heads
         x = self._row("token_embedding", token)
@@ -97,7 +100,8 @@ class TokenStep:
                 inner = self._activation(inner)
             x = x + layer.feed_forward_post_norm(layer.down(inner))
         cache.length += 1
-        return self.head(self.final_norm(x))[:, : config.vocab_size]
+        state = self.final_norm(x)
+        return state, self.head(state)[:, : config.vocab_size]
 
     def _activation(self, x: Tensor) -> Tensor:
         if self.config.family.activation == "swiglu":
