@@ -1,0 +1,33 @@
+"""The `corpus:` section of `params.yaml`."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusSettings:
+    """Which columns (of a table) or keys (of JSON) hold what is learned."""
+
+    SECTION: ClassVar[str] = "corpus"
+
+    text: str = "auto"
+    """The column whose cells are documents. `auto`: `text` or `content`."""
+
+    prompt: str = "auto"
+    """The column of a record's prompt. `auto`: as in `stages/lm/sources/shapes.py`."""
+
+    completion: str = "auto"
+    """The column of a record's completion; without `prompt`, prompts are empty. `auto`: as in
+    `stages/lm/sources/shapes.py`."""
+
+    def __post_init__(self) -> None:
+        if self.text != "auto" and (self.prompt, self.completion) != ("auto", "auto"):
+            raise ValueError(
+                f"corpus.text is {self.text!r} and corpus.prompt or corpus.completion is set too, "
+                "but a file holds texts or records; set the others to auto."
+            )
+        if self.prompt != "auto" and self.completion == "auto":
+            raise ValueError(
+                f"corpus.prompt is {self.prompt!r} but corpus.completion is auto; name that column "
+                "too."
+            )

@@ -1,0 +1,87 @@
+"""Encodings of text: UTF-16 and UTF-32 become UTF-8, others are recognised and named."""
+
+import codecs
+from collections.abc import Iterable, Iterator
+
+from ..core.errors import UserError
+
+_MARKS = {  # those of UTF-32 first: one of them begins like one of UTF-16
+    codecs.BOM_UTF32_LE: "utf-32-le",
+    codecs.BOM_UTF32_BE: "utf-32-be",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+}
+_SAMPLE_BYTES = 1 << 16
+
+
+def wide_encoding(head: bytes) -> str:
+    """`utf-16-le` or the like if a text that begins with `head` is written in it, else "".
+
+    Without a byte order mark, the zero bytes of Latin letters give it away.
+    """
+    for mark, name in _MARKS.items():
+        if head.startswith(mark):
+            return name
+    for width, names in ((4, ("utf-32-le", "utf-32-be")), (2, ("utf-16-le", "utf-16-be"))):
+        usable = len(head) // width * width
+        if usable < 4 * width:
+            continue
+        units = usable // width
+        zeros = [head[place:usable:width].count(0) / units for place in range(width)]
+        for name, low, high in ((names[0], zeros[0], zeros[1:]), (names[1], zeros[-1], zeros[:-1])):
+            if low < 0.05 and min(high) > 0.7 and _decodes(head[:usable], name):
+                return name
+    return ""
+
+
+def _decodes(data: bytes, encoding: str) -> bool:
+    try:
+        codecs.getincrementaldecoder(encoding)().decode(data)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def recoded(blocks: Iterable[bytes], encoding: str, where: str) -> Iterator[bytes]:
+    """Blocks of text in `encoding` as UTF-8, without a byte order mark.
+
+    Raises:
+        UserError: they are not in that encoding.
+    """
+    decoder = codecs.getincrementaldecoder(encoding)()
+    first = True
+    try:
+        for block in blocks:
+            text = decoder.decode(block)
+            if first and text:
+                text, first = text.removeprefix("\ufeff"), False
+            yield text.encode()
+        decoder.decode(b"", final=True)
+    except UnicodeError:
+        raise UserError(
+            f"{where} begins as {encoding.upper()} but does not go on so; it was cut or joined "
+            "with another file. Save it as UTF-8."
+        ) from None
+
+
+def invalid_bytes(data: bytes) -> int:
+    """How many bytes are no part of a character in UTF-8."""
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return len(data) - len(data.decode("utf-8", "ignore").encode())
+    return 0
+
+
+def likely_encoding(data: bytes) -> str:
+    """The name, as `iconv` knows it, of the encoding that `data` is probably in; "" if unknown."""
+    from charset_normalizer import from_bytes  # takes a tenth of a second
+
+    start = next((i for i, byte in enumerate(data[: 1 << 22]) if byte > 127), 0)
+    begin = max(0, start - _SAMPLE_BYTES // 2)
+    best = from_bytes(data[begin : begin + _SAMPLE_BYTES], preemptive_behaviour=True).best()
+    if not best:
+        return ""
+    # Where the letters are the same in both, Windows' in the West is the likelier.
+    name = "cp1252" if "cp1252" in best.could_be_from_charset else best.encoding
+    return "" if name in ("utf_8", "ascii") else name.upper().replace("_", "-")

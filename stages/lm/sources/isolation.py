@@ -1,0 +1,88 @@
+"""Reads intricate formats in a process of its own, which may crash, hang or eat memory alone.
+
+A PDF, an Office file or a parquet file can be forged so that its reader never ends, takes all
+memory or crashes. The process answers in JSON, so that nothing of it has to be trusted.
+"""
+
+import atexit
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+from ..core.errors import UserError
+from ..core.paths import ROOT
+from .files import SourceFile
+
+MAX_ANSWER = 1 << 26
+"""Bytes of the longest answer that is read; `worker.py` keeps far below."""
+
+
+class UnusableError(UserError):
+    """A file could not be taken apart."""
+
+    def __init__(self, file: SourceFile, reason: str) -> None:
+        super().__init__(f"{file.shown} cannot be used: {reason}; move it elsewhere.")
+        self.reason = reason
+
+
+_worker: subprocess.Popen[bytes] | None = None
+
+
+def isolated(file: SourceFile) -> Iterator[Any]:
+    """The rows of a parquet file, as dicts, or the text of another file, in parts.
+
+    Raises:
+        UnusableError: it cannot be read, or not within the worker's limits.
+    """
+    worker = _started()
+    assert worker.stdin and worker.stdout
+    request = dataclasses.asdict(file) | {"path": str(file.path)}
+    ended = False
+    try:
+        with suppress(BrokenPipeError):
+            worker.stdin.write(json.dumps(request).encode() + b"\n")
+            worker.stdin.flush()
+        while line := worker.stdout.readline(MAX_ANSWER):
+            try:
+                kind, value = json.loads(line)
+            except ValueError:
+                break
+            if kind == "part":
+                yield value
+                continue
+            ended = True
+            if kind == "end":
+                return
+            raise UnusableError(file, value)
+        raise UnusableError(file, "it took all the time or memory it may, as damaged files do")
+    finally:
+        if not ended:  # nobody reads on, or it died
+            stop()
+
+
+def _started() -> subprocess.Popen[bytes]:
+    global _worker
+    if _worker is None:
+        _worker = subprocess.Popen(
+            [sys.executable, "-m", "stages.lm.sources.worker"],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        atexit.register(stop)
+    return _worker
+
+
+def stop() -> None:
+    """End the process, if there is one."""
+    global _worker
+    worker, _worker = _worker, None
+    if worker:
+        atexit.unregister(stop)
+        worker.kill()
+        worker.communicate()
