@@ -53,7 +53,7 @@ SAMPLE = "sample"
 
 
 def bring() -> None:
-    """Bring what the user's data lack here: in an experiment the workspace's, and a public model."""
+    """Bring what `data/` lacks: in an experiment the workspace's files, and a public model."""
     bring_data_into_experiment()
     with write_errors(paths.DATA):
         for folder in (paths.INPUT, paths.BASE):

@@ -1,7 +1,8 @@
 """Stage `evaluate`: both models on all held-out data -> `metrics/evaluate.json`, `samples.md`.
 
-Models of a text or of documents: loss, compressors on the same bytes, and how much of the samples is
-copied from the training text. Models of records: loss of the completions, and the share of exact answers.
+Models of a text or of documents: loss, compressors on the same bytes, and how much of the samples
+is copied from the training text. Models of records: loss of the completions, and the share of exact
+answers.
 """
 
 from dataclasses import replace

@@ -30,8 +30,8 @@ def document_rows(tokens: np.ndarray, end: int, context: int, overlap: int = 0) 
 
     Each row of the result (rows, 3), int64, is (first input, first input whose target is scored,
     index after the last input); an input's target is the token after it. A row has at most
-    `context` inputs. Where it goes on with a long document, `overlap` inputs repeat those of the row
-    before, as context.
+    `context` inputs. Where it goes on with a long document, `overlap` inputs repeat those of the
+    row before, as context.
     """
     ends, last = end_indices(tokens, end), len(tokens) - 1
     rows, scored = [], 0

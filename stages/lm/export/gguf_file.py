@@ -104,8 +104,9 @@ def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, begins: bool) -
     writer.add_token_list(printed)
     writer.add_token_types([gguf.TokenType.NORMAL] * len(printed))
     writer.add_token_merges([" ".join(pair) for pair in merges])
-    # Ends an answer or a document. A model of a text has no end token, but without one here llama.cpp takes token
-    # 11, which is the comma in GPT-2's vocabulary. The byte 0xFF never occurs in UTF-8 text.
+    # Ends an answer or a document. A model of a text has no end token, but without one here
+    # llama.cpp takes token 11, which is the comma in GPT-2's vocabulary. The byte 0xFF never occurs
+    # in UTF-8 text.
     end = tokenizer.ranks[RECORD_END]
     writer.add_bos_token_id(end)
     writer.add_eos_token_id(end)

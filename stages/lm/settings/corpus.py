@@ -1,12 +1,14 @@
 """The `corpus:` section of `params.yaml`."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+from .loader import Choice
 
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusSettings:
-    """Which columns (of a table) or keys (of JSON) hold what is learned."""
+    """Which columns (of a table) or keys (of JSON) hold what is learned, and what is left out."""
 
     SECTION: ClassVar[str] = "corpus"
 
@@ -19,6 +21,10 @@ class CorpusSettings:
     completion: str = "auto"
     """The column of a record's completion; without `prompt`, prompts are empty. `auto`: as in
     `stages/lm/sources/shapes.py`."""
+
+    duplicates: Annotated[str, Choice(("keep", "drop"))] = "keep"
+    """What becomes of documents that equal an earlier one, or nearly do. Equal ones are in the same
+    split in any case. Of equal records one is kept."""
 
     def __post_init__(self) -> None:
         if self.text != "auto" and (self.prompt, self.completion) != ("auto", "auto"):

@@ -204,8 +204,8 @@ def automatic(
 ) -> Automatic:
     """The values of the recipe that `params.yaml` names, for a text of `text_bytes`.
 
-    `lengths` are those of documents or records. `base` holds the settings that the weights of `init_from` fix, where `model.context` is their
-    longest context.
+    `lengths` are those of documents or records. `base` holds the settings that the weights of
+    `init_from` fix, where `model.context` is their longest context.
 
     Raises:
         UserError: there is no such recipe, or a setting contradicts `init_from`.
