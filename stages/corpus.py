@@ -7,6 +7,7 @@ stage: a bad setting must stop the pipeline before any model is deleted.
 
 import os
 import shutil
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,9 @@ def bring_data_into_experiment() -> None:
     origin = paths.experiment_origin()
     if origin is None or not is_there(origin / "data"):
         return
-    for source in files_under(origin / "data"):
+    entries = sorted((origin / "data").iterdir())
+    # A link to nothing stands for something: it is not passed over.
+    for source in chain(*(files_under(e) if e.is_dir() else [e] for e in entries)):
         target = paths.ROOT / source.relative_to(origin)
         of_tools = source.suffix == ".dvc" or source.name == ".gitignore"
         if not (of_tools or is_there(target) or tracked_by_dvc(target)):

@@ -140,7 +140,7 @@ def test_the_record_of_the_text_holds_the_recipe_and_each_automatic_value(built)
         for key, value in keys.items()
         if value == "auto"
     }
-    assert record["source"] == "own" and record["recipe"] == params["recipe"] == "quick"
+    assert record["source"] == "text" and record["recipe"] == params["recipe"] == "quick"
     assert record["auto"].keys() == said - own and "train.lr" in said
     used = Checkpoint.load(built / "models" / "checkpoint.pt").provenance
     tokenizer = used["data"]["tokenizer"]
@@ -242,7 +242,7 @@ def test_a_clone_without_its_own_text_refuses_instead_of_training_on_the_sample(
     git(tmp_path, "clone", "-q", str(built), "clone")
     done = dvc(tmp_path / "clone", "repro", check=False)
     assert done.returncode != 0
-    assert "data/input.txt is missing" in done.stdout + done.stderr
+    assert "data/input/ is empty" in done.stdout + done.stderr
     assert not (tmp_path / "clone" / "data" / "input.txt").exists()
 
 
@@ -386,8 +386,7 @@ def clone_that_pulls(original: Path, copy: Path) -> None:
     """A clone with the data in place and a remote of its own that holds what DVC tracks."""
     store = copy.with_name(f"{copy.name}-store")
     git(original.parent, "clone", "-q", str(original), str(copy))
-    for name in ("input.txt", "input.jsonl"):  # of the two, one is empty
-        shutil.copy(original / "data" / name, copy / "data" / name)
+    shutil.copy(original / "data" / "input.txt", copy / "data" / "input.txt")
     for folder in (original, copy):
         dvc(folder, "remote", "add", "--local", "-f", "-d", "store", str(store))
     dvc(original, "push")
@@ -416,19 +415,15 @@ TEXTS = {
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_any_text_works_or_is_refused_in_a_sentence(name, tmp_path, monkeypatch, capsys):
+def test_any_text_works_or_is_refused_in_a_sentence(name, workspace):
     from stages import corpus, tokenize_text
     from stages.lm.core import paths
     from stages.lm.core.errors import UserError
     from stages.lm.data.dataset import TokenData
 
     text, refusal = TEXTS[name]
-    monkeypatch.setattr(paths, "INPUT", tmp_path / "input.txt")
-    monkeypatch.setattr(paths, "RECORDS", tmp_path / "input.jsonl")
-    monkeypatch.setattr(paths, "BASE", tmp_path / "base")
-    monkeypatch.setattr(paths, "TOKENS", tmp_path / "tokens")
-    monkeypatch.setattr(paths, "CORPUS_METRICS", tmp_path / "corpus.json")
-    paths.INPUT.write_bytes(text)
+    place = workspace / "data" / "input" / "input.txt"
+    place.write_bytes(text)
     if refusal:
         with pytest.raises(UserError, match=refusal):
             corpus.main()
@@ -437,7 +432,7 @@ def test_any_text_works_or_is_refused_in_a_sentence(name, tmp_path, monkeypatch,
         tokenize_text.main()
         data = TokenData.load(paths.TOKENS)
         assert sum(split.bytes for split in data.meta.splits.values()) == len(text)
-    assert paths.INPUT.read_bytes() == text
+    assert place.read_bytes() == text
 
 
 def run_commands(folder: Path, store: Path, commands: list[str]) -> int:

@@ -12,19 +12,9 @@ from stages.lm.core import paths
 from stages.lm.core.errors import UserError
 from stages.lm.data.dataset import TokenData
 from stages.lm.data.splits import SPLITS
-from stages.lm.text.records import Record, read_records, split_records
+from stages.lm.settings.recipes import LONGEST, automatic
+from stages.lm.text.records import Record, read_records, records_in, split_records
 from stages.lm.text.tokenizer import Tokenizer
-
-
-@pytest.fixture
-def project(tmp_path, monkeypatch):
-    """A folder in the place of the project's data and metrics."""
-    monkeypatch.setattr(paths, "INPUT", tmp_path / "input.txt")
-    monkeypatch.setattr(paths, "RECORDS", tmp_path / "input.jsonl")
-    monkeypatch.setattr(paths, "BASE", tmp_path / "base")
-    monkeypatch.setattr(paths, "TOKENS", tmp_path / "tokens")
-    monkeypatch.setattr(paths, "CORPUS_METRICS", tmp_path / "corpus.json")
-    return tmp_path
 
 
 def lines(records):
@@ -109,47 +99,78 @@ def test_two_prompts_are_too_few():
         split_records([Record("a", "b"), Record("b", "c"), Record("a", "d")], 0.1, 0.1)
 
 
-def test_without_a_text_records_are_what_is_trained_on(project):
-    paths.RECORDS.write_text(lines(SOME))
-    before = paths.RECORDS.read_bytes()
+def test_records_are_what_is_trained_on(workspace):
+    path = workspace / "data" / "input.jsonl"
+    path.write_text(lines(SOME))
+    before = path.read_bytes()
     corpus.main()
     record = json.loads(paths.CORPUS_METRICS.read_text("utf-8"))
     assert (record["source"], record["bytes"]) == ("records", len(before))
-    assert paths.INPUT.read_bytes() == b"" and paths.RECORDS.read_bytes() == before
+    assert sum(record["records"].values()) == len(SOME)
+    assert path.read_bytes() == before
 
 
-def test_records_take_the_place_of_the_sample_and_of_nothing_else(project, sample):
-    paths.INPUT.write_bytes(sample)
-    paths.RECORDS.write_text(lines(SOME))
+def test_records_that_are_gone_are_not_replaced_by_the_sample(workspace):
+    path = workspace / "data" / "input.jsonl"
+    path.write_text(lines(SOME))
     corpus.main()
-    assert paths.INPUT.read_bytes() == b""
-    paths.INPUT.write_bytes(b"a text of mine\n" * 100)
-    with pytest.raises(UserError, match=r"holds records and .* holds a text"):
+    path.unlink()
+    with pytest.raises(UserError, match="trains on records of its own"):
         corpus.main()
-    assert paths.INPUT.read_bytes() == b"a text of mine\n" * 100
-
-
-def test_without_anything_the_sample_is_written_and_no_records(project, sample):
+    (paths.INPUT / "mine.txt").write_bytes(b"a text of mine\n" * 100)
     corpus.main()
-    assert paths.RECORDS.read_bytes() == b"" and paths.INPUT.read_bytes() == sample
+    assert json.loads(paths.CORPUS_METRICS.read_text("utf-8"))["source"] == "text"
 
 
-@pytest.mark.parametrize("left", ["nothing", "what the stage left"])
-def test_records_that_are_gone_are_not_replaced_by_the_sample(project, left):
-    paths.RECORDS.write_text(lines(SOME))
+@pytest.mark.parametrize("given", [("test",), ("val",), ("val", "test")])
+def test_files_for_val_and_test_are_these_splits_and_are_not_trained_on(workspace, given):
+    (paths.INPUT / "train.jsonl").write_text(lines(SOME))
+    held = {split: [SOME[number], Record(split, "x")] for number, split in enumerate(given)}
+    for split, records in held.items():
+        (paths.INPUT / f"{split}.jsonl").write_text(lines(records))
     corpus.main()
-    paths.RECORDS.unlink()
-    if left == "nothing":
-        paths.INPUT.unlink()
-    with pytest.raises(UserError, match=r"data/input\.jsonl is missing or empty"):
-        corpus.main()
-    paths.INPUT.write_bytes(b"a text of mine\n" * 100)
-    corpus.main()
-    assert json.loads(paths.CORPUS_METRICS.read_text("utf-8"))["source"] == "own"
+    tokenize_text.main()
+    data = TokenData.load(paths.TOKENS)
+    tokenizer = Tokenizer.from_text(data.vocabulary, **asdict(data.meta.tokenizer))
+    found = {split: records_in(tokenizer.decode(getattr(data, split))) for split in SPLITS}
+    for split, records in held.items():
+        assert found[split] == records
+    every = list(chain(*found.values()))
+    assert all(found.values()) and len(every) == len(set(every)) == len(SOME) + len(given)
 
 
-def test_tokens_are_those_of_each_record_and_hold_it_whole(project):
-    paths.RECORDS.write_text(lines(SOME))
+@pytest.mark.parametrize("length", [200, 3000])
+def test_the_context_holds_nearly_all_records_or_one_line_says_what_would(
+    workspace, length, capsys
+):
+    records = [Record(str(n), "answer " * (length // 7 if n % 2 else 2)) for n in range(60)]
+    (paths.INPUT / "input.jsonl").write_text(lines(records))
+    tokenize_text.main()
+    data = TokenData.load(paths.TOKENS)
+    auto = automatic(data.text_bytes(), lengths=data.lengths)
+    told = capsys.readouterr().out
+    assert data.records.long >= length
+    if length < LONGEST["records"]:
+        assert "left out" not in told
+        assert auto.context >= data.records.long - 1
+    else:
+        assert "WARNING: 30 of 60 records (50.0 %) are longer than model.context, 2048" in told
+        assert auto.context == 2048 and f"{data.records.long} tokens would hold 99 %" in told
+    assert auto.values["train.batch_size"] * auto.context <= 4 * 512
+
+
+def test_records_of_which_none_fits_are_refused_before_training(workspace):
+    records = [
+        Record(str(n), "".join(random.Random(n).choices("abcdefg", k=7000))) for n in range(60)
+    ]
+    (paths.INPUT / "input.jsonl").write_text(lines(records))
+    with pytest.raises(UserError, match="no record of the train split fits"):
+        tokenize_text.main()
+
+
+def test_tokens_are_those_of_each_record_and_hold_it_whole(workspace):
+    path = paths.INPUT / "input.jsonl"
+    path.write_text(lines(SOME))
     corpus.main()
     tokenize_text.main()
     data = TokenData.load(paths.TOKENS)
@@ -162,4 +183,4 @@ def test_tokens_are_those_of_each_record_and_hold_it_whole(project):
         scored = sum(len(record.completion.encode()) + 1 for record in splits[split])
         assert data.meta.splits[split].bytes == scored
         assert (ids == data.records.record_end).sum() == len(splits[split])
-    assert data.text_bytes() == paths.RECORDS.stat().st_size
+    assert data.text_bytes() == path.stat().st_size
