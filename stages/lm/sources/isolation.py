@@ -20,6 +20,8 @@ from .files import SourceFile
 MAX_ANSWER = 1 << 26
 """Bytes of the longest answer that is read; `worker.py` keeps far below."""
 
+DIED = "its reader took all the time or memory it may, or crashed, as it does on damaged files"
+
 
 class UnusableError(UserError):
     """A file could not be taken apart."""
@@ -58,7 +60,7 @@ def isolated(file: SourceFile) -> Iterator[Any]:
             if kind == "end":
                 return
             raise UnusableError(file, value)
-        raise UnusableError(file, "it took all the time or memory it may, as damaged files do")
+        raise UnusableError(file, DIED)
     finally:
         if not ended:  # nobody reads on, or it died
             stop()
