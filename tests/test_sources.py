@@ -1,4 +1,4 @@
-"""What people bring becomes documents or records, is left out in a line, or refused in a sentence."""
+"""What people bring becomes documents or records, is left out in a line, or refused in one."""
 
 import codecs
 import gzip
@@ -22,12 +22,7 @@ from stages.lm.text.records import Record
 
 
 def zst(data):
-    sink = io.BytesIO()
-    with pyarrow.CompressedOutputStream(sink, "zstd") as file:
-        file.write(data)
-        file.flush()
-        packed = sink.getvalue()
-    return packed or sink.getvalue()
+    return pyarrow.compress(data, "zstd", asbytes=True)
 
 
 def archive(**members):
@@ -86,7 +81,7 @@ CHAT_PROMPT = "System: S\n\nUser: a\n\nAssistant: b\n\nUser: c\n\nAssistant:"
 LATIN1 = "Die Bären mögen süßen Honig, und zwar täglich.\n".encode("latin-1") * 20
 
 DOCUMENTS = {
-    "a text": ({"input.txt": b"a\r\n\0\xff"}, [b"a\r\n\0\xff"], ""),
+    "a text": ({"input.txt": b"a\r\n\0\xff"}, [b"a\r\n\0\xff"], "20 % of the text is not UTF-8"),
     "a text with a mark of its bytes' order": ({"a.txt": b"\xef\xbb\xbfa"}, [b"\xef\xbb\xbfa"], ""),
     "notes in folders": ({"b/c.md": b"2", "a.rst": b"1", "B/d": b"3"}, [b"1", b"2", b"3"], ""),
     "names in any case": ({"b": b"2", "A": b"1", "C": b"3"}, [b"1", b"2", b"3"], ""),
@@ -198,14 +193,8 @@ RECORDS = {
     ),
     "ShareGPT": (
         {
-            "a.json": json.dumps(
-                [
-                    {
-                        "conversations": [{"from": "human", "value": "a"}]
-                        + [{"from": "gpt", "value": "b"}]
-                    }
-                ]
-            ).encode()
+            "a.json": b'[{"conversations": [{"from": "human", "value": "a"}, '
+            b'{"from": "gpt", "value": "b"}]}]'
         },
         [("a", "b")],
         "",
@@ -231,11 +220,8 @@ RECORDS = {
     ),
     "alpaca": (
         {
-            "a.json": json.dumps(
-                [{"instruction": "i", "input": "x", "output": "o"}]
-                + [{"instruction": "j", "input": "", "output": "o"}],
-                indent=2,
-            ).encode()
+            "a.json": b'[\n {"instruction": "i", "input": "x", "output": "o"},\n '
+            b'{"instruction": "j", "input": "", "output": "o"}\n]'
         },
         [("i\n\nx", "o"), ("j", "o")],
         "",
@@ -271,7 +257,10 @@ REFUSED = {
     "a number": ({"a.jsonl": lines(PAIR | {"completion": 1})}, "'completion' is 1, but must be"),
     "half of a character": ({"a.jsonl": b'{"text": "\\ud800"}'}, "holds half of a character"),
     "a text among records": ({"a.jsonl": lines(PAIR, {"text": "t"})}, "line 2 holds a text, but"),
-    "another key": ({"a.jsonl": lines(PAIR, {"question": "t"})}, "line 2: of its columns or keys"),
+    "another key": (
+        {"a.jsonl": lines(PAIR, {"a": "t", "b": "t"})},
+        "line 2: of its columns or keys",
+    ),
     "records in Latin-1": (
         {"a.csv": b"prompt,completion\nwo,im S\xfcden der schw\xe4bischen Alb\n"},
         "is not UTF-8; it is likely CP1252: `iconv",
@@ -467,16 +456,16 @@ def parts(path, kind):
         ("a.docx", docx(paragraph("x" * 1_000_000)), "expands to far more"),
         ("a.docx", docx(paragraph("&a;"), '<!DOCTYPE d [<!ENTITY a "aa">]>'), "declares entities"),
         ("a.docx", docx("", '<!DOCTYPE d [<!ENTITY a SYSTEM "file:///etc/passwd">]>'), "entities"),
-        ("a.epub", epub("x" * 100, names=["0.xhtml"] * 2000), "expands to far more"),
+        ("a.epub", epub("x" * 10_000, names=["0.xhtml"] * 2000), "expands to far more"),
         ("a.epub", epub("x", names=["../../../../../etc/passwd"]), "no item named"),
         ("a.docx", archive(**{f"m{n}": "" for n in range(11)}), "holds more than 10 files"),
-        ("a.html", b"x" * 1001, "a page of more than"),
+        ("a.html", b"x" * 1_000_001, "a page of more than"),
     ],
 )
 def test_books_that_expand_or_reach_out_are_refused(tmp_path, monkeypatch, name, data, refusal):
     monkeypatch.setattr(files, "FREE_BYTES", 1000)
     monkeypatch.setattr("stages.lm.sources.markup.MAX_ENTRIES", 10)
-    monkeypatch.setattr("stages.lm.sources.markup.MAX_HTML", 1000)
+    monkeypatch.setattr("stages.lm.sources.markup.MAX_HTML", 1_000_000)
     make(tmp_path, {name: data})
     with pytest.raises((UserError, KeyError), match=refusal):
         parts(tmp_path / name, name[2:])
@@ -488,18 +477,24 @@ def test_a_file_that_ends_its_reader_is_left_out_and_the_next_is_read(tmp_path, 
     told = []
     documents = read_documents(found, told.append)
     assert next(documents).text == b"a\n"
-    process = isolation._worker
+    (process,) = isolation._idle
     process.kill()
     process.wait()
     assert [document.text for document in documents] == [b"c\n"]
     assert told == [f"not used: b.docx: {isolation.DIED}"]
 
 
+def test_two_files_are_taken_apart_at_once(tmp_path):
+    make(tmp_path, {"a.parquet": parquet(text=["1", "2"]), "b.parquet": parquet(text=["3", "4"])})
+    both = zip(read_documents(survey(tmp_path)), read_documents(survey(tmp_path)), strict=True)
+    assert all(one == other for one, other in both)
+
+
 def test_a_reader_has_limits(tmp_path):
     resource = pytest.importorskip("resource")
     make(tmp_path, {"a.html": b"<p>a"})
     read(tmp_path, read_documents)
-    limit = resource.prlimit(isolation._worker.pid, resource.RLIMIT_AS)
+    limit = resource.prlimit(isolation._idle[0].pid, resource.RLIMIT_AS)
     assert limit == (worker.MAX_MEMORY, worker.MAX_MEMORY)
 
 
@@ -517,7 +512,7 @@ def test_nothing_is_read_through_links(tmp_path):
     assert [document.text for document in found] == [b"1", b"2"]
     text = "\n".join(told)
     assert "file.txt, folder: a link that leaves" in text and "pipe.txt: a pipe" in text
-    assert "again.txt, loop: a link to what is in" in text and "gone.txt" in text
+    assert "again.txt, loop: a link to what is in" in text and "gone.txt, self: a link to n" in text
 
 
 def test_links_into_the_cache_of_dvc_are_read(tmp_path):

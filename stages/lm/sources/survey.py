@@ -122,9 +122,10 @@ def _kind(file: SourceFile, settings: CorpusSettings) -> str:
     Raises:
         ValueError: its columns are none that are known or set.
     """
-    _, row = next(rows(file), (0, None))
-    if row is None:
+    first = list(rows(file, limit=1))
+    if not first:
         raise ValueError("a table without rows")
+    _, row = first[0]
     if isinstance(row, str):
         return "text"
     if not isinstance(row, dict):
