@@ -2,7 +2,7 @@
 
 import json
 import random
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import pairwise
 
 import numpy as np
@@ -23,7 +23,7 @@ from stages.lm.data.sequence_packing import IGNORE_INDEX
 from stages.lm.data.splits import SPLITS
 from stages.lm.data.token_text import TokenText
 from stages.lm.model.scoring import score, score_documents
-from stages.lm.settings.corpus import CorpusSettings
+from stages.lm.settings.corpus import AUTO
 from stages.lm.settings.recipes import LONGEST, automatic
 from stages.lm.text.records import RECORD_END
 from stages.lm.text.tokenizer import Tokenizer
@@ -309,7 +309,7 @@ def test_sketches_estimate_the_share_in_common():
 def test_duplicates_are_told_and_dropped_if_asked(workspace, duplicates):
     for name, number in [*((f"{n}.txt", n) for n in range(40)), ("copy.txt", 3)]:
         (paths.INPUT / name).write_text(prose(number))
-    settings = CorpusSettings(duplicates=duplicates)
+    settings = replace(AUTO, duplicates=duplicates)
     found = corpus_of(chosen_survey(settings), settings, {"val": 0.1, "test": 0.1})
     (line,) = found.lines
     assert "1 documents equal an earlier one, 0 nearly do" in line

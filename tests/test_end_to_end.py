@@ -132,7 +132,15 @@ def test_the_record_of_the_text_holds_the_recipe_and_each_automatic_value(built)
     params = yaml.safe_load((built / "params.yaml").read_text("utf-8"))
     record = json.loads((built / "metrics" / "corpus.json").read_text("utf-8"))
     # Their own word.
-    own = {"train.precision", "train.compile", "runtime.device", "quantize.scheme"}
+    own = {
+        "corpus.text",
+        "corpus.prompt",
+        "corpus.completion",
+        "train.precision",
+        "train.compile",
+        "runtime.device",
+        "quantize.scheme",
+    }
     said = {
         f"{section}.{key}"
         for section, keys in params.items()

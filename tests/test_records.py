@@ -13,7 +13,7 @@ from stages.lm.core.errors import UserError
 from stages.lm.data.dataset import TokenData
 from stages.lm.data.splits import SPLITS
 from stages.lm.settings.recipes import LONGEST, automatic
-from stages.lm.text.records import Record, read_records, records_in, split_records
+from stages.lm.text.records import Record, read_records, records_in, split_by_prompt, split_records
 from stages.lm.text.tokenizer import Tokenizer
 
 
@@ -46,7 +46,6 @@ def test_records_are_read_as_written_each_once(tmp_path):
         (b'{"prompt": "a", "completion": 1}', "line 2 of .* 'completion' is 1, but"),
         (b'{"prompt": null, "completion": "b"}', "line 2 of .* 'prompt' is null"),
         (b'{"prompt": "a", "completion": ""}', "line 2 of .* 'completion' is empty"),
-        (b'{"prompt": "", "completion": "b"}', "line 2 of .* 'prompt' is empty"),
         (b'{"prompt": "a\\ud800", "completion": "b"}', "line 2 of .* half of a character"),
         (b'{"prompt": "\xfe", "completion": "b"}', "line 2 of .* is not UTF-8"),
     ],
@@ -94,9 +93,18 @@ def test_a_prompt_is_in_one_split_and_no_split_is_empty(prompts, shares):
     assert all(found) and sum(map(len, found)) == len(set.union(*found)) == prompts
 
 
-def test_two_prompts_are_too_few():
-    with pytest.raises(UserError, match="records of 2 prompts"):
-        split_records([Record("a", "b"), Record("b", "c"), Record("a", "d")], 0.1, 0.1)
+@pytest.mark.parametrize("others", [0, 1, 5])
+def test_completions_of_few_prompts_are_split_by_record(others):
+    records = [Record("", str(n)) for n in range(30)] + [Record(str(n), "") for n in range(others)]
+    assert not split_by_prompt(records)
+    splits = split_records(records, 0.1, 0.2)
+    assert sorted(chain(*splits.values())) == sorted(records)
+    assert len(splits["val"]) == 3 and len(splits["test"]) in (6, 7)
+
+
+def test_two_records_are_too_few():
+    with pytest.raises(UserError, match="2 different records cannot be split"):
+        split_records([Record("a", "b"), Record("b", "c"), Record("a", "b")], 0.1, 0.1)
 
 
 def test_records_are_what_is_trained_on(workspace):

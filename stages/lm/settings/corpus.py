@@ -12,17 +12,17 @@ class CorpusSettings:
 
     SECTION: ClassVar[str] = "corpus"
 
-    text: str = "auto"
+    text: str
     """The column whose cells are documents. `auto`: `text` or `content`."""
 
-    prompt: str = "auto"
+    prompt: str
     """The column of a record's prompt. `auto`: as in `stages/lm/sources/shapes.py`."""
 
-    completion: str = "auto"
+    completion: str
     """The column of a record's completion; without `prompt`, prompts are empty. `auto`: as in
     `stages/lm/sources/shapes.py`."""
 
-    duplicates: Annotated[str, Choice(("keep", "drop"))] = "keep"
+    duplicates: Annotated[str, Choice(("keep", "drop"))]
     """What becomes of documents that equal an earlier one, or nearly do. Equal ones are in the same
     split in any case. Of equal records one is kept."""
 
@@ -37,3 +37,7 @@ class CorpusSettings:
                 f"corpus.prompt is {self.prompt!r} but corpus.completion is auto; name that column "
                 "too."
             )
+
+
+AUTO = CorpusSettings(text="auto", prompt="auto", completion="auto", duplicates="keep")
+"""Those that `params.yaml` is shipped with."""

@@ -4,7 +4,6 @@ A PDF, an Office file or a parquet file can be forged so that its reader never e
 memory or crashes. The process answers in JSON, so that nothing of it has to be trusted.
 """
 
-import atexit
 import dataclasses
 import json
 import subprocess
@@ -20,6 +19,8 @@ from .files import SourceFile
 MAX_ANSWER = 1 << 26
 """Bytes of the longest answer that is read; `worker.py` keeps far below."""
 
+DIED = "its reader took all the time or memory it may, or crashed, as it does on damaged files"
+
 
 class UnusableError(UserError):
     """A file could not be taken apart."""
@@ -29,18 +30,19 @@ class UnusableError(UserError):
         self.reason = reason
 
 
-_worker: subprocess.Popen[bytes] | None = None
+_idle: list[subprocess.Popen[bytes]] = []
+"""Processes that wait for a file. They end when this one does, with their input."""
 
 
-def isolated(file: SourceFile) -> Iterator[Any]:
-    """The rows of a parquet file, as dicts, or the text of another file, in parts.
+def isolated(file: SourceFile, limit: int | None = None) -> Iterator[Any]:
+    """The rows of a parquet file, as dicts, or the text of another file in parts; `limit` of them.
 
     Raises:
         UnusableError: it cannot be read, or not within the worker's limits.
     """
-    worker = _started()
+    worker = _idle.pop() if _idle else _start()
     assert worker.stdin and worker.stdout
-    request = dataclasses.asdict(file) | {"path": str(file.path)}
+    request = {"limit": limit, "file": dataclasses.asdict(file) | {"path": str(file.path)}}
     ended = False
     try:
         with suppress(BrokenPipeError):
@@ -58,31 +60,32 @@ def isolated(file: SourceFile) -> Iterator[Any]:
             if kind == "end":
                 return
             raise UnusableError(file, value)
-        raise UnusableError(file, "it took all the time or memory it may, as damaged files do")
+        raise UnusableError(file, DIED)
     finally:
-        if not ended:  # nobody reads on, or it died
-            stop()
+        if ended:
+            _idle.append(worker)
+        else:  # nobody reads on, or it died
+            _end(worker)
 
 
-def _started() -> subprocess.Popen[bytes]:
-    global _worker
-    if _worker is None:
-        _worker = subprocess.Popen(
-            [sys.executable, "-m", "stages.lm.sources.worker"],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
-        atexit.register(stop)
-    return _worker
+def _start() -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "stages.lm.sources.worker"],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C is for this process, which ends it
+    )
+
+
+def _end(worker: subprocess.Popen[bytes]) -> None:
+    worker.kill()
+    with suppress(BrokenPipeError):
+        worker.communicate()
 
 
 def stop() -> None:
-    """End the process, if there is one."""
-    global _worker
-    worker, _worker = _worker, None
-    if worker:
-        atexit.unregister(stop)
-        worker.kill()
-        worker.communicate()
+    """End the processes that wait."""
+    while _idle:
+        _end(_idle.pop())

@@ -167,4 +167,4 @@ def rendered(turns: Sequence[tuple[str, str]]) -> str:
     if not turns:
         return ""
     said = [f"{role.capitalize()}: {content}" for role, content in turns]
-    return "\n\n".join([*said, "Assistant: "])
+    return "\n\n".join([*said, "Assistant:"])

@@ -7,14 +7,12 @@ from pathlib import Path
 from ..core.errors import UserError
 from ..core.files import read_errors
 from ..core.paths import shown
-from ..settings.corpus import CorpusSettings
+from ..settings.corpus import AUTO, CorpusSettings
 from .files import SourceFile, open_source
 from .kinds import HEAD_BYTES, format_of, split_packing
 from .shapes import KNOWN, shape_of, unknown
 from .tables import SPACE, TABLES, rows
 from .walk import Found, LeftOut, files_in, listed
-
-AUTO = CorpusSettings()
 
 
 @dataclass(frozen=True)
@@ -122,9 +120,10 @@ def _kind(file: SourceFile, settings: CorpusSettings) -> str:
     Raises:
         ValueError: its columns are none that are known or set.
     """
-    _, row = next(rows(file), (0, None))
-    if row is None:
+    first = list(rows(file, limit=1))
+    if not first:
         raise ValueError("a table without rows")
+    _, row = first[0]
     if isinstance(row, str):
         return "text"
     if not isinstance(row, dict):

@@ -4,8 +4,8 @@ import codecs
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator
-from itertools import chain, zip_longest
+from collections.abc import Iterator
+from itertools import chain, islice, zip_longest
 from typing import Any
 
 from ..core.errors import UserError
@@ -20,17 +20,20 @@ TABLES = {"lines": "line", "list": "item", "csv": "row", "parquet": "row"}
 SPACE = " \t\r\n"
 
 
-def rows(file: SourceFile) -> Iterator[tuple[int, Any]]:
-    """The rows of a file and their numbers, as people count them.
+def rows(file: SourceFile, limit: int | None = None) -> Iterator[tuple[int, Any]]:
+    """The first `limit` rows of a file, or all, and their numbers, as people count them.
 
     A row is a dict, or whatever stands in its place in JSON.
 
     Raises:
         UserError: the file is damaged, not UTF-8, or has a row of more than `MAX_ROW`.
     """
-    read = {"lines": _lines, "list": _items, "csv": _cells, "parquet": _parquet}[file.format]
     try:
-        yield from read(file)
+        if file.format == "parquet":
+            yield from enumerate(isolated(file, limit), 1)
+        else:
+            read = {"lines": _lines, "list": _items, "csv": _cells}[file.format]
+            yield from islice(read(file), limit)
     except UnicodeDecodeError as error:
         raise UserError(f"{file.shown} is not UTF-8; {remedy(file, error.object)}") from None
 
@@ -57,13 +60,11 @@ def _lines(file: SourceFile) -> Iterator[tuple[int, Any]]:
         for number, line in enumerate(iter(lambda: source.readline(MAX_ROW + 1), b""), 1):
             if len(line) > MAX_ROW:
                 raise too_long(file, number)
-            if not line.strip():
+            text = line.decode("utf-8-sig")  # without the byte order mark of Windows' editors
+            if not text.strip():
                 continue
             try:
-                # "-sig" skips the byte order mark of Windows' editors.
-                yield number, json.loads(line.decode("utf-8-sig"))
-            except UnicodeDecodeError:
-                raise
+                yield number, json.loads(text)
             except (ValueError, RecursionError) as error:
                 where = f"line {number} of {file.shown}"
                 raise UserError(f"{where} is not JSON ({error}); mend or remove it.") from None
@@ -126,8 +127,8 @@ def _cells(file: SourceFile) -> Iterator[tuple[int, Any]]:
                     raise too_long(file, number)
                 yield line
 
-        table = csv.reader(lines(), delimiter=_delimiter(first))
         try:
+            table = csv.reader(lines(), delimiter=_delimiter(first))
             columns = next(table, [])
             for number, cells in enumerate(table, 2):
                 size = 0
@@ -146,7 +147,3 @@ def _cells(file: SourceFile) -> Iterator[tuple[int, Any]]:
 def _delimiter(header: str) -> str:
     """The one that gives most columns; spreadsheets write semicolons in half of the world."""
     return max(",;\t|", key=lambda sign: len(next(csv.reader([header], delimiter=sign), [])))
-
-
-def _parquet(file: SourceFile) -> Iterable[tuple[int, Any]]:
-    return enumerate(isolated(file), 1)

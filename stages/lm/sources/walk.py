@@ -94,7 +94,7 @@ def _reason(entry: os.DirEntry[str], folder: Path, depth: int) -> str:
     """Why something in a folder is not used; "" if it may be."""
     if entry.is_symlink():
         target = os.path.realpath(entry.path)
-        if not os.path.lexists(target):
+        if not Path(entry.path).exists():
             return "a link to nothing"
         if _IN_DVC_CACHE.search(target) and Path(target).is_file():
             return ""

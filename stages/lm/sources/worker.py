@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,9 +29,9 @@ def main() -> None:
     os.dup2(2, 1)  # what libraries print is no answer
     limit_memory()
     for request in sys.stdin.buffer:
-        values = json.loads(request)
-        file = SourceFile(**values | {"path": Path(values["path"])})
-        answer(file, answers)
+        asked = json.loads(request)
+        values = asked["file"] | {"path": Path(asked["file"]["path"])}
+        answer(SourceFile(**values), asked["limit"], answers)
         answers.flush()
 
 
@@ -48,12 +49,12 @@ def limit_time() -> None:
         signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS)
 
 
-def answer(file: SourceFile, answers: BinaryIO) -> None:
-    """Write the parts of a file."""
+def answer(file: SourceFile, limit: int | None, answers: BinaryIO) -> None:
+    """Write the first `limit` parts of a file, or all."""
     last: tuple[str, Any] = ("end", None)
     limit_time()
     try:
-        for part in parts(file):
+        for part in islice(parts(file), limit):
             answers.write(json.dumps(["part", part]).encode() + b"\n")
             limit_time()
     except UserError as error:
