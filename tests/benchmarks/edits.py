@@ -42,9 +42,9 @@ SETTINGS = {  # a change of each stage's outputs
 INPUTS = {
     "corpus": "data/input.txt",
     "tokenize": "data/input.txt",
-    "train": "data/tokens/train.npy",
+    "train": "tokens/train.npy",
     "quantize": "models/checkpoint.pt",
-    "evaluate": "data/input.txt",
+    "evaluate": "tokens/val.npy",
 }
 MARK = "loaded"
 """A file that an edited module writes when it is imported."""
