@@ -33,11 +33,12 @@ def test_the_record_names_the_text(record):
 
 
 def test_an_empty_folder_means_the_sample_which_is_not_written_there(workspace, sample):
+    (paths.INPUT / ".DS_Store").write_bytes(b"hidden")
     corpus.main()
     found = json.loads(paths.CORPUS_METRICS.read_text("utf-8"))
     assert found["source"] == "sample" and found["bytes"] == len(sample)
     assert found["sha256"] == hashlib.sha256(sample).hexdigest()
-    assert not list(paths.INPUT.iterdir()) and not list(paths.DATA.glob("input.*"))
+    assert len(list(paths.INPUT.iterdir())) == 1 and not list(paths.DATA.glob("input.*"))
 
 
 def test_the_record_has_one_value_for_each_automatic_setting(record):

@@ -184,10 +184,11 @@ def test_equal_documents_are_in_one_split_and_no_split_is_empty():
         assert again.tolist() == splits[shuffled].tolist()
 
 
+WORDS = ["".join(random.Random(n).choices("etaoinshr", k=5)) for n in range(300)]
+
+
 def prose(seed, words=120):
-    draw = random.Random(seed)
-    vocabulary = ["".join(random.Random(n).choices("etaoinshr", k=5)) for n in range(300)]
-    return " ".join(draw.choices(vocabulary, k=words))
+    return " ".join(random.Random(seed).choices(WORDS, k=words))
 
 
 def run(files):

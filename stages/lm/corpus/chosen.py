@@ -40,7 +40,7 @@ def single_files() -> list[Path]:
 
 
 def has_content(path: Path) -> bool:
-    """Whether a path names a folder, or a file that is not empty.
+    """Whether a path names a file that is not empty, or a folder with more than hidden files.
 
     Raises:
         UserError: it is a link that leads nowhere, or the system cannot tell.
@@ -48,7 +48,9 @@ def has_content(path: Path) -> bool:
     if not is_there(path):
         return False
     with read_errors(path):
-        return path.is_dir() or path.stat().st_size > 0
+        if not path.is_dir():
+            return path.stat().st_size > 0
+        return any(each.name[0] != "." and each.suffix != ".dvc" for each in path.iterdir())
 
 
 def unused() -> list[str]:
