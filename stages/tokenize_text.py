@@ -4,11 +4,9 @@ Text and documents are read in pieces; records are held in memory. Not called `t
 module of the standard library.
 """
 
-from array import array
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 from tqdm import tqdm
@@ -29,12 +27,13 @@ from stages.lm.settings.init_from import SCRATCH, load_init_from
 from stages.lm.settings.loader import load_section
 from stages.lm.settings.recipes import automatic
 from stages.lm.settings.tokenize import TokenizeSettings
+from stages.lm.text.parallel import batches, encode_pieces
 from stages.lm.text.records import PROMPT_END, RECORD_END
 from stages.lm.text.tokenizer import PATTERNS, Tokenizer, named_tokenizer, train_bpe
 from stages.sample_text import sample_text
 
-BPE_SAMPLE_BYTES = 32 << 20
-"""A vocabulary is learned from about so many bytes, spread evenly over the training split."""
+BPE_SAMPLE_BYTES = 16 << 20
+"""A vocabulary is learned from so many bytes, the same share of each MiB of the training split."""
 
 
 def main() -> None:
@@ -99,41 +98,38 @@ class Encoded:
 
     tokens: int
     """Number of its ids."""
-    lengths: "array[int]"
+    lengths: np.ndarray
     """Tokens of each of its documents or records, with their marks."""
 
 
 def encode(corpus: Corpus, tokenizer: Tokenizer) -> dict[str, Encoded]:
     """Write the token ids of each split, with a progress bar."""
     end, documents = tokenizer.ranks[RECORD_END], corpus.kind == "documents"
-    lengths = {split: array("q") for split in SPLITS}
-    size = sum(corpus.sizes.values())
+    dtype, size = token_dtype(tokenizer.vocab_size), sum(corpus.sizes.values())
+    ends: dict[str, list[np.ndarray]] = {split: [np.array([-1])] for split in SPLITS}
     with ExitStack() as stack:
         bar = stack.enter_context(tqdm(total=size, desc="tokenize", unit="B", unit_scale=True))
         files = {
-            split: stack.enter_context(
-                token_file(paths.TOKENS / f"{split}.npy", token_dtype(tokenizer.vocab_size))
-            )
+            split: stack.enter_context(token_file(paths.TOKENS / f"{split}.npy", dtype))
             for split in SPLITS
         }
-        for file in files.values():
-            file.append([end] * documents)
-        counts = dict.fromkeys(SPLITS, 0)
-        for piece in corpus.read():
-            ids = tokenizer.encode(piece.data)
-            ids += [end] * (documents and piece.ends)
-            files[piece.split].append(ids)
-            counts[piece.split] += len(ids)
-            if piece.ends:
-                lengths[piece.split].append(counts[piece.split])
-                counts[piece.split] = 0
-            bar.update(len(piece.data))
-    return {split: Encoded(files[split].count, lengths[split]) for split in SPLITS}
+        if documents:
+            for split, file in files.items():
+                file.append([end])
+                ends[split] = [np.array([0])]
+        for split, ids, bytes_done in encode_pieces(tokenizer, corpus.read()):
+            if corpus.counts:
+                ends[split].append(files[split].count + np.flatnonzero(ids == end))
+            files[split].append(ids)
+            bar.update(bytes_done)
+    return {
+        split: Encoded(files[split].count, np.diff(np.concatenate(ends[split]))) for split in SPLITS
+    }
 
 
 def long_length(encoded: dict[str, Encoded]) -> int:
     """The length in tokens that 99 % of all documents or records have at most; 0 of a text."""
-    lengths = np.concatenate([np.array(part.lengths, np.int64) for part in encoded.values()])
+    lengths = np.concatenate([part.lengths for part in encoded.values()])
     return int(np.quantile(lengths, 0.99, method="higher")) if len(lengths) else 0
 
 
@@ -143,10 +139,7 @@ def tell_what_is_longer(kind: str, encoded: dict[str, Encoded], context: int, lo
     Raises:
         UserError: no record of a split fits.
     """
-    longer = {
-        split: sum(length > context + 1 for length in part.lengths)
-        for split, part in encoded.items()
-    }
+    longer = {split: int((part.lengths > context + 1).sum()) for split, part in encoded.items()}
     total, count = sum(len(part.lengths) for part in encoded.values()), sum(longer.values())
     if not count:
         return
@@ -206,10 +199,11 @@ def training_sample(corpus: Corpus) -> Iterator[str]:
 
     Prompts and completions of records are texts of their own.
     """
-    stride = -(-corpus.sizes["train"] // BPE_SAMPLE_BYTES)  # every so many pieces
-    training = (piece.data for piece in corpus.read() if piece.split == "train")
-    for data in islice(training, 0, None, stride):
-        for text in data.replace(PROMPT_END, RECORD_END).split(RECORD_END):
+    share = min(1.0, BPE_SAMPLE_BYTES / corpus.sizes["train"])
+    for batch in batches(data for split, data in corpus.read() if split == "train"):
+        data = b"".join(batch)
+        sample = data[: int(len(data) * share)].replace(PROMPT_END, RECORD_END)
+        for text in sample.split(RECORD_END):
             yield text.decode("utf-8", "ignore")
 
 

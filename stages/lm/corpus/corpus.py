@@ -2,16 +2,15 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """Some bytes of a split, as they are tokenized; no token spans two pieces."""
 
     split: str
     data: bytes
-    ends: bool = False
-    """A document ends here."""
+    """With the mark at its end, where a document or a record ends."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class Corpus:
     sha256: str
     """Of the text, or of all documents or records."""
     sizes: dict[str, int]
-    """Bytes of all pieces of each split."""
+    """Bytes of each split, without the marks that end documents."""
     scored: dict[str, int]
     """Bytes of each split that a model is scored on; an end counts as one."""
     read: Callable[[], Iterator[Piece]]

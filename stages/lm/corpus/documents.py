@@ -74,9 +74,9 @@ class DocumentPlan:
                     part = document.text[max(0, bound.start - start) : max(0, bound.stop - start)]
                     if part:
                         ends = offset <= bound.stop and not document.more
-                        yield Piece(name, part, ends)
+                        yield Piece(name, part + RECORD_END * ends)
             elif split != LEFT_OUT:
-                yield Piece(SPLITS[split], document.text, not document.more)
+                yield Piece(SPLITS[split], document.text + RECORD_END * (not document.more))
 
 
 def document_corpus(survey: Survey, shares: dict[str, float], drop: bool) -> Corpus:

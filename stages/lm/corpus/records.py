@@ -40,7 +40,7 @@ def record_corpus(survey: Survey, shares: dict[str, float]) -> Corpus:
     data = {split: [record.data() for record in part] for split, part in splits.items()}
 
     def read() -> Iterator[Piece]:
-        return (Piece(split, each, True) for split, part in data.items() for each in part)
+        return (Piece(split, each) for split, part in data.items() for each in part)
 
     return Corpus(
         kind="records",

@@ -1,5 +1,6 @@
 """The output of `tokenize` on disk: token arrays written in chunks, memory-mapped on reading."""
 
+import base64
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ class TokenFile:
     count: int = 0
     """Ids written so far."""
 
-    def append(self, ids: list[int]) -> None:
+    def append(self, ids: list[int] | np.ndarray) -> None:
         """Write more ids."""
         self.file.write(np.asarray(ids, dtype=self.dtype).tobytes())
         self.count += len(ids)
@@ -170,6 +171,10 @@ class TokenData:
         if self.records:
             return Lengths("records", self.records.long)
         return Lengths("documents", self.documents.long) if self.documents else None
+
+    def token_bytes(self) -> list[bytes]:
+        """The bytes of each token, by id."""
+        return [base64.b64decode(line.split()[0]) for line in self.vocabulary.splitlines()]
 
     def digest(self) -> str:
         """One digest for all the tokens and the vocabulary."""
