@@ -87,8 +87,13 @@ DOCUMENTS = {
     "names in any case": ({"b": b"2", "A": b"1", "C": b"3"}, [b"1", b"2", b"3"], ""),
     "source code": ({"m.py": b"x = 1\n", "m.weird": b"ok", "Makefile": b"a:"}, 3, ""),
     "a page": (
-        {"a.html": b"<title>T</title><script>no</script><p>One <b>two</b>&amp;</p><br>three"},
-        [b"One two&\n\n\nthree\n".replace(b"\n\n\n", b"\n\n")],
+        {"a.html": b"<title>T</title><script>no</script>\n<p> One  <b>two</b>&amp;</p><br>three"},
+        [b"One two&\n\nthree\n"],
+        "",
+    ),
+    "a page with code and a table": (
+        {"a.html": b"<pre>if a:\n    b\n</pre><table><tr><td>1</td><td>2</td></tr></table>"},
+        [b"if a:\n    b\n\n\t1\t2\n"],
         "",
     ),
     "a page in another encoding": (
