@@ -11,14 +11,14 @@ class CorpusSettings:
     SECTION: ClassVar[str] = "corpus"
 
     text: str = "auto"
-    """The column whose cells are documents. `auto`: `text` or `content`."""
+    """The column whose cells are documents. `auto`: `text`, `content`, or the only one."""
 
     prompt: str = "auto"
-    """The column of a record's prompt. `auto`: as in `stages/lm/sources/shapes.py`."""
+    """The column of a record's prompt. `auto`: see `stages/lm/sources/FORMATS.md`."""
 
     completion: str = "auto"
-    """The column of a record's completion; without `prompt`, prompts are empty. `auto`: as in
-    `stages/lm/sources/shapes.py`."""
+    """The column of a record's completion; without `prompt`, prompts are empty. `auto`: see
+    `stages/lm/sources/FORMATS.md`."""
 
     def __post_init__(self) -> None:
         if self.text != "auto" and (self.prompt, self.completion) != ("auto", "auto"):
