@@ -429,7 +429,7 @@ LONG = "x" * 1000
 def test_a_row_without_end_is_refused(tmp_path, monkeypatch, name, data):
     monkeypatch.setattr(tables, "MAX_ROW", 500)
     monkeypatch.setattr(tables, "BLOCK_BYTES", 64)
-    with pytest.raises(UserError, match=r"(line 1|item 1|row 2) of .* longer|row [12] of .* no CSV"):
+    with pytest.raises(UserError, match=r"(line 1|item 1|row 2) .* longer|row [12] .* no CSV"):
         read(make(tmp_path, {name: data}), read_documents)
 
 
@@ -464,6 +464,7 @@ def parts(path, kind):
         ("a.epub", epub("x" * 10_000, names=["0.xhtml"] * 2000), "expands to far more"),
         ("a.epub", epub("x", names=["../../../../../etc/passwd"]), "no item named"),
         ("a.docx", archive(**{f"m{n}": "" for n in range(11)}), "holds more than 10 files"),
+        ("a.docx", docx("<a>" * 2000), "elements in elements"),
         ("a.html", b"x" * 1_000_001, "a page of more than"),
     ],
 )
@@ -501,6 +502,28 @@ def test_a_reader_has_limits(tmp_path):
     read(tmp_path, read_documents)
     limit = resource.prlimit(isolation._idle[0].pid, resource.RLIMIT_AS)
     assert limit == (worker.MAX_MEMORY, worker.MAX_MEMORY)
+
+
+@pytest.mark.parametrize(
+    ("error", "answer"),
+    [
+        (OSError(5, "Input/output error"), ["refused", ".*Input/output error.*left as it is"]),
+        (MemoryError(), ["unusable", "more memory"]),
+        (RecursionError("deep"), ["unusable", r"damaged.*\(deep\)"]),
+    ],
+)
+def test_an_error_of_the_system_is_not_taken_for_damage(tmp_path, monkeypatch, error, answer):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("stages.lm.sources.markup.html_text", fail)
+    monkeypatch.setattr(worker, "limit_time", lambda: None)
+    make(tmp_path, {"a.html": b"1"})
+    told = io.BytesIO()
+    worker.answer(SourceFile(tmp_path / "a.html", "a.html", 1, "html"), None, told)
+    (line,) = told.getvalue().splitlines()
+    kind, value = json.loads(line)
+    assert kind == answer[0] and re.search(answer[1], value)
 
 
 def test_nothing_is_read_through_links(tmp_path):

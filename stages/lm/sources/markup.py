@@ -14,6 +14,7 @@ from ..core.errors import UserError
 READ_BYTES = 1 << 16
 MAX_HTML = 1 << 26
 MAX_ENTRIES = 100_000
+MAX_DEPTH = 1000
 _CHARSET = re.compile(
     rb"""<meta[^>]{,200}charset=["']?([\w-]{,40})|<\?xml[^>]{,200}encoding=["']([\w-]{,40})""", re.I
 )
@@ -151,12 +152,29 @@ def _parser(
     end: Callable[[str], None] | None = None,
     data: Callable[[str], None] | None = None,
 ) -> expat.XMLParserType:
-    """A parser that refuses entities, with which a small file could expand to any size."""
+    """A parser for files that nobody vouches for.
+
+    It refuses entities, with which a small file could expand to any size, and depth without end,
+    which it would have to remember.
+    """
     parser = expat.ParserCreate(namespace_separator=" ")
     parser.buffer_text = True
-    parser.StartElementHandler = lambda name, attrs: start(name.rpartition(" ")[2], attrs)
-    if end:
-        parser.EndElementHandler = lambda name: end(name.rpartition(" ")[2])
+    depth = 0
+
+    def begin(name: str, attrs: dict[str, str]) -> None:
+        nonlocal depth
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise UserError(f"its XML has more than {MAX_DEPTH:,} elements in elements")
+        start(name.rpartition(" ")[2], attrs)
+
+    def finish(name: str) -> None:
+        nonlocal depth
+        depth -= 1
+        if end:
+            end(name.rpartition(" ")[2])
+
+    parser.StartElementHandler, parser.EndElementHandler = begin, finish
     parser.CharacterDataHandler = data
 
     def refuse(*_: object) -> None:

@@ -1,6 +1,7 @@
 """The process that `isolation.py` asks: reads a file, within limits, and answers in JSON lines.
 
-An answer is `["part", value]` any number of times, then `["end", null]` or `["unusable", reason]`.
+An answer is `["part", value]` any number of times, then `["end", null]`,
+`["unusable", reason]`, or `["refused", sentence]` if the system could not read it.
 """
 
 import json
@@ -14,13 +15,15 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..core.errors import UserError
+from ..core.files import UnreadableError
 from .files import SourceFile, expansion_of, open_source
 
-MAX_MEMORY = 3 << 30
+MAX_MEMORY = 2 << 30
 """Bytes of address space, of which the libraries reserve a part without using it."""
 MAX_SECONDS = 60
 """Processor time until the next part."""
 PART_CHARACTERS = 1 << 20
+FULL = "it takes more memory than it may, as damaged files do"
 
 
 def main() -> None:
@@ -57,10 +60,13 @@ def answer(file: SourceFile, limit: int | None, answers: BinaryIO) -> None:
         for part in islice(parts(file), limit):
             answers.write(json.dumps(["part", part]).encode() + b"\n")
             limit_time()
+    except UnreadableError as error:
+        full = isinstance(error.__cause__, MemoryError)
+        last = ("unusable", FULL) if full else ("refused", str(error))
     except UserError as error:
         last = "unusable", str(error)
     except MemoryError:
-        last = "unusable", "it takes more memory than it may, as damaged files do"
+        last = "unusable", FULL
     except Exception as error:  # of any library, about any damage
         last = "unusable", f"damaged, or of a kind that cannot be read ({error or type(error)})"
     answers.write(json.dumps(last).encode()[:100_000] + b"\n")
