@@ -450,9 +450,12 @@ def test_a_compressed_file_that_expands_beyond_measure_is_refused(tmp_path, monk
         )
 
 
-def parts(path, kind):
-    """What the worker's process would read, in this one."""
-    return "".join(worker.parts(SourceFile(path, path.name, path.stat().st_size, kind)))
+def last_answer(path):
+    """The last answer of the worker's process, given in this one."""
+    told = io.BytesIO()
+    file = SourceFile(path, path.name, path.stat().st_size, path.suffix[1:])
+    worker.answer(file, None, told)
+    return json.loads(told.getvalue().splitlines()[-1])
 
 
 @pytest.mark.parametrize(
@@ -464,6 +467,7 @@ def parts(path, kind):
         ("a.epub", epub("x" * 10_000, names=["0.xhtml"] * 2000), "expands to far more"),
         ("a.epub", epub("x", names=["../../../../../etc/passwd"]), "no item named"),
         ("a.docx", archive(**{f"m{n}": "" for n in range(11)}), "holds more than 10 files"),
+        ("a.parquet", parquet(text=["x" * 1000] * 10_000), "expands to far more"),
         ("a.docx", docx("<a>" * 2000), "elements in elements"),
         ("a.html", b"x" * 1_000_001, "a page of more than"),
     ],
@@ -472,9 +476,9 @@ def test_books_that_expand_or_reach_out_are_refused(tmp_path, monkeypatch, name,
     monkeypatch.setattr(files, "FREE_BYTES", 1000)
     monkeypatch.setattr("stages.lm.sources.markup.MAX_ENTRIES", 10)
     monkeypatch.setattr("stages.lm.sources.markup.MAX_HTML", 1_000_000)
-    make(tmp_path, {name: data})
-    with pytest.raises((UserError, KeyError), match=refusal):
-        parts(tmp_path / name, name[2:])
+    monkeypatch.setattr(worker, "limit_time", lambda: None)
+    kind, reason = last_answer(make(tmp_path, {name: data}) / name)
+    assert kind == "unusable" and re.search(refusal, reason)
 
 
 def test_a_file_that_ends_its_reader_is_left_out_and_the_next_is_read(tmp_path, monkeypatch):
@@ -518,11 +522,7 @@ def test_an_error_of_the_system_is_not_taken_for_damage(tmp_path, monkeypatch, e
 
     monkeypatch.setattr("stages.lm.sources.markup.html_text", fail)
     monkeypatch.setattr(worker, "limit_time", lambda: None)
-    make(tmp_path, {"a.html": b"1"})
-    told = io.BytesIO()
-    worker.answer(SourceFile(tmp_path / "a.html", "a.html", 1, "html"), None, told)
-    (line,) = told.getvalue().splitlines()
-    kind, value = json.loads(line)
+    kind, value = last_answer(make(tmp_path, {"a.html": b"1"}) / "a.html")
     assert kind == answer[0] and re.search(answer[1], value)
 
 

@@ -55,10 +55,15 @@ def limit_time() -> None:
 def answer(file: SourceFile, limit: int | None, answers: BinaryIO) -> None:
     """Write the first `limit` parts of a file, or all."""
     last: tuple[str, Any] = ("end", None)
+    allowed = expansion_of(file)
     limit_time()
     try:
         for part in islice(parts(file), limit):
-            answers.write(json.dumps(["part", part]).encode() + b"\n")
+            line = json.dumps(["part", part], ensure_ascii=False).encode() + b"\n"
+            allowed -= len(line)
+            if allowed < 0:
+                raise UserError("it expands to far more than its size, which no text of use does")
+            answers.write(line)
             limit_time()
     except UnreadableError as error:
         full = isinstance(error.__cause__, MemoryError)
@@ -82,11 +87,7 @@ def parts(file: SourceFile) -> Iterator[Any]:
             return
         from .markup import READERS
 
-        allowed = expansion_of(file)
         for text in READERS[file.format](source):
-            allowed -= len(text)
-            if allowed < 0:
-                raise UserError("it expands to far more than its size, which no text of use does")
             for at in range(0, len(text), PART_CHARACTERS):
                 yield text[at : at + PART_CHARACTERS]
 
