@@ -88,8 +88,13 @@ DOCUMENTS = {
     "names in any case": ({"b": b"2", "A": b"1", "C": b"3"}, [b"1", b"2", b"3"], ""),
     "source code": ({"m.py": b"x = 1\n", "m.weird": b"ok", "Makefile": b"a:"}, 3, ""),
     "a page": (
-        {"a.html": b"<title>T</title><script>no</script><p>One <b>two</b>&amp;</p><br>three"},
-        [b"One two&\n\n\nthree\n".replace(b"\n\n\n", b"\n\n")],
+        {"a.html": b"<title>T</title><script>no</script>\n<p> One  <b>two</b>&amp;</p><br>three"},
+        [b"One two&\n\nthree\n"],
+        "",
+    ),
+    "a page with code and a table": (
+        {"a.html": b"<pre>if a:\n    b\n</pre><table><tr><td>1</td><td>2</td></tr></table>"},
+        [b"if a:\n    b\n\n\t1\t2\n"],
         "",
     ),
     "a page in another encoding": (
@@ -425,7 +430,7 @@ LONG = "x" * 1000
 def test_a_row_without_end_is_refused(tmp_path, monkeypatch, name, data):
     monkeypatch.setattr(tables, "MAX_ROW", 500)
     monkeypatch.setattr(tables, "BLOCK_BYTES", 64)
-    with pytest.raises(UserError, match=r"(line|item|row) \d of .* is longer than|is no CSV"):
+    with pytest.raises(UserError, match=r"(line 1|item 1|row 2) .* longer|row [12] .* no CSV"):
         read(make(tmp_path, {name: data}), read_documents)
 
 
@@ -446,9 +451,12 @@ def test_a_compressed_file_that_expands_beyond_measure_is_refused(tmp_path, monk
         )
 
 
-def parts(path, kind):
-    """What the worker's process would read, in this one."""
-    return "".join(worker.parts(SourceFile(path, path.name, path.stat().st_size, kind)))
+def last_answer(path):
+    """The last answer of the worker's process, given in this one."""
+    told = io.BytesIO()
+    file = SourceFile(path, path.name, path.stat().st_size, path.suffix[1:])
+    worker.answer(file, None, told)
+    return json.loads(told.getvalue().splitlines()[-1])
 
 
 @pytest.mark.parametrize(
@@ -460,6 +468,8 @@ def parts(path, kind):
         ("a.epub", epub("x" * 10_000, names=["0.xhtml"] * 2000), "expands to far more"),
         ("a.epub", epub("x", names=["../../../../../etc/passwd"]), "no item named"),
         ("a.docx", archive(**{f"m{n}": "" for n in range(11)}), "holds more than 10 files"),
+        ("a.parquet", parquet(text=["x" * 1000] * 10_000), "expands to far more"),
+        ("a.docx", docx("<a>" * 2000), "elements in elements"),
         ("a.html", b"x" * 1_000_001, "a page of more than"),
     ],
 )
@@ -467,9 +477,9 @@ def test_books_that_expand_or_reach_out_are_refused(tmp_path, monkeypatch, name,
     monkeypatch.setattr(files, "FREE_BYTES", 1000)
     monkeypatch.setattr("stages.lm.sources.markup.MAX_ENTRIES", 10)
     monkeypatch.setattr("stages.lm.sources.markup.MAX_HTML", 1_000_000)
-    make(tmp_path, {name: data})
-    with pytest.raises((UserError, KeyError), match=refusal):
-        parts(tmp_path / name, name[2:])
+    monkeypatch.setattr(worker, "limit_time", lambda: None)
+    kind, reason = last_answer(make(tmp_path, {name: data}) / name)
+    assert kind == "unusable" and re.search(refusal, reason)
 
 
 def test_a_file_that_ends_its_reader_is_left_out_and_the_next_is_read(tmp_path, monkeypatch):
@@ -497,6 +507,24 @@ def test_a_reader_has_limits(tmp_path):
     read(tmp_path, read_documents)
     limit = resource.prlimit(isolation._idle[0].pid, resource.RLIMIT_AS)
     assert limit == (worker.MAX_MEMORY, worker.MAX_MEMORY)
+
+
+@pytest.mark.parametrize(
+    ("error", "answer"),
+    [
+        (OSError(5, "Input/output error"), ["refused", ".*Input/output error.*left as it is"]),
+        (MemoryError(), ["unusable", "more memory"]),
+        (RecursionError("deep"), ["unusable", r"damaged.*\(deep\)"]),
+    ],
+)
+def test_an_error_of_the_system_is_not_taken_for_damage(tmp_path, monkeypatch, error, answer):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("stages.lm.sources.markup.html_text", fail)
+    monkeypatch.setattr(worker, "limit_time", lambda: None)
+    kind, value = last_answer(make(tmp_path, {"a.html": b"1"}) / "a.html")
+    assert kind == answer[0] and re.search(answer[1], value)
 
 
 def test_nothing_is_read_through_links(tmp_path):

@@ -13,14 +13,14 @@ class CorpusSettings:
     SECTION: ClassVar[str] = "corpus"
 
     text: str
-    """The column whose cells are documents. `auto`: `text` or `content`."""
+    """The column whose cells are documents. `auto`: `text`, `content`, or the only one."""
 
     prompt: str
-    """The column of a record's prompt. `auto`: as in `stages/lm/sources/shapes.py`."""
+    """The column of a record's prompt. `auto`: see `stages/lm/sources/FORMATS.md`."""
 
     completion: str
-    """The column of a record's completion; without `prompt`, prompts are empty. `auto`: as in
-    `stages/lm/sources/shapes.py`."""
+    """The column of a record's completion; without `prompt`, prompts are empty. `auto`: see
+    `stages/lm/sources/FORMATS.md`."""
 
     duplicates: Annotated[str, Choice(("keep", "drop"))]
     """What becomes of documents that equal an earlier one, or nearly do. Equal ones are in the same

@@ -79,9 +79,10 @@ def likely_encoding(data: bytes) -> str:
 
     start = next((i for i, byte in enumerate(data[: 1 << 22]) if byte > 127), 0)
     begin = max(0, start - _SAMPLE_BYTES // 2)
-    best = from_bytes(data[begin : begin + _SAMPLE_BYTES], preemptive_behaviour=True).best()
+    sample = data[begin : begin + _SAMPLE_BYTES]
+    best = from_bytes(sample).best()
     if not best:
         return ""
     # Where the letters are the same in both, Windows' in the West is the likelier.
-    name = "cp1252" if "cp1252" in best.could_be_from_charset else best.encoding
+    name = "cp1252" if sample.decode("cp1252", "replace") == str(best) else best.encoding
     return "" if name in ("utf_8", "ascii") else name.upper().replace("_", "-")

@@ -38,7 +38,8 @@ def isolated(file: SourceFile, limit: int | None = None) -> Iterator[Any]:
     """The rows of a parquet file, as dicts, or the text of another file in parts; `limit` of them.
 
     Raises:
-        UnusableError: it cannot be read, or not within the worker's limits.
+        UnusableError: it is damaged, or takes more than the worker's limits.
+        UserError: the system could not read it.
     """
     worker = _idle.pop() if _idle else _start()
     assert worker.stdin and worker.stdout
@@ -59,7 +60,7 @@ def isolated(file: SourceFile, limit: int | None = None) -> Iterator[Any]:
             ended = True
             if kind == "end":
                 return
-            raise UnusableError(file, value)
+            raise UserError(value) if kind == "refused" else UnusableError(file, value)
         raise UnusableError(file, DIED)
     finally:
         if ended:

@@ -14,9 +14,12 @@ from ..core.errors import UserError
 READ_BYTES = 1 << 16
 MAX_HTML = 1 << 26
 MAX_ENTRIES = 100_000
+MAX_DEPTH = 1000
 _CHARSET = re.compile(
     rb"""<meta[^>]{,200}charset=["']?([\w-]{,40})|<\?xml[^>]{,200}encoding=["']([\w-]{,40})""", re.I
 )
+_SPACES = re.compile(r"\s+")
+_EMPTY_LINES = re.compile(r"\n{3,}")
 _UNSEEN = {"script", "style", "template", "noscript", "svg", "math", "title"}
 _BLOCKS = {
     *[
@@ -68,16 +71,22 @@ class _PageText(HTMLParser):
         self.parts: list[str] = []
         self.unseen = ""
         self.pre = 0
+        self.after_space = True
+
+    def _add(self, text: str) -> None:
+        self.parts.append(text)
+        self.after_space = text[-1].isspace()
+
+    def _break(self, tag: str) -> None:
+        self._add("\n\n" if tag in ("p", "pre") or tag[1:].isdigit() else "\n")
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag in _UNSEEN and not self.unseen:
             self.unseen = tag
-        elif tag in _BLOCKS:
-            self.parts.append("\n\n" if tag in ("p", "pre") or tag[1:].isdigit() else "\n")
-        elif tag == "br":
-            self.parts.append("\n")
+        elif tag in _BLOCKS or tag == "br":
+            self._break(tag)
         elif tag in ("td", "th"):
-            self.parts.append("\t")
+            self._add("\t")
         self.pre += tag == "pre"
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -88,17 +97,22 @@ class _PageText(HTMLParser):
         if tag == self.unseen:
             self.unseen = ""
         elif tag in _BLOCKS:
-            self.parts.append("\n\n" if tag in ("p", "pre") or tag[1:].isdigit() else "\n")
+            self._break(tag)
         self.pre -= tag == "pre" and self.pre > 0
 
     def handle_data(self, data: str) -> None:
-        if not self.unseen:
-            self.parts.append(data if self.pre else re.sub(r"\s+", " ", data))
+        if self.unseen:
+            return
+        if not self.pre:
+            data = _SPACES.sub(" ", data)
+            data = data.removeprefix(" ") if self.after_space else data
+        if data:
+            self._add(data)
 
     def text(self) -> str:
-        """All of it: no spaces around line ends, at most one empty line."""
-        lines = re.sub(r"[ \t]*\n[ ]*", "\n", "".join(self.parts))
-        return re.sub(r"\n{3,}", "\n\n", re.sub(r"(?<=\S) {2,}", " ", lines)).strip("\n ")
+        """All of it: no spaces at ends of lines, at most one empty line."""
+        lines = "\n".join(line.rstrip(" ") for line in "".join(self.parts).split("\n"))
+        return _EMPTY_LINES.sub("\n\n", lines).strip("\n")
 
 
 def html_text(data: bytes) -> str:
@@ -138,12 +152,29 @@ def _parser(
     end: Callable[[str], None] | None = None,
     data: Callable[[str], None] | None = None,
 ) -> expat.XMLParserType:
-    """A parser that refuses entities, with which a small file could expand to any size."""
+    """A parser for files that nobody vouches for.
+
+    It refuses entities, with which a small file could expand to any size, and depth without end,
+    which it would have to remember.
+    """
     parser = expat.ParserCreate(namespace_separator=" ")
     parser.buffer_text = True
-    parser.StartElementHandler = lambda name, attrs: start(name.rpartition(" ")[2], attrs)
-    if end:
-        parser.EndElementHandler = lambda name: end(name.rpartition(" ")[2])
+    depth = 0
+
+    def begin(name: str, attrs: dict[str, str]) -> None:
+        nonlocal depth
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise UserError(f"its XML has more than {MAX_DEPTH:,} elements in elements")
+        start(name.rpartition(" ")[2], attrs)
+
+    def finish(name: str) -> None:
+        nonlocal depth
+        depth -= 1
+        if end:
+            end(name.rpartition(" ")[2])
+
+    parser.StartElementHandler, parser.EndElementHandler = begin, finish
     parser.CharacterDataHandler = data
 
     def refuse(*_: object) -> None:

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-BATCH_ROWS = 64
+BATCH_BYTES = 1 << 23
+MAX_BATCH_ROWS = 1000
 MAX_METADATA = 1 << 26
 
 
@@ -22,7 +23,12 @@ def parquet_rows(source: BinaryIO) -> Iterator[dict[str, Any]]:
         buffer_size=1 << 20,
         pre_buffer=False,
     )
-    for batch in file.iter_batches(BATCH_ROWS, use_threads=False):
+    groups = [file.metadata.row_group(n) for n in range(file.num_row_groups)]
+    row_bytes = max(
+        (group.total_byte_size // max(group.num_rows, 1) for group in groups), default=1
+    )
+    count = min(max(BATCH_BYTES // max(row_bytes, 1), 1), MAX_BATCH_ROWS)
+    for batch in file.iter_batches(count, use_threads=False):
         for row in batch.to_pylist():
             yield {key: _plain(value) for key, value in row.items()}
 

@@ -117,19 +117,19 @@ def _cells(file: SourceFile) -> Iterator[tuple[int, Any]]:
     csv.field_size_limit(MAX_ROW)
     with open_source(file) as source:
         text = io.TextIOWrapper(source, "utf-8-sig", newline="")
-        first, size, number = text.readline(MAX_ROW + 1), 0, 1
+        first, size, number = text.readline(MAX_ROW + 1), 0, 0
 
         def lines() -> Iterator[str]:
             nonlocal size
             for line in chain([first], iter(lambda: text.readline(MAX_ROW + 1), "")):
                 size += len(line)
                 if size > MAX_ROW:  # of all lines that a row in quotation marks spans
-                    raise too_long(file, number)
+                    raise too_long(file, number + 1)
                 yield line
 
         try:
             table = csv.reader(lines(), delimiter=_delimiter(first))
-            columns = next(table, [])
+            columns, number = next(table, []), 1
             for number, cells in enumerate(table, 2):
                 size = 0
                 if len(cells) > len(columns):

@@ -1,6 +1,7 @@
 """The process that `isolation.py` asks: reads a file, within limits, and answers in JSON lines.
 
-An answer is `["part", value]` any number of times, then `["end", null]` or `["unusable", reason]`.
+An answer is `["part", value]` any number of times, then `["end", null]`,
+`["unusable", reason]`, or `["refused", sentence]` if the system could not read it.
 """
 
 import json
@@ -14,13 +15,15 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..core.errors import UserError
+from ..core.files import UnreadableError
 from .files import SourceFile, expansion_of, open_source
 
-MAX_MEMORY = 3 << 30
+MAX_MEMORY = 2 << 30
 """Bytes of address space, of which the libraries reserve a part without using it."""
 MAX_SECONDS = 60
 """Processor time until the next part."""
 PART_CHARACTERS = 1 << 20
+FULL = "it takes more memory than it may, as damaged files do"
 
 
 def main() -> None:
@@ -52,15 +55,23 @@ def limit_time() -> None:
 def answer(file: SourceFile, limit: int | None, answers: BinaryIO) -> None:
     """Write the first `limit` parts of a file, or all."""
     last: tuple[str, Any] = ("end", None)
+    allowed = expansion_of(file)
     limit_time()
     try:
         for part in islice(parts(file), limit):
-            answers.write(json.dumps(["part", part]).encode() + b"\n")
+            line = json.dumps(["part", part], ensure_ascii=False).encode() + b"\n"
+            allowed -= len(line)
+            if allowed < 0:
+                raise UserError("it expands to far more than its size, which no text of use does")
+            answers.write(line)
             limit_time()
+    except UnreadableError as error:
+        full = isinstance(error.__cause__, MemoryError)
+        last = ("unusable", FULL) if full else ("refused", str(error))
     except UserError as error:
         last = "unusable", str(error)
     except MemoryError:
-        last = "unusable", "it takes more memory than it may, as damaged files do"
+        last = "unusable", FULL
     except Exception as error:  # of any library, about any damage
         last = "unusable", f"damaged, or of a kind that cannot be read ({error or type(error)})"
     answers.write(json.dumps(last).encode()[:100_000] + b"\n")
@@ -76,11 +87,7 @@ def parts(file: SourceFile) -> Iterator[Any]:
             return
         from .markup import READERS
 
-        allowed = expansion_of(file)
         for text in READERS[file.format](source):
-            allowed -= len(text)
-            if allowed < 0:
-                raise UserError("it expands to far more than its size, which no text of use does")
             for at in range(0, len(text), PART_CHARACTERS):
                 yield text[at : at + PART_CHARACTERS]
 
