@@ -132,7 +132,7 @@ def test_a_model_learns_where_documents_end(initialised_model, machine, make_tra
     model = initialised_model(vocab_size=50, context=16)
     settings = make_train_settings(epochs=6, batch_size=4)
     trainer = Trainer(model, data_of(tokens, np.array([*document * 4, END])), settings, machine)
-    trainer.initialize(from_bigrams=False)
+    trainer.initialize("random")
     trainer.fit(lambda: None, lambda: False)
     model.load_state_dict(trainer.best)
     with torch.inference_mode():
