@@ -19,7 +19,8 @@ from stages.lm.corpus.chosen import chosen_survey, corpus_of
 from stages.lm.corpus.corpus import Corpus
 from stages.lm.corpus.texts import Text, text_corpus
 from stages.lm.data.dataset import split_meta, token_dtype, token_file, write_meta
-from stages.lm.data.meta import DocumentsMeta, Lengths, RecordsMeta, TokenizerMeta
+from stages.lm.data.lengths import Lengths
+from stages.lm.data.meta import DocumentsMeta, RecordsMeta, TokenizerMeta
 from stages.lm.data.splits import SPLITS
 from stages.lm.pretrained.tokenizer import base_tokenizer, tokenizer_settings
 from stages.lm.settings.corpus import CorpusSettings

@@ -18,13 +18,14 @@ from stages.lm.corpus.duplicates import SIMILAR, DuplicateFinder, common_share, 
 from stages.lm.data import token_text
 from stages.lm.data.dataset import TokenData
 from stages.lm.data.document_rows import document_rows, document_targets, gather_rows
-from stages.lm.data.meta import DocumentsMeta, Lengths, SplitMeta, TokenizerMeta, TokensMeta
+from stages.lm.data.lengths import LONGEST, Lengths
+from stages.lm.data.meta import DocumentsMeta, SplitMeta, TokenizerMeta, TokensMeta
 from stages.lm.data.sequence_packing import IGNORE_INDEX
 from stages.lm.data.splits import SPLITS
 from stages.lm.data.token_text import TokenText
 from stages.lm.model.scoring import score, score_documents
 from stages.lm.settings.corpus import AUTO
-from stages.lm.settings.recipes import LONGEST, automatic
+from stages.lm.settings.recipes import automatic
 from stages.lm.text.records import RECORD_END
 from stages.lm.text.tokenizer import Tokenizer
 from stages.lm.training.batches import Batches

@@ -10,10 +10,14 @@ import pytest
 from stages import corpus, tokenize_text
 from stages.lm.core import paths
 from stages.lm.core.errors import UserError
+from stages.lm.corpus.chosen import chosen_survey
+from stages.lm.corpus.records import record_corpus
 from stages.lm.data.dataset import TokenData
+from stages.lm.data.lengths import LONGEST
 from stages.lm.data.splits import SPLITS
-from stages.lm.settings.recipes import LONGEST, automatic
-from stages.lm.text.records import Record, read_records, records_in, split_by_prompt, split_records
+from stages.lm.settings.corpus import AUTO
+from stages.lm.settings.recipes import automatic
+from stages.lm.text.records import Record, records_in, split_by_prompt, split_records
 from stages.lm.text.tokenizer import Tokenizer
 
 
@@ -27,42 +31,15 @@ def lines(records):
 SOME = [Record(f"Frage {n}: ü🙂 \n", f"answer {n % 7}") for n in range(200)]
 
 
-def test_records_are_read_as_written_each_once(tmp_path):
-    path = tmp_path / "input.jsonl"
+def test_records_are_read_as_written_each_once(workspace):
     plain = json.dumps({"prompt": "ü\u2028", "completion": "b", "id": 3}, ensure_ascii=False)
-    path.write_bytes(
-        b"\xef\xbb\xbf" + plain.encode() + b"\r\n\n  \n" + lines(SOME[:2] * 2).encode()
+    (paths.INPUT / "some.jsonl").write_bytes(
+        b"\xef\xbb\xbf" + plain.encode() + b"\r\n\n  \n" + lines(SOME[:3] * 2).encode()
     )
-    assert read_records(path) == [Record("ü\u2028", "b"), *SOME[:2]]
-
-
-@pytest.mark.parametrize(
-    ("line", "refusal"),
-    [
-        (b"{", "line 2 of .* is not JSON"),
-        (b"[" * 100_000, "line 2 of .* is not JSON"),
-        (b"[1]", "line 2 of .* no object"),
-        (b'{"prompt": "a"}', "line 2 of .* has no 'completion' .its keys: prompt."),
-        (b'{"prompt": "a", "completion": 1}', "line 2 of .* 'completion' is 1, but"),
-        (b'{"prompt": null, "completion": "b"}', "line 2 of .* 'prompt' is null"),
-        (b'{"prompt": "a", "completion": ""}', "line 2 of .* 'completion' is empty"),
-        (b'{"prompt": "a\\ud800", "completion": "b"}', "line 2 of .* half of a character"),
-        (b'{"prompt": "\xfe", "completion": "b"}', "line 2 of .* is not UTF-8"),
-    ],
-)
-def test_a_line_that_is_no_record_is_refused_in_a_sentence(tmp_path, line, refusal):
-    path = tmp_path / "input.jsonl"
-    path.write_bytes(lines(SOME[:1]).encode() + line + b"\n")
-    with pytest.raises(UserError, match=refusal):
-        read_records(path)
-
-
-def test_a_file_without_records_is_refused(tmp_path):
-    (tmp_path / "input.jsonl").write_text(" \n\n")
-    with pytest.raises(UserError, match="holds no record"):
-        read_records(tmp_path / "input.jsonl")
-    with pytest.raises(UserError, match="could not be read"):
-        read_records(tmp_path)
+    found = record_corpus(chosen_survey(AUTO), {"val": 0.2, "test": 0.2})
+    read = records_in(b"".join(piece.data for piece in found.read()))
+    assert sorted(read) == sorted([Record("ü\u2028", "b"), *SOME[:3]])
+    assert found.lines == ("3 records equal another one and are left out",)
 
 
 def test_the_order_of_the_file_changes_no_split():

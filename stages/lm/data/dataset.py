@@ -14,7 +14,8 @@ from ..core.errors import UserError
 from ..core.files import atomic_writer, read_errors, sha256_file, write_text
 from ..core.paths import shown
 from .document_rows import document_rows
-from .meta import DocumentsMeta, Lengths, RecordsMeta, SplitMeta, TokenizerMeta, TokensMeta
+from .lengths import Lengths
+from .meta import DocumentsMeta, RecordsMeta, SplitMeta, TokenizerMeta, TokensMeta
 from .sequence_packing import pack, scored_tokens
 from .splits import SPLITS
 

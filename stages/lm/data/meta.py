@@ -67,16 +67,6 @@ class DocumentsMeta:
 
 
 @dataclass(frozen=True)
-class Lengths:
-    """How long the documents or records are that a model learns."""
-
-    kind: str
-    """`documents` or `records`."""
-    long: int
-    """99 % of them have at most so many tokens, their ends included."""
-
-
-@dataclass(frozen=True)
 class TokensMeta:
     """All that `meta.json` holds but its digest, which `digest` computes."""
 

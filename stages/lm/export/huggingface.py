@@ -155,11 +155,8 @@ def card(loaded: LoadedModel) -> str:
         "print(tokenizer.decode(model.generate(**prompt)[0]))",
     ]
     if loaded.opening:
-        usage = (
-            f"It continues a text, or writes one of its own after an empty prompt. Token "
-            f"{loaded.tokenizer.ranks[RECORD_END]} (the byte 0xFF) begins and ends a text; the "
-            "tokenizer puts it first."
-        )
+        end = loaded.tokenizer.ranks[loaded.opening]
+        usage = f"It continues text. Token {end} begins and ends one; the tokenizer puts it first."
     if loaded.answers:
         begin, end = (loaded.tokenizer.ranks[mark] for mark in (PROMPT_END, RECORD_END))
         usage = (

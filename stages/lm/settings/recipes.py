@@ -12,7 +12,7 @@ from typing import Any
 
 from ..core.errors import UserError
 from ..core.paths import PARAMS
-from ..data.meta import Lengths
+from ..data.lengths import Lengths
 from .loader import EMPTY, convert, quoted, read_params
 
 Values = dict[str, Any]
@@ -150,14 +150,8 @@ FEW_PASSES: Values = {
 AT_MOST_FROM_BASE = {"train.epochs": 4, "model.context": 1024}
 """Upper limits of what the recipe says."""
 
-# What the lengths of documents and records change ----------------------------------------------
-
-LONGEST = {"documents": 512, "records": 2048}
-"""The context is raised up to here to hold 99 % of them whole. Longer documents are cut, for which
-the recipe's context does; longer records are left out."""
-
-
 BY_LENGTH = ("model.context", "train.batch_size")
+"""What depends on the lengths of documents or records, too."""
 
 
 @dataclass(frozen=True)
@@ -176,24 +170,19 @@ class Automatic:
     """`model.context`, whether given or `auto`."""
     lengths: Lengths | None = None
 
-    def chosen(self) -> Values:
-        """The values of the settings that are `auto`."""
-        return {key: self.values[key] for key in self.used}
-
-    def chosen_by_size(self) -> Values:
-        """Those that do not depend on the lengths of documents or records."""
-        return {key: value for key, value in self.chosen().items() if key not in BY_LENGTH}
+    def chosen(self, without: tuple[str, ...] = ()) -> Values:
+        """The values of the settings that are `auto`, but for some of these."""
+        return {key: self.values[key] for key in self.used if key not in without}
 
     def lines(self, section: str) -> list[str]:
         """One line for each setting of a section that is `auto`: its value and where it is from."""
         recipe = f"recipe {self.recipe} for {self.text_bytes:,} bytes of text"
-        if self.lengths:
-            recipe += f", {self.lengths.kind} of up to {self.lengths.long:,} tokens"
-        return [
-            f"{key} = {self.values[key]} (auto: {'init_from' if key in self.base else recipe})"
-            for key in self.used
-            if key.startswith(section + ".")
-        ]
+        of = self.lengths
+        long = f", {of.kind} of up to {of.long:,} tokens" if of else ""
+        why = {key: recipe + long * (key in BY_LENGTH) for key in self.used}
+        why |= dict.fromkeys(self.base, "init_from")
+        own = (key for key in self.used if key.startswith(section + "."))
+        return [f"{key} = {self.values[key]} (auto: {why[key]})" for key in own]
 
 
 def automatic(
@@ -225,24 +214,12 @@ def automatic(
     values = derive(recipe, text_bytes, given, base)
     used = [key for key in values if given.get(key) == "auto"]
     if lengths and "model.context" in used:
-        values |= longer_context(values, lengths, base)
+        usual = values["model.context"]
+        longer = lengths.context(usual, base.get("model.context", 1 << 20))
+        batch = max(1, values["train.batch_size"] * usual // longer)  # as many tokens in a step
+        values |= {"model.context": longer, "train.batch_size": batch}
     context = _whole(given.get("model.context")) or values["model.context"]
     return Automatic(recipe, text_bytes, values, used, base, context, lengths)
-
-
-def longer_context(values: Values, lengths: Lengths, base: Mapping[str, Any]) -> Values:
-    """A context that holds 99 % of the documents or records, where that is within the limits.
-
-    As many times fewer windows are in a batch.
-    """
-    usual, limit = values["model.context"], LONGEST[lengths.kind]
-    limit = max(usual, min(limit, base.get("model.context", limit)))
-    wanted = 1 << (max(1, lengths.long - 1) - 1).bit_length()  # the first token is no target
-    if wanted > limit and lengths.kind == "documents":
-        return {}
-    context = max(usual, min(wanted, limit))
-    batch = max(1, values["train.batch_size"] * usual // context)
-    return {"model.context": context, "train.batch_size": batch}
 
 
 def refuse_contradictions(given: dict[str, Any], base: Mapping[str, Any], file: str) -> None:

@@ -1,4 +1,4 @@
-"""Records of a task, each a prompt and its completion: read from JSON lines, split, as bytes.
+"""Records of a task, each a prompt and its completion: as bytes, and split.
 
 The bytes of a record are `prompt 0xFE completion 0xFF`. UTF-8 uses neither of the two bytes, and
 a tokenizer makes each a token of its own: so any vocabulary has both marks, and no text can forge
@@ -11,12 +11,9 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ..core.errors import UserError
-from ..core.files import read_errors
-from ..core.paths import shown
 from ..data.splits import SPLITS
 
 PROMPT_END = b"\xfe"
@@ -46,46 +43,6 @@ def records_in(data: bytes) -> list[Record]:
     """The records that bytes made by `Record.data` hold."""
     pairs = (part.split(PROMPT_END) for part in data.split(RECORD_END)[:-1])
     return [Record(prompt.decode(), completion.decode()) for prompt, completion in pairs]
-
-
-def read_records(path: Path) -> list[Record]:
-    """The records of a file, one per line, without repetitions.
-
-    Other keys than `prompt` and `completion` are ignored, and so are blank lines.
-
-    Raises:
-        UserError: a line is no record, or the file holds none.
-    """
-    with read_errors(path, "put your records there as one plain file."), path.open("rb") as file:
-        found = [
-            parse_record(line, f"line {number} of {shown(path)}")
-            for number, line in enumerate(file, 1)
-            if line.strip()
-        ]
-    if not found:
-        raise UserError(f"{shown(path)} holds no record; put lines such as {FORM} into it.")
-    return list(dict.fromkeys(found))
-
-
-def parse_record(line: bytes, where: str) -> Record:
-    """The record in a line; `where` names the line in messages.
-
-    Raises:
-        UserError: the line is no record.
-    """
-    try:
-        # "-sig" skips the byte order mark that Windows' editors put before the first line.
-        values = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError:
-        raise UserError(f"{where} is not UTF-8; save the file in that encoding.") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not JSON ({error}); write each record as {FORM}.") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{where} is JSON, but no object; write each record as {FORM}.")
-    completion = text_of(values, "completion", where)
-    if not completion:
-        raise UserError(f"{where}: 'completion' is empty; give it text, or remove the line.")
-    return Record(text_of(values, "prompt", where), completion)
 
 
 def text_of(values: Mapping[str, Any], key: str, where: str) -> str:
