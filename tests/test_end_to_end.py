@@ -411,12 +411,12 @@ def test_a_clone_that_pulls_reruns_nothing(built, tmp_path):
 
 
 TEXTS = {
-    "empty": (b"", "is empty"),
+    "empty": (b"", r"input\.txt: empty"),
     "ten bytes": (b"0123456789", "use a longer text"),
     "blank": (b" \n" * 500, "nothing but white space"),
     "one line": (b"word " * 400, None),
     "not UTF-8": (bytes(range(128, 256)) * 20, None),
-    "NULs": (b"a\0b\0" * 300, None),
+    "NULs": (b"ab\0" * 400, None),
     "BOM and CRLF": (b"\xef\xbb\xbf" + b"some words\r\n" * 100, None),
     "emoji and Chinese": ("你好世界 🙂 ".encode() * 100, None),
 }
