@@ -7,8 +7,8 @@ the standard library.
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 
+import numpy as np
 from tqdm import tqdm
 
 from stages.lm.core import paths
@@ -23,11 +23,12 @@ from stages.lm.settings.init_from import SCRATCH, load_init_from
 from stages.lm.settings.loader import load_section
 from stages.lm.settings.recipes import automatic
 from stages.lm.settings.tokenize import TokenizeSettings
+from stages.lm.text.parallel import batches, encode_chunks
 from stages.lm.text.records import PROMPT_END, RECORD_END, Record, read_records, split_records
 from stages.lm.text.tokenizer import PATTERNS, Tokenizer, named_tokenizer, train_bpe
 
-BPE_SAMPLE_BYTES = 32 << 20
-"""A vocabulary is learned from about so many bytes, spread evenly over the training split."""
+BPE_SAMPLE_BYTES = 16 << 20
+"""A vocabulary is learned from so many bytes, the same share of each MiB of the training split."""
 
 
 @dataclass(frozen=True)
@@ -89,10 +90,10 @@ def encode_splits(parts: dict[str, Split], tokenizer: Tokenizer) -> dict[str, Sp
     size = sum(part.size for part in parts.values())
     with tqdm(total=size, desc="tokenize", unit="B", unit_scale=True) as bar:
 
-        def encoded(part: Split) -> Iterator[list[int]]:
-            for chunk in part.read():
-                yield tokenizer.encode(chunk)
-                bar.update(len(chunk))
+        def encoded(part: Split) -> Iterator[np.ndarray]:
+            for ids, bytes_done in encode_chunks(tokenizer, part.read()):
+                yield ids
+                bar.update(bytes_done)
 
         return {
             name: write_split(
@@ -154,9 +155,11 @@ def training_sample(training: Split) -> Iterator[str]:
 
     Prompts and completions of records are texts of their own.
     """
-    stride = -(-training.size // BPE_SAMPLE_BYTES)  # every so many chunks
-    for chunk in islice(training.read(), 0, None, stride):
-        for text in chunk.replace(PROMPT_END, RECORD_END).split(RECORD_END):
+    share = min(1.0, BPE_SAMPLE_BYTES / training.size)
+    for batch in batches(training.read()):
+        data = b"".join(batch)
+        sample = data[: int(len(data) * share)].replace(PROMPT_END, RECORD_END)
+        for text in sample.split(RECORD_END):
             yield text.decode("utf-8", "ignore")
 
 
