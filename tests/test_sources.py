@@ -16,6 +16,7 @@ import pytest
 from stages.lm.core.errors import UserError
 from stages.lm.settings.corpus import AUTO
 from stages.lm.sources import files, isolation, reading, tables, walk, worker
+from stages.lm.sources.encodings import likely_encoding
 from stages.lm.sources.files import SourceFile
 from stages.lm.sources.reading import read_documents, read_records
 from stages.lm.sources.survey import survey
@@ -368,6 +369,20 @@ def test_columns_by_a_setting(tmp_path, table, settings, expected):
         assert [document.text for document in read(tmp_path, read_documents, settings)[0]] == [b"2"]
     else:
         assert read(tmp_path, read_records, settings)[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("encoding", "name", "text"),
+    [
+        ("cp1252", "CP1252", "Übergröße über alle Maße: café, naïve, señor. Garçon, déjà vu.\n"),
+        ("cp1250", "CP1250", "Zażółć gęślą jaźń. Příliš žluťoučký kůň úpěl ďábelské ódy.\n"),
+        ("cp1251", "CP1251", "Съешь же ещё этих мягких французских булок, да выпей чаю.\n"),
+        ("shift_jis", "CP932", "これは日本語の文章です。吾輩は猫である。名前はまだ無い。\n"),
+        ("gb18030", "GB18030", "我们在这里学习语言模型。今天天气很好。\n"),
+    ],
+)
+def test_the_likely_encoding_is_named(encoding, name, text):
+    assert likely_encoding(b"plain\n" * 9999 + (text * 50).encode(encoding)) == name
 
 
 @pytest.mark.parametrize("settings", [{"prompt": "a"}, {"text": "a", "completion": "b"}])
