@@ -60,7 +60,8 @@ SET = {
     "train.beta1": 0.5,
     "train.beta2": 0.625,
 }
-OWN = {"quantize.scheme", "train.precision", "train.compile", "runtime.device"}
+COLUMNS = {"corpus.text", "corpus.prompt", "corpus.completion"}
+OWN = COLUMNS | {"quantize.scheme", "train.precision", "train.compile", "runtime.device"}
 """Settings of which `auto` is a word of their own."""
 
 
@@ -278,7 +279,7 @@ def test_a_missing_recipe_is_one_sentence(write):
 @pytest.mark.parametrize("setting", sorted(set(SETTINGS) - set(AUTOMATIC)))
 def test_auto_where_nothing_is_automatic_is_refused_and_not_offered(write, setting):
     # `auto` is text, which this takes, or a word of theirs.
-    if setting in ("evaluate.prompt", "evaluate.also"):
+    if setting in COLUMNS | {"evaluate.prompt", "evaluate.also"}:
         assert load(write(**{setting: "auto"}), 1000)[0][setting] == "auto"
         return
     junk = "junk" if setting in OWN else "auto"

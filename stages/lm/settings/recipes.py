@@ -12,6 +12,7 @@ from typing import Any
 
 from ..core.errors import UserError
 from ..core.paths import PARAMS
+from ..data.lengths import Lengths
 from .loader import EMPTY, convert, quoted, read_params
 
 Values = dict[str, Any]
@@ -149,6 +150,9 @@ FEW_PASSES: Values = {
 AT_MOST_FROM_BASE = {"train.epochs": 4, "model.context": 1024}
 """Upper limits of what the recipe says."""
 
+BY_LENGTH = ("model.context", "train.batch_size")
+"""What depends on the lengths of documents or records, too."""
+
 
 @dataclass(frozen=True)
 class Automatic:
@@ -162,26 +166,35 @@ class Automatic:
     """The settings that `params.yaml` leaves `auto`."""
     base: Mapping[str, Any]
     """The settings that the weights of `init_from` fix."""
+    context: int
+    """`model.context`, whether given or `auto`."""
+    lengths: Lengths | None = None
 
-    def chosen(self) -> Values:
-        """The values of the settings that are `auto`."""
-        return {key: self.values[key] for key in self.used}
+    def chosen(self, without: tuple[str, ...] = ()) -> Values:
+        """The values of the settings that are `auto`, but for some of these."""
+        return {key: self.values[key] for key in self.used if key not in without}
 
     def lines(self, section: str) -> list[str]:
         """One line for each setting of a section that is `auto`: its value and where it is from."""
         recipe = f"recipe {self.recipe} for {self.text_bytes:,} bytes of text"
-        return [
-            f"{key} = {self.values[key]} (auto: {'init_from' if key in self.base else recipe})"
-            for key in self.used
-            if key.startswith(section + ".")
-        ]
+        of = self.lengths
+        long = f", {of.kind} of up to {of.long:,} tokens" if of else ""
+        why = {key: recipe + long * (key in BY_LENGTH) for key in self.used}
+        why |= dict.fromkeys(self.base, "init_from")
+        own = (key for key in self.used if key.startswith(section + "."))
+        return [f"{key} = {self.values[key]} (auto: {why[key]})" for key in own]
 
 
-def automatic(text_bytes: int, path: Path = PARAMS, base: Mapping[str, Any] = EMPTY) -> Automatic:
+def automatic(
+    text_bytes: int,
+    path: Path = PARAMS,
+    base: Mapping[str, Any] = EMPTY,
+    lengths: Lengths | None = None,
+) -> Automatic:
     """The values of the recipe that `params.yaml` names, for a text of `text_bytes`.
 
-    `base` holds the settings that the weights of `init_from` fix, where `model.context` is their
-    longest context.
+    `lengths` are those of documents or records. `base` holds the settings that the weights of
+    `init_from` fix, where `model.context` is their longest context.
 
     Raises:
         UserError: there is no such recipe, or a setting contradicts `init_from`.
@@ -200,7 +213,13 @@ def automatic(text_bytes: int, path: Path = PARAMS, base: Mapping[str, Any] = EM
     refuse_contradictions(given, base, path.name)
     values = derive(recipe, text_bytes, given, base)
     used = [key for key in values if given.get(key) == "auto"]
-    return Automatic(recipe, text_bytes, values, used, base)
+    if lengths and "model.context" in used:
+        usual = values["model.context"]
+        longer = lengths.context(usual, base.get("model.context", 1 << 20))
+        batch = max(1, values["train.batch_size"] * usual // longer)  # as many tokens in a step
+        values |= {"model.context": longer, "train.batch_size": batch}
+    context = _whole(given.get("model.context")) or values["model.context"]
+    return Automatic(recipe, text_bytes, values, used, base, context, lengths)
 
 
 def refuse_contradictions(given: dict[str, Any], base: Mapping[str, Any], file: str) -> None:
