@@ -20,6 +20,8 @@ from .transformer import Transformer
 
 BATCH_TOKENS = 8_192
 """Tokens in one forward pass: enough to keep all cores busy, few enough to need little memory."""
+BATCH_LOGITS = 1 << 27
+"""Logits in one forward pass, 512 MiB in float32; a window may have more."""
 
 
 def sliding_windows(lead: int, total: int, context: int, min_context: int) -> np.ndarray:
@@ -94,7 +96,7 @@ def scored_batches(
         windows = windows[np.arange(keep) * len(windows) // keep]
     was_training = model.training
     model.eval()
-    for batch in _batches(windows, context):
+    for batch in _batches(windows, windows_at_once(context, model, BATCH_TOKENS)):
         length = batch[0, 2] - 1 - batch[0, 0]
         rows = sequence[batch[:, :1] + np.arange(length + 1)].astype(np.int64)
         rows = torch.from_numpy(rows).to(machine.device)
@@ -127,7 +129,7 @@ def score_records(
 
     def batches() -> Iterator[RowBatch]:
         length = rows.shape[1] - 1
-        for part in _row_batches(rows, length, max_tokens):
+        for part in _row_batches(rows, length, model, max_tokens):
             ids = part.astype(np.int64)
             yield ids[:, :-1], *targets_and_segments(ids, *ends)
 
@@ -154,7 +156,7 @@ def score_documents(
 
     def batches() -> Iterator[RowBatch]:
         length = int((rows[:, 2] - rows[:, 0]).max())
-        for part in _row_batches(rows, length, max_tokens):
+        for part in _row_batches(rows, length, model, max_tokens):
             ids = gather_rows(tokens, part, length, end)
             targets, segments = document_targets(ids, end)
             targets[part[:, :1] + np.arange(length) < part[:, 1:2]] = IGNORE_INDEX
@@ -167,12 +169,14 @@ RowBatch = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Inputs, targets and segments of some rows, (B, T) each."""
 
 
-def _row_batches(rows: np.ndarray, length: int, max_tokens: int | None) -> Iterator[np.ndarray]:
+def _row_batches(
+    rows: np.ndarray, length: int, model: Transformer, max_tokens: int | None
+) -> Iterator[np.ndarray]:
     """Rows of `length` tokens in batches of about `BATCH_TOKENS`; see `score_records`."""
     if max_tokens is not None and len(rows) * length > max_tokens:
         keep = max(1, max_tokens // length)
         rows = rows[np.arange(keep) * len(rows) // keep]
-    size = max(1, BATCH_TOKENS // length)
+    size = windows_at_once(length, model, BATCH_TOKENS)
     for first in range(0, len(rows), size):
         yield rows[first : first + size]
 
@@ -218,9 +222,13 @@ def score_split(
     return score(model, getattr(data, split), lead, machine, max_tokens=max_tokens)
 
 
-def _batches(windows: np.ndarray, context: int) -> Iterator[np.ndarray]:
-    """Consecutive windows of equal lengths, in batches of about `BATCH_TOKENS` tokens."""
-    size = max(1, BATCH_TOKENS // context)
+def windows_at_once(length: int, model: Transformer, tokens: int) -> int:
+    """How many windows of `length` tokens, of about `tokens` in all, are scored together."""
+    return max(1, min(tokens, BATCH_LOGITS // model.config.vocab_size) // length)
+
+
+def _batches(windows: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """Up to `size` consecutive windows of equal lengths at a time."""
     shapes = np.stack([windows[:, 2] - windows[:, 0], windows[:, 2] - windows[:, 1]], axis=1)
     changes = np.flatnonzero((shapes[1:] != shapes[:-1]).any(axis=1)) + 1
     for run in np.split(windows, changes):
