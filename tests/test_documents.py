@@ -140,6 +140,30 @@ def test_a_model_learns_where_documents_end(initialised_model, machine, make_tra
         assert model(torch.tensor([document])).argmax(-1)[0].tolist() == [5, 6, 7, 8, END]
 
 
+def test_a_run_that_stops_within_an_epoch_continues_to_the_same_weights(
+    initialised_model, machine, make_train_settings
+):
+    tokens = drawn_tokens(random.Random(2))
+    settings = make_train_settings(epochs=4, batch_size=1, split_tokens=0.2)
+
+    def trainer():
+        return Trainer(
+            initialised_model(vocab_size=50, context=8), data_of(tokens, tokens), settings, machine
+        )
+
+    whole, first, second = trainer(), trainer(), trainer()
+    whole.initialize("random")
+    whole.fit(lambda: None, lambda: False)
+    first.initialize("random")
+    stops = iter([False, False, True])
+    first.fit(lambda: None, lambda: next(stops))
+    second.restore(first.state_dict())
+    second.fit(lambda: None, lambda: False)
+    assert second.progress.step == whole.progress.step > 3
+    for name, tensor in whole.best.items():
+        assert torch.equal(tensor, second.best[name]), name
+
+
 # Splits -------------------------------------------------------------------------------------------
 
 
