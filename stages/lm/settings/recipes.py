@@ -156,8 +156,15 @@ LONGEST = {"documents": 512, "records": 2048}
 """The context is raised up to here to hold 99 % of them whole. Longer documents are cut, for which
 the recipe's context does; longer records are left out."""
 
+# What repetition changes -----------------------------------------------------------------------
 
-BY_LENGTH = ("model.context", "train.batch_size")
+REPETITIVE = 1.0
+"""Bits per byte: a text that LZMA brings below is repetitive. English takes 2 to 3, code 1.5."""
+REPETITIVE_CONTEXT = 512
+"""At least so many tokens of context, to find what is repeated (see `RECIPES.md`)."""
+
+BY_CONTENT = ("model.context", "train.batch_size")
+"""The settings that depend on lengths and repetition, not on the text's size alone."""
 
 
 @dataclass(frozen=True)
@@ -175,20 +182,22 @@ class Automatic:
     context: int
     """`model.context`, whether given or `auto`."""
     lengths: Lengths | None = None
+    repetitive: bool = False
 
     def chosen(self) -> Values:
         """The values of the settings that are `auto`."""
         return {key: self.values[key] for key in self.used}
 
     def chosen_by_size(self) -> Values:
-        """Those that do not depend on the lengths of documents or records."""
-        return {key: value for key, value in self.chosen().items() if key not in BY_LENGTH}
+        """Those that depend on the text's size alone."""
+        return {key: value for key, value in self.chosen().items() if key not in BY_CONTENT}
 
     def lines(self, section: str) -> list[str]:
         """One line for each setting of a section that is `auto`: its value and where it is from."""
         recipe = f"recipe {self.recipe} for {self.text_bytes:,} bytes of text"
         if self.lengths:
             recipe += f", {self.lengths.kind} of up to {self.lengths.long:,} tokens"
+        recipe += ", which repeats itself" if self.repetitive else ""
         return [
             f"{key} = {self.values[key]} (auto: {'init_from' if key in self.base else recipe})"
             for key in self.used
@@ -201,10 +210,12 @@ def automatic(
     path: Path = PARAMS,
     base: Mapping[str, Any] = EMPTY,
     lengths: Lengths | None = None,
+    repetition: float | None = None,
 ) -> Automatic:
     """The values of the recipe that `params.yaml` names, for a text of `text_bytes`.
 
-    `lengths` are those of documents or records. `base` holds the settings that the weights of
+    `lengths` are those of documents or records, and `repetition` is `TokenData.repetition`. `base`
+    holds the settings that the weights of
     `init_from` fix, where `model.context` is their longest context.
 
     Raises:
@@ -224,23 +235,32 @@ def automatic(
     refuse_contradictions(given, base, path.name)
     values = derive(recipe, text_bytes, given, base)
     used = [key for key in values if given.get(key) == "auto"]
-    if lengths and "model.context" in used:
-        values |= longer_context(values, lengths, base)
+    repetitive = repetition is not None and repetition < REPETITIVE
+    if "model.context" in used:
+        values |= longer_context(values, lengths, repetitive, base)
     context = _whole(given.get("model.context")) or values["model.context"]
-    return Automatic(recipe, text_bytes, values, used, base, context, lengths)
+    return Automatic(recipe, text_bytes, values, used, base, context, lengths, repetitive)
 
 
-def longer_context(values: Values, lengths: Lengths, base: Mapping[str, Any]) -> Values:
-    """A context that holds 99 % of the documents or records, where that is within the limits.
+def longer_context(
+    values: Values,
+    lengths: Lengths | None,
+    repetitive: bool,
+    base: Mapping[str, Any],
+) -> Values:
+    """A context that holds 99 % of the documents or records, or what a text repeats.
 
     As many times fewer windows are in a batch.
     """
-    usual, limit = values["model.context"], LONGEST[lengths.kind]
-    limit = max(usual, min(limit, base.get("model.context", limit)))
-    wanted = 1 << (max(1, lengths.long - 1) - 1).bit_length()  # the first token is no target
-    if wanted > limit and lengths.kind == "documents":
-        return {}
-    context = max(usual, min(wanted, limit))
+    usual = context = values["model.context"]
+    longest: int = base.get("model.context", max(usual, *LONGEST.values()))
+    if repetitive:
+        context = max(context, min(REPETITIVE_CONTEXT, longest))
+    if lengths:
+        limit = max(context, min(LONGEST[lengths.kind], longest))
+        wanted = 1 << (max(1, lengths.long - 1) - 1).bit_length()  # the first token is no target
+        if wanted <= limit or lengths.kind == "records":
+            context = max(context, min(wanted, limit))
     batch = max(1, values["train.batch_size"] * usual // context)
     return {"model.context": context, "train.batch_size": batch}
 
