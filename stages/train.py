@@ -95,7 +95,9 @@ def main() -> int:
         init_from = load_init_from()
         base = None if init_from == SCRATCH else PretrainedModel.open(init_from)
         fixed = base.fixed_settings() if base else {}
-        auto = automatic(data.text_bytes(), base=fixed, lengths=data.lengths)
+        auto = automatic(
+            data.text_bytes(), base=fixed, lengths=data.lengths, repetition=data.repetition()
+        )
         settings = load_section(TrainSettings, auto=auto.values)
         model_settings = load_section(ModelSettings, auto=auto.values)
         for section in (ModelSettings.SECTION, TrainSettings.SECTION):
