@@ -19,7 +19,7 @@ def copied_parts(loaded: LoadedModel, texts: list[str]) -> None:
     """Draw the texts with their copied parts marked, and the share that is copied."""
     training = training_text(loaded)
     if training is None:
-        st.text("The text this model was trained on is not in tokens/.")
+        st.text("The text this model was trained on is not in models/tokens/.")
         return
     for text in texts:
         data = text.encode("utf-8", "replace")
@@ -33,7 +33,7 @@ def copied_parts(loaded: LoadedModel, texts: list[str]) -> None:
 
 
 def training_text(loaded: LoadedModel) -> TokenText | None:
-    """What the model was trained on, from `tokens/`; None where that holds another text."""
+    """What the model was trained on, from `models/tokens/`; None where that holds another text."""
     with suppress(KeyError, TypeError, UserError):
         digest = loaded.provenance["data"]["digest"]
         if read_json(paths.TOKENS / "meta.json")["digest"] == digest:

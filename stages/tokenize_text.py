@@ -1,4 +1,4 @@
-"""Stage `tokenize`: what lies in `data/` -> `tokens/`.
+"""Stage `tokenize`: what lies in `data/` -> `models/tokens/`.
 
 Text and documents are read in pieces; records are held in memory. Not called `tokenize`, which is a
 module of the standard library.

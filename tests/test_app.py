@@ -193,7 +193,7 @@ def test_copies_are_marked_with_their_length_and_place(monkeypatch: pytest.Monke
     share = f"{100 * size / (size + 8):.0f} %"
     assert any(caption.value.startswith(share) for caption in at.caption)
     save_tokens("another text")
-    assert "is not in tokens/" in at.run().text[0].value
+    assert "is not in models/tokens/" in at.run().text[0].value
 
 
 def test_page_and_terminal_write_the_same(capsys: pytest.CaptureFixture[str]) -> None:

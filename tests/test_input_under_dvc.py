@@ -169,6 +169,6 @@ def test_a_text_that_comes_later_takes_the_place_of_the_sample(project):
     assert "modified:           data" in dvc(project, "status").stdout
     dvc(project, "repro")
     assert recorded(project)["source"] == "documents"
-    data = TokenData.load(project / "tokens")
+    data = TokenData.load(project / "models" / "tokens")
     assert data.documents.train > 200
     shutil.rmtree(project / "models" / "resume")

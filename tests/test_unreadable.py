@@ -47,7 +47,7 @@ READERS = {
     "models/float.pt": load_model,
     f"resume/{STORE.fingerprint}/state.pt": lambda _: ResumeStore(Path("resume"), STORE).load(),
     **{
-        f"tokens/{name}": lambda path: TokenData.load(path.parent)
+        f"models/tokens/{name}": lambda path: TokenData.load(path.parent)
         for name in ("train.npy", "test.npy", "merges.npy", "meta.json", "tokenizer.tiktoken")
     },
     "data/input.txt": lambda path: list(read_chunks(path, range(9))),
@@ -82,7 +82,7 @@ def places(tmp_path_factory, checkpoint, tokenizer):
     checkpoint.save(root / "data/base/own vocabulary.pt")
     quantize_checkpoint(checkpoint, "int8").save(root / "models/quantized.pt")
     ResumeStore(root / "resume", STORE).save({"step": 5})
-    tokens, ids = root / "tokens", list(range(200))
+    tokens, ids = root / "models" / "tokens", list(range(200))
     splits = {split: write_split(tokens, split, [ids], 300, 200) for split in SPLITS}
     name = TokenizerMeta("bpe", tokenizer.pattern)
     write_meta(tokens, name, tokenizer.to_text(), tokenizer.merges(), splits)

@@ -77,7 +77,7 @@ def make_files(folder: Path) -> dict[str, Callable[[], str]]:
     progress = {"step": 5, "row_losses": [1.5, 2.5], "log": ["a line"], "finished": False}
     store = ResumeStore(folder / "resume", RunIdentity({"train.lr": 0.01}))
     store.save({"progress": progress, "best": weights, "random": torch.get_rng_state()[:500]})
-    tokens = folder / "tokens"
+    tokens = folder / "models" / "tokens"
     splits = {}
     for split, size in zip(SPLITS, (1500, 100, 100), strict=True):
         ids = random.Random(1).choices(range(256), k=size)
@@ -108,10 +108,10 @@ def make_files(folder: Path) -> dict[str, Callable[[], str]]:
         "checkpoint.pt": partial(read_model, folder / "checkpoint.pt"),
         "quantized.pt": partial(read_model, folder / "quantized.pt"),
         str(store.path.relative_to(folder)): read_state,
-        "tokens/train.npy": read_tokens,
-        "tokens/merges.npy": read_tokens,
-        "tokens/meta.json": read_tokens,
-        "tokens/tokenizer.tiktoken": read_tokens,
+        "models/tokens/train.npy": read_tokens,
+        "models/tokens/merges.npy": read_tokens,
+        "models/tokens/meta.json": read_tokens,
+        "models/tokens/tokenizer.tiktoken": read_tokens,
     }
 
 

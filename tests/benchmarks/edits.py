@@ -42,9 +42,9 @@ SETTINGS = {  # a change of each stage's outputs
 INPUTS = {
     "corpus": "data/input.txt",
     "tokenize": "data/input.txt",
-    "train": "tokens/train.npy",
+    "train": "models/tokens/train.npy",
     "quantize": "models/checkpoint.pt",
-    "evaluate": "tokens/val.npy",
+    "evaluate": "models/tokens/val.npy",
 }
 MARK = "loaded"
 """A file that an edited module writes when it is imported."""

@@ -15,7 +15,7 @@ DATA = ROOT / "data"
 """All that is the user's: nothing is written there, but what is downloaded to start from."""
 INPUT = DATA / "input"
 BASE = DATA / "base"
-TOKENS = ROOT / "tokens"
+TOKENS = ROOT / "models" / "tokens"
 
 CHECKPOINT = ROOT / "models" / "checkpoint.pt"
 QUANTIZED = ROOT / "models" / "trained_model_quantized.pt"
