@@ -41,6 +41,8 @@ def training_figures(provenance: dict[str, Any]) -> dict[str, str]:
         if data.get("records"):
             figures["Training records"] = short(data["records"]["train"])
         else:
+            if data.get("documents"):
+                figures["Training documents"] = short(data["documents"]["train"])
             figures["Training text"] = short(train["bytes"]) + "B"
         figures["Training tokens"] = short(train["tokens"])
     with suppress(KeyError, TypeError, ValueError):

@@ -7,19 +7,23 @@ import streamlit as st
 from marking import draw_text, marked
 
 from stages.lm.core import paths
+from stages.lm.core.errors import UserError
+from stages.lm.core.files import read_json
+from stages.lm.data.dataset import TokenData
+from stages.lm.data.token_text import TokenText
 from stages.lm.evaluation.memorization import SPAN_BYTES, VerbatimSpan, verbatim_spans
 from stages.lm.inference.loading import LoadedModel
 
 
 def copied_parts(loaded: LoadedModel, texts: list[str]) -> None:
     """Draw the texts with their copied parts marked, and the share that is copied."""
-    size = training_bytes(loaded)
-    if size is None:
-        st.text("The text this model was trained on is not in data/input.txt.")
+    training = training_text(loaded)
+    if training is None:
+        st.text("The text this model was trained on is not in models/tokens/.")
         return
     for text in texts:
         data = text.encode("utf-8", "replace")
-        spans = verbatim_spans(data, paths.INPUT, size)
+        spans = verbatim_spans(data, training)
         draw_text(marked_copies(data, spans))
         covered = sum(end - start for start, end, _ in without_overlaps(spans))
         st.caption(
@@ -28,12 +32,12 @@ def copied_parts(loaded: LoadedModel, texts: list[str]) -> None:
         )
 
 
-def training_bytes(loaded: LoadedModel) -> int | None:
-    """Bytes of `data/input.txt` that the model was trained on; None where it is another text."""
-    with suppress(KeyError, TypeError, OSError):
-        splits = loaded.provenance["data"]["splits"]
-        if paths.INPUT.stat().st_size == sum(split["bytes"] for split in splits.values()):
-            return int(splits["train"]["bytes"])
+def training_text(loaded: LoadedModel) -> TokenText | None:
+    """What the model was trained on, from `models/tokens/`; None where that holds another text."""
+    with suppress(KeyError, TypeError, UserError):
+        digest = loaded.provenance["data"]["digest"]
+        if read_json(paths.TOKENS / "meta.json")["digest"] == digest:
+            return TokenText(TokenData.load(paths.TOKENS).train, loaded.tokenizer.tokens)
     return None
 
 

@@ -35,7 +35,7 @@ def plain(text: str) -> str:
 
 
 def visible(data: bytes) -> str:
-    """A token's bytes as visible characters in quotation marks; ⏹ is the end of an answer.
+    """A token's bytes as visible characters in quotation marks; ⏹ ends an answer or a text.
 
     Different tokens look different: parts of characters are shown as `\\xe2`, `\\` is doubled.
     """

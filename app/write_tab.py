@@ -34,9 +34,10 @@ REDRAW_TOKENS = 500
 MAX_REDRAW_SECONDS = 0.5
 NATS_AT_FULL_COLOUR = 7
 PROMPT_HINT = "The beginning of a text. Left empty, the text starts on a new line."
+DOCUMENT_HINT = "The beginning of a text. Left empty, a new text begins."
 GO_ON = (
     "With unchanged settings, it goes on as a longer text would have. Nothing follows a stop "
-    "string or the end of an answer."
+    "string or the end of an answer or of a text."
 )
 RECORD_HINT = "A prompt in the form of the records this model was trained on."
 VIEWS = {"Text": "text", "Probabilities": "probabilities", "Copied parts": "copied"}
@@ -46,7 +47,8 @@ def write_tab(loaded: LoadedModel, name: str, request: Request) -> None:
     """Draw the tab: the prompt, the button and the texts."""
     history: History = st.session_state.setdefault("history", History())
     with st.form("prompt form", border=False):
-        hint = RECORD_HINT if loaded.answers else PROMPT_HINT
+        hint = DOCUMENT_HINT if loaded.ends else PROMPT_HINT
+        hint = RECORD_HINT if loaded.answers else hint
         prompt = st.text_area("Prompt", key="prompt", height=140, placeholder=hint)
         label = "Answer" if loaded.answers else "Continue the text"
         pressed = st.form_submit_button(label, key="write", type="primary")
@@ -189,7 +191,7 @@ def branching(loaded: LoadedModel, result: Result) -> None:
         each.token: f"{plain(visible(tokens[each.token]))} "
         f"{percent(each.before)} → {percent(each.after)}"
         for each in alternatives(steps[index])
-        if not (loaded.answers and tokens[each.token] == RECORD_END)  # nothing follows it
+        if not (loaded.ends and tokens[each.token] == RECORD_END)  # nothing follows it
     }
 
     def branch() -> None:

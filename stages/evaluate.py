@@ -1,7 +1,8 @@
 """Stage `evaluate`: both models on all held-out data -> `metrics/evaluate.json`, `samples.md`.
 
-Models of a text: loss, compressors on the same bytes, and how much of the samples is copied from
-the training text. Models of records: loss of the completions, and the share of exact answers.
+Models of a text or of documents: loss, compressors on the same bytes, and how much of the samples
+is copied from the training text. Models of records: loss of the completions, and the share of exact
+answers.
 """
 
 from dataclasses import replace
@@ -11,9 +12,10 @@ from tqdm import tqdm
 
 from stages.lm.core import paths
 from stages.lm.core.errors import UserError
-from stages.lm.core.files import read_errors, read_json, write_json, write_text
+from stages.lm.core.files import read_json, write_json, write_text
 from stages.lm.core.stage import run_stage
 from stages.lm.data.dataset import TokenData
+from stages.lm.data.token_text import TokenText
 from stages.lm.evaluation.adaptive import adaptive_losses
 from stages.lm.evaluation.compressors import WINDOW_BYTES, baselines
 from stages.lm.evaluation.exact_match import answer, exact_match, majority
@@ -25,7 +27,7 @@ from stages.lm.evaluation.held_out import (
     scored_part,
     text_losses,
 )
-from stages.lm.evaluation.memorization import copied_shares
+from stages.lm.evaluation.memorization import COMPARED_BYTES, copied_shares
 from stages.lm.evaluation.samples_page import answers_page, samples_page
 from stages.lm.inference.generation import SamplingSettings, generate_steps
 from stages.lm.inference.loading import LoadedModel, load_model
@@ -36,7 +38,8 @@ from stages.lm.settings.evaluate import EvaluateSettings
 from stages.lm.settings.init_from import SCRATCH, load_init_from
 from stages.lm.settings.loader import load_section
 from stages.lm.settings.runtime import RuntimeSettings
-from stages.lm.text.records import records_in
+from stages.lm.text.records import RECORD_END, records_in
+from stages.lm.text.tokenizer import Tokenizer
 
 
 def main() -> None:
@@ -96,21 +99,27 @@ def starting_model(name: str, trained: LoadedModel, machine: Machine) -> LoadedM
 def evaluate_text(
     models: dict[str, LoadedModel], data: TokenData, machine: Machine, settings: EvaluateSettings
 ) -> dict[str, Any]:
-    """The results for models of a text; writes `metrics/samples.md`."""
+    """The results for models of a text or of documents; writes `metrics/samples.md`."""
     tokenizer = models["float"].tokenizer
     parts = {split: scored_part(data, split, tokenizer, settings.max_bytes) for split in SPLITS}
     results: dict[str, Any] = {
         name: text_losses(loaded, data, parts, machine, settings.min_context, name)
         for name, loaded in models.items()
     }
-    results["baselines"] = compressor_figures(data, parts)
+    training = TokenText(data.train, tokenizer.tokens)
+    results["baselines"] = compressor_figures(training, parts, tokenizer)
     if settings.cache:
         trained = {name: models[name] for name in ("float", "quantized")}
         asked = (machine, settings.min_context, settings.cache)
         results["adaptive"] = adaptive_losses(trained, data, parts, *asked)
-    samples = draw_samples(models["quantized"], settings)
-    train_bytes = data.meta.splits["train"].bytes
-    results["memorisation"] = copied_shares(paths.INPUT, train_bytes, samples)
+    samples, ended = draw_samples(models["quantized"], settings)
+    held_out = b"".join(
+        TokenText(getattr(data, s), tokenizer.tokens).read(0, COMPARED_BYTES) for s in SPLITS
+    )
+    held_out = held_out[:COMPARED_BYTES]
+    results["memorisation"] = copied_shares(training.blocks(), held_out, samples)
+    if data.documents:
+        results["ended_share"] = ended
     write_text(paths.SAMPLES, samples_page(samples, settings))
     return results
 
@@ -141,21 +150,20 @@ def evaluate_records(
     return results
 
 
-def compressor_figures(data: TokenData, parts: dict[str, ScoredPart]) -> dict[str, float]:
+def compressor_figures(
+    training: TokenText, parts: dict[str, ScoredPart], tokenizer: Tokenizer
+) -> dict[str, float]:
     """Bits per byte of general-purpose compressors on the bytes that the models are scored on."""
-    train, val = (data.meta.splits[split].bytes for split in ("train", "val"))
-    with read_errors(paths.INPUT), paths.INPUT.open("rb") as file:
-        start = max(0, train - WINDOW_BYTES)
-        file.seek(start)
-        training = file.read(train - start)
-        held_out = file.read(parts["val"].bytes)
-        file.seek(train + val)
-        held_out += file.read(parts["test"].bytes)
-    return baselines(training, held_out)
+    seen = training.read(max(0, training.size - WINDOW_BYTES), WINDOW_BYTES)
+    texts = [TokenText(part.tokens, tokenizer.tokens) for part in parts.values()]
+    return baselines(seen, b"".join(text.read(0, text.size) for text in texts))
 
 
-def draw_samples(loaded: LoadedModel, settings: EvaluateSettings) -> list[bytes]:
-    """The texts that a model generates after `evaluate.prompt`, without the prompt."""
+def draw_samples(loaded: LoadedModel, settings: EvaluateSettings) -> tuple[list[bytes], float]:
+    """The texts that a model generates after `evaluate.prompt`, without the prompt and their ends.
+
+    And the share of them that end by themselves.
+    """
     sampling = SamplingSettings(
         temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p
     )
@@ -164,8 +172,11 @@ def draw_samples(loaded: LoadedModel, settings: EvaluateSettings) -> list[bytes]
     if samples:
         rows = generate_steps(loaded, *asked, range(settings.samples))
         for row in tqdm(rows, total=settings.sample_tokens, desc="samples", unit="token"):
-            samples = [text + step.data for text, step in zip(samples, row, strict=True) if step]
-    return samples
+            samples = [
+                text + (step.data if step else b"") for text, step in zip(samples, row, strict=True)
+            ]
+    ended = sum(RECORD_END in text for text in samples) / max(1, len(samples))
+    return [text.removesuffix(RECORD_END) for text in samples], round(ended, 4)
 
 
 def quantization_figures(results: dict[str, Any]) -> dict[str, float]:
@@ -199,6 +210,8 @@ def report_answers(models: dict[str, LoadedModel], results: dict[str, Any]) -> N
 def report_text(results: dict[str, Any]) -> None:
     """Print the compressors' figures and the shares of copied text."""
     copied = results["memorisation"]
+    if "ended_share" in results:
+        print(f"samples that end by themselves: {100 * results['ended_share']:.0f} %")
     print(
         "compressors, bits/byte: " + ", ".join(f"{k} {v}" for k, v in results["baselines"].items())
     )

@@ -1,12 +1,12 @@
-"""Stage `tokenize`: `data/input.txt` or `data/input.jsonl` -> `data/tokens/`.
+"""Stage `tokenize`: what lies in `data/` -> `models/tokens/`.
 
-A text is read in chunks; records are held in memory. Not called `tokenize`, which is a module of
-the standard library.
+Text and documents are read in pieces; records are held in memory. Not called `tokenize`, which is a
+module of the standard library.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from tqdm import tqdm
@@ -15,133 +15,178 @@ from stages.lm.core import paths
 from stages.lm.core.errors import UserError
 from stages.lm.core.files import read_errors
 from stages.lm.core.stage import run_stage
-from stages.lm.data.dataset import write_meta, write_split
-from stages.lm.data.meta import RecordsMeta, SplitMeta, TokenizerMeta
-from stages.lm.data.splits import read_chunks, split_bounds
+from stages.lm.corpus.chosen import chosen_survey, corpus_of
+from stages.lm.corpus.corpus import Corpus
+from stages.lm.corpus.texts import Text, text_corpus
+from stages.lm.data.dataset import split_meta, token_dtype, token_file, write_meta
+from stages.lm.data.lengths import Lengths
+from stages.lm.data.meta import DocumentsMeta, RecordsMeta, TokenizerMeta
+from stages.lm.data.splits import SPLITS
 from stages.lm.pretrained.tokenizer import base_tokenizer, tokenizer_settings
+from stages.lm.settings.corpus import CorpusSettings
 from stages.lm.settings.init_from import SCRATCH, load_init_from
 from stages.lm.settings.loader import load_section
 from stages.lm.settings.recipes import automatic
 from stages.lm.settings.tokenize import TokenizeSettings
-from stages.lm.text.parallel import batches, encode_chunks
-from stages.lm.text.records import PROMPT_END, RECORD_END, Record, read_records, split_records
+from stages.lm.text.parallel import batches, encode_pieces
+from stages.lm.text.records import PROMPT_END, RECORD_END
 from stages.lm.text.tokenizer import PATTERNS, Tokenizer, named_tokenizer, train_bpe
+from stages.sample_text import sample_text
 
 BPE_SAMPLE_BYTES = 16 << 20
 """A vocabulary is learned from so many bytes, the same share of each MiB of the training split."""
 
 
-@dataclass(frozen=True)
-class Split:
-    """The bytes that become one array of token ids."""
-
-    read: Callable[[], Iterable[bytes]]
-    """Reads them in chunks that no token spans."""
-    size: int
-    """Bytes of all chunks."""
-    scored_bytes: int
-    """Bytes that a model is scored on."""
-    records: int = 0
-    """Number of records; 0 of a text."""
-
-
 def main() -> None:
     """Split the data, learn or load the vocabulary, encode."""
-    from_records = paths.RECORDS.exists() and paths.RECORDS.stat().st_size > 0
-    size = (paths.RECORDS if from_records else paths.INPUT).stat().st_size
     init_from = load_init_from()
     base, left_out = (None, 0) if init_from == SCRATCH else base_tokenizer(init_from)
-    auto = automatic(size, base={} if base is None else tokenizer_settings(base))
+    fixed = {} if base is None else tokenizer_settings(base)
+    fractions = load_section(TokenizeSettings, auto=automatic(0, base=fixed).values).fractions()
+    corpus = read_corpus(load_section(CorpusSettings), fractions)
+    auto = automatic(corpus.bytes, base=fixed)
     settings = load_section(TokenizeSettings, auto=auto.values)
     for line in auto.lines(TokenizeSettings.SECTION):
         print(line)
-    parts = record_splits(settings) if from_records else text_splits(size, settings)
-    tokenizer = make_tokenizer(settings, parts["train"]) if base is None else base
+    tokenizer = make_tokenizer(settings, corpus) if base is None else base
     if left_out:
         print(
             f"vocabulary of {init_from}: {left_out:,} special tokens and their rows of the weights "
             "are left out; text that looks like a special token is encoded as text"
         )
-    splits = encode_splits(parts, tokenizer)
-    if splits["train"].tokens < 2:
+    encoded = encode(corpus, tokenizer)
+    tokens = {split: part.tokens for split, part in encoded.items()}
+    if tokens["train"] < 2:
         raise UserError(
-            f"the training split is {splits['train'].tokens} token long, but training needs two, a "
+            f"the training split is {tokens['train']} token long, but training needs two, a "
             "token and the next one; add text, or lower tokenize.vocab_size."
         )
+    long = long_length(encoded)
+    if corpus.counts and (base is None or "model.context" not in auto.used):
+        auto = automatic(corpus.bytes, base=fixed, lengths=Lengths(corpus.kind, long))
+        tell_what_is_longer(corpus.kind, encoded, auto.context, long)
     write_meta(
         paths.TOKENS,
         TokenizerMeta(tokenizer.name, tokenizer.pattern),
         tokenizer.to_text(),
         tokenizer.merges(),
-        splits,
-        records_meta(parts, tokenizer, size) if from_records else None,
+        {
+            split: split_meta(paths.TOKENS, split, count, corpus.scored[split])
+            for split, count in tokens.items()
+        },
+        records_meta(corpus, tokenizer, long),
+        documents_meta(corpus, tokenizer, long),
     )
-    total = sum(split.tokens for split in splits.values())
-    counts = ", ".join(f"{name} {split.tokens:,}" for name, split in splits.items())
-    size = sum(part.size for part in parts.values())
+    total = sum(tokens.values())
+    counts = ", ".join(f"{name} {count:,}" for name, count in tokens.items())
     print(
-        f"{total:,} tokens ({counts}), {size / total:.2f} bytes a token, "
+        f"{total:,} tokens ({counts}), {sum(corpus.sizes.values()) / total:.2f} bytes a token, "
         f"vocabulary {tokenizer.name} of {tokenizer.vocab_size:,}"
     )
 
 
-def encode_splits(parts: dict[str, Split], tokenizer: Tokenizer) -> dict[str, SplitMeta]:
+def read_corpus(settings: CorpusSettings, fractions: dict[str, float]) -> Corpus:
+    """What is learned from, or the sample."""
+    chosen = chosen_survey(settings)
+    if chosen:
+        return corpus_of(chosen, settings, fractions)
+    return text_corpus({"train": Text("the sample", sample_text().encode())}, fractions)
+
+
+@dataclass
+class Encoded:
+    """A split that has been written."""
+
+    tokens: int
+    """Number of its ids."""
+    lengths: np.ndarray
+    """Tokens of each of its documents or records, with their marks."""
+
+
+def encode(corpus: Corpus, tokenizer: Tokenizer) -> dict[str, Encoded]:
     """Write the token ids of each split, with a progress bar."""
-    size = sum(part.size for part in parts.values())
-    with tqdm(total=size, desc="tokenize", unit="B", unit_scale=True) as bar:
-
-        def encoded(part: Split) -> Iterator[np.ndarray]:
-            for ids, bytes_done in encode_chunks(tokenizer, part.read()):
-                yield ids
-                bar.update(bytes_done)
-
-        return {
-            name: write_split(
-                paths.TOKENS, name, encoded(part), tokenizer.vocab_size, part.scored_bytes
-            )
-            for name, part in parts.items()
+    end, documents = tokenizer.ranks[RECORD_END], corpus.kind == "documents"
+    dtype, size = token_dtype(tokenizer.vocab_size), sum(corpus.sizes.values())
+    ends: dict[str, list[np.ndarray]] = {split: [np.array([-1])] for split in SPLITS}
+    with ExitStack() as stack:
+        bar = stack.enter_context(tqdm(total=size, desc="tokenize", unit="B", unit_scale=True))
+        files = {
+            split: stack.enter_context(token_file(paths.TOKENS / f"{split}.npy", dtype))
+            for split in SPLITS
         }
+        if documents:
+            for split, file in files.items():
+                file.append([end])
+                ends[split] = [np.array([0])]
+        for split, ids, bytes_done in encode_pieces(tokenizer, corpus.read()):
+            if corpus.counts:
+                ends[split].append(files[split].count + np.flatnonzero(ids == end))
+            files[split].append(ids)
+            bar.update(bytes_done)
+    return {
+        split: Encoded(files[split].count, np.diff(np.concatenate(ends[split]))) for split in SPLITS
+    }
 
 
-def records_meta(parts: dict[str, Split], tokenizer: Tokenizer, size: int) -> RecordsMeta:
-    """What `meta.json` says of the records, from a file of `size` bytes."""
+def long_length(encoded: dict[str, Encoded]) -> int:
+    """The length in tokens that 99 % of all documents or records have at most; 0 of a text."""
+    lengths = np.concatenate([part.lengths for part in encoded.values()])
+    return int(np.quantile(lengths, 0.99, method="higher")) if len(lengths) else 0
+
+
+def tell_what_is_longer(kind: str, encoded: dict[str, Encoded], context: int, long: int) -> None:
+    """Say how many documents are cut, or records left out, because the context is shorter.
+
+    Raises:
+        UserError: no record of a split fits.
+    """
+    longer = {split: int((part.lengths > context + 1).sum()) for split, part in encoded.items()}
+    total, count = sum(len(part.lengths) for part in encoded.values()), sum(longer.values())
+    if not count:
+        return
+    for split, part in encoded.items():
+        if kind == "records" and longer[split] == len(part.lengths):
+            raise UserError(
+                f"no record of the {split} split fits model.context, {context} tokens; raise "
+                f"model.context, to {long} for 99 % of the records, or shorten them."
+            )
+    share = f"{count:,} of {total:,} {kind} ({100 * count / total:.1f} %)"
+    if kind == "documents":
+        print(f"{share} are longer than model.context, {context} tokens, and learned in parts")
+    else:
+        warning = "WARNING: " if count > 0.01 * total else ""
+        print(
+            f"{warning}{share} are longer than model.context, {context} tokens, and left out; "
+            f"{long} tokens would hold 99 %"
+        )
+
+
+def records_meta(corpus: Corpus, tokenizer: Tokenizer, long: int) -> RecordsMeta | None:
+    """What `meta.json` says of records; None of others."""
+    if corpus.kind != "records":
+        return None
     return RecordsMeta(
-        **{name: part.records for name, part in parts.items()},
+        **corpus.counts,
         prompt_end=tokenizer.ranks[PROMPT_END],
         record_end=tokenizer.ranks[RECORD_END],
-        bytes=size,
+        bytes=corpus.bytes,
+        long=long,
     )
 
 
-def text_splits(size: int, settings: TokenizeSettings) -> dict[str, Split]:
-    """The splits of `data/input.txt`, which has `size` bytes."""
-    bounds = split_bounds(size, settings.val_fraction, settings.test_fraction)
-    return {
-        split: Split(partial(read_chunks, paths.INPUT, part), len(part), len(part))
-        for split, part in bounds.items()
-    }
+def documents_meta(corpus: Corpus, tokenizer: Tokenizer, long: int) -> DocumentsMeta | None:
+    """What `meta.json` says of documents; None of others."""
+    if corpus.kind != "documents":
+        return None
+    end = tokenizer.ranks[RECORD_END]
+    return DocumentsMeta(**corpus.counts, end=end, bytes=corpus.bytes, long=long)
 
 
-def record_splits(settings: TokenizeSettings) -> dict[str, Split]:
-    """The splits of `data/input.jsonl`."""
-    records = read_records(paths.RECORDS)
-    splits = split_records(records, settings.val_fraction, settings.test_fraction)
-    return {
-        split: Split(
-            read=partial(map, Record.data, part),
-            size=sum(len(record.data()) for record in part),
-            scored_bytes=sum(record.scored_bytes() for record in part),
-            records=len(part),
-        )
-        for split, part in splits.items()
-    }
-
-
-def make_tokenizer(settings: TokenizeSettings, training: Split) -> Tokenizer:
+def make_tokenizer(settings: TokenizeSettings, corpus: Corpus) -> Tokenizer:
     """The tokenizer that `tokenize.tokenizer` names."""
     name = settings.tokenizer
     if name == "bpe":
-        return train_bpe(training_sample(training), settings.vocab_size, settings.pattern)
+        return train_bpe(training_sample(corpus), settings.vocab_size, settings.pattern)
     if not name.endswith(".tiktoken"):
         return named_tokenizer(name)
     path = paths.BASE / name
@@ -150,13 +195,13 @@ def make_tokenizer(settings: TokenizeSettings, training: Split) -> Tokenizer:
     return Tokenizer.from_text(text, PATTERNS[settings.pattern], name.removesuffix(".tiktoken"))
 
 
-def training_sample(training: Split) -> Iterator[str]:
+def training_sample(corpus: Corpus) -> Iterator[str]:
     """Texts to learn a vocabulary from; bytes that are not UTF-8 are left out.
 
     Prompts and completions of records are texts of their own.
     """
-    share = min(1.0, BPE_SAMPLE_BYTES / training.size)
-    for batch in batches(training.read()):
+    share = min(1.0, BPE_SAMPLE_BYTES / corpus.sizes["train"])
+    for batch in batches(data for split, data in corpus.read() if split == "train"):
         data = b"".join(batch)
         sample = data[: int(len(data) * share)].replace(PROMPT_END, RECORD_END)
         for text in sample.split(RECORD_END):

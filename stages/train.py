@@ -94,7 +94,10 @@ def main() -> int:
         data = TokenData.load(paths.TOKENS)
         init_from = load_init_from()
         base = None if init_from == SCRATCH else PretrainedModel.open(init_from)
-        auto = automatic(data.text_bytes(), base=base.fixed_settings() if base else {})
+        fixed = base.fixed_settings() if base else {}
+        auto = automatic(
+            data.text_bytes(), base=fixed, lengths=data.lengths, repetition=data.repetition()
+        )
         settings = load_section(TrainSettings, auto=auto.values)
         model_settings = load_section(ModelSettings, auto=auto.values)
         for section in (ModelSettings.SECTION, TrainSettings.SECTION):
@@ -170,6 +173,11 @@ def describe_data(trainer: Trainer) -> str:
     """A line about the training data."""
     data, batches = trainer.data, trainer.batches
     tokens = f"{len(data.train):,} training tokens, {len(data.val):,} validation tokens"
+    if data.documents:
+        return (
+            f"documents: {data.documents.train:,} for training in {batches.num_windows:,} rows, "
+            f"{data.documents.val:,} for validation ({tokens})"
+        )
     if not data.records:
         return f"text: {tokens}"
     too_long = f", {batches.too_long:,} too long for the context left out"

@@ -12,6 +12,7 @@ import warm
 import yaml
 from hypothesis import settings as hypothesis_settings
 
+from stages.lm.core import paths
 from stages.lm.data.dataset import TokenData
 from stages.lm.data.meta import SplitMeta, TokenizerMeta, TokensMeta
 from stages.lm.model.checkpoint import Checkpoint
@@ -193,6 +194,18 @@ def initialised_model(make_config):
 def sample():
     """The embedded sample, which takes seconds to make."""
     return sample_text().encode("utf-8")
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch):
+    """A folder in the place of the project's data and metrics; its `data/input/` is empty."""
+    folders = {"DATA": "data", "INPUT": "data/input", "BASE": "data/base", "TOKENS": "models/tokens"}
+    for name, folder in folders.items():
+        monkeypatch.setattr(paths, name, tmp_path / folder)
+    monkeypatch.setattr(paths, "CORPUS_METRICS", tmp_path / "corpus.json")
+    paths.INPUT.mkdir(parents=True)
+    paths.BASE.mkdir()
+    return tmp_path
 
 
 @pytest.fixture

@@ -13,11 +13,14 @@ import pytest
 import torch
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 from streamlit.testing.v1 import AppTest
+from tokens_on_disk import write_split
 
 from app import generate
 from app.writing import TOP_LOGPROBS
 from stages.lm.core import paths
 from stages.lm.core.artifact import artifact_id
+from stages.lm.data.dataset import TokenData, write_meta
+from stages.lm.data.meta import TokenizerMeta
 from stages.lm.inference import generation
 from stages.lm.inference.generation import (
     GeneratedToken,
@@ -38,7 +41,7 @@ PAGE = str(Path(__file__).resolve().parents[1] / "app" / "app.py")
 BYTES = Tokenizer({bytes([byte]): byte for byte in range(256)}, PATTERNS["gpt-2"], "bytes")
 FILES = (
     "CHECKPOINT", "QUANTIZED", "TRAIN_METRICS", "QUANTIZE_METRICS", "EVALUATE_METRICS",
-    "LOSS_CURVE", "INPUT", "PROGRESS",
+    "LOSS_CURVE", "TOKENS", "PROGRESS",
 )  # fmt: skip
 PROVENANCE = {
     "data": {"splits": {"train": {"tokens": 411158, "bytes": 1003854}}},
@@ -50,6 +53,15 @@ PROVENANCE = {
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in FILES:
         monkeypatch.setattr(paths, name, tmp_path / getattr(paths, name).name)
+
+
+def save_tokens(text: str) -> str:
+    """Write a training text as bytes; returns the digest of the tokens."""
+    ids = {"train": list(text.encode()), "val": [1], "test": [1]}
+    splits = {name: write_split(paths.TOKENS, name, [each], 256, 9) for name, each in ids.items()}
+    name = TokenizerMeta(BYTES.name, BYTES.pattern)
+    write_meta(paths.TOKENS, name, BYTES.to_text(), BYTES.merges(), splits)
+    return TokenData.load(paths.TOKENS).digest()
 
 
 def save_models(
@@ -169,10 +181,8 @@ def test_copies_are_marked_with_their_length_and_place(monkeypatch: pytest.Monke
     known = "zwölf Boxkämpfer <b>jagen</b> Viktor quer"
     size = len(known.encode())
     replay(monkeypatch, ["new ", known, " new"])
-    paths.INPUT.write_text("0123456789" + known + "the rest", "utf-8")
-    monkeypatch.setitem(PROVENANCE["data"], "splits", {"train": {"tokens": 9, "bytes": size + 10}})
-    PROVENANCE["data"]["splits"]["val"] = {"bytes": 8}
-    save_models()
+    digest = save_tokens("0123456789" + known + "the rest")
+    save_models(provenance={"data": {"digest": digest}}, tokenizer=BYTES)
     at = page()
     write(at, "")
     at.segmented_control(key="view").set_value("Copied parts").run()
@@ -182,8 +192,8 @@ def test_copies_are_marked_with_their_length_and_place(monkeypatch: pytest.Monke
     assert re.sub(r"<[^>]*>", "", block) == f"new {html.escape(known)} new"
     share = f"{100 * size / (size + 8):.0f} %"
     assert any(caption.value.startswith(share) for caption in at.caption)
-    paths.INPUT.write_text("another text")
-    assert "is not in data/input.txt" in at.run().text[0].value
+    save_tokens("another text")
+    assert "is not in models/tokens/" in at.run().text[0].value
 
 
 def test_page_and_terminal_write_the_same(capsys: pytest.CaptureFixture[str]) -> None:

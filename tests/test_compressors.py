@@ -3,11 +3,12 @@
 import random
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from pyppmd import Ppmd7Decoder
 
 from stages import evaluate
-from stages.lm.core import paths
+from stages.lm.data.token_text import TokenText
 from stages.lm.evaluation import compressors
 from stages.lm.evaluation.compressors import COMPRESSORS, baselines
 
@@ -47,12 +48,14 @@ def test_only_the_end_of_the_training_text_is_shown(monkeypatch):
     assert baselines(training, held_out) == baselines(training[-2000:], held_out)
 
 
-def test_compressors_get_the_bytes_that_models_are_scored_on(monkeypatch, tmp_path):
-    monkeypatch.setattr(paths, "INPUT", tmp_path / "input.txt")
+def test_compressors_get_the_bytes_that_models_are_scored_on(monkeypatch):
     monkeypatch.setattr(evaluate, "WINDOW_BYTES", 4)
     monkeypatch.setattr(evaluate, "baselines", lambda training, held_out: (training, held_out))
-    paths.INPUT.write_bytes(b"trainingvalidatetesting")
-    sizes = {split: SimpleNamespace(bytes=size) for split, size in {"train": 8, "val": 8}.items()}
-    data = SimpleNamespace(meta=SimpleNamespace(splits=sizes))
-    parts = {"val": SimpleNamespace(bytes=5), "test": SimpleNamespace(bytes=4)}
-    assert evaluate.compressor_figures(data, parts) == (b"ning", b"validtest")
+    letters = [bytes([byte]) for byte in range(256)]
+    tokenizer = SimpleNamespace(tokens=letters)
+    training = TokenText(np.frombuffer(b"training", np.uint8), letters)
+    parts = {
+        split: SimpleNamespace(tokens=np.frombuffer(data, np.uint8))
+        for split, data in {"val": b"valid", "test": b"test"}.items()
+    }
+    assert evaluate.compressor_figures(training, parts, tokenizer) == (b"ning", b"validtest")

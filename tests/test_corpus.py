@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 
 import pytest
@@ -13,15 +14,11 @@ from stages.lm.settings.recipes import automatic
 
 
 @pytest.fixture
-def record(tmp_path, monkeypatch):
+def record(workspace):
     """Runs the stage on a text, with the shipped settings; returns what it recorded."""
-    monkeypatch.setattr(paths, "INPUT", tmp_path / "input.txt")
-    monkeypatch.setattr(paths, "RECORDS", tmp_path / "input.jsonl")
-    monkeypatch.setattr(paths, "BASE", tmp_path / "base")
-    monkeypatch.setattr(paths, "CORPUS_METRICS", tmp_path / "corpus.json")
 
     def run(text):
-        paths.INPUT.write_bytes(text)
+        (paths.DATA / "input.txt").write_bytes(text)
         corpus.main()
         return json.loads(paths.CORPUS_METRICS.read_text("utf-8"))
 
@@ -31,21 +28,17 @@ def record(tmp_path, monkeypatch):
 def test_the_record_names_the_text(record):
     text = b"a few words\n" * 100
     found = record(text)
-    assert found["source"] == "own" and found["bytes"] == 1200
+    assert found["source"] == "text" and found["bytes"] == 1200
     assert found["sha256"] == hashlib.sha256(text).hexdigest()
 
 
-def test_the_sample_is_recognised_without_making_it(record, sample, monkeypatch):
-    monkeypatch.setattr(corpus, "sample_text", None)
-    assert record(sample)["source"] == "sample"
-    assert record(sample + b"mine\n")["source"] == "own"
-
-
-@pytest.mark.parametrize("name", ["INPUT", "RECORDS"])
-def test_a_folder_in_place_of_the_data_is_refused(record, name):
-    getattr(paths, name).mkdir()
-    with pytest.raises(UserError, match=r"input\.\w+ is not a file; put one plain file there"):
-        corpus.main()
+def test_an_empty_folder_means_the_sample_which_is_not_written_there(workspace, sample):
+    (paths.INPUT / ".DS_Store").write_bytes(b"hidden")
+    corpus.main()
+    found = json.loads(paths.CORPUS_METRICS.read_text("utf-8"))
+    assert found["source"] == "sample" and found["bytes"] == len(sample)
+    assert found["sha256"] == hashlib.sha256(sample).hexdigest()
+    assert len(list(paths.INPUT.iterdir())) == 1 and not list(paths.DATA.glob("input.*"))
 
 
 def test_the_record_has_one_value_for_each_automatic_setting(record):
@@ -62,32 +55,48 @@ def test_another_size_of_text_has_other_values(record):
     assert long == automatic(6_000_000).chosen()
 
 
+TEXT = b"a few words\n" * 100
+
+
+@pytest.mark.parametrize("places", [("input.txt", "input.csv"), ("input.txt", "input/a.txt")])
+def test_two_places_for_what_is_learned_are_refused(workspace, places):
+    for name in places:
+        (paths.DATA / name).write_bytes(b"text\n" + TEXT)
+    with pytest.raises(UserError, match="both hold something to learn from"):
+        corpus.main()
+
+
+def test_what_is_not_used_is_named(workspace, capsys):
+    (paths.DATA / "notes.txt").write_bytes(TEXT)
+    (paths.DATA / "input.txt.dvc").write_bytes(TEXT)
+    (paths.INPUT / "a.txt").write_bytes(TEXT)
+    (paths.INPUT / "picture.png").write_bytes(b"\x89PNG" + TEXT)
+    corpus.main()
+    told = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[1].strip() for line in told if line.startswith("not used")] == [
+        "picture.png",
+        str(paths.DATA / "notes.txt"),
+    ]
+
+
 # Links --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["input.txt", "input.jsonl", "base", "."])
-def test_a_link_to_nothing_is_not_replaced(record, tmp_path, monkeypatch, name):
-    data = tmp_path / "data"
-    monkeypatch.setattr(paths, "INPUT", data / "input.txt")
-    monkeypatch.setattr(paths, "RECORDS", data / "input.jsonl")
-    monkeypatch.setattr(paths, "BASE", data / "base")
-    if name != ".":
-        data.mkdir()
-    (data / name).symlink_to(tmp_path / "unmounted" / "mine")
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+@pytest.mark.parametrize("name", ["input.txt", "input.jsonl"])
+def test_a_link_to_nothing_is_not_replaced(workspace, name):
+    link = paths.DATA / name
+    link.symlink_to(workspace / "unmounted" / "mine")
     with pytest.raises(UserError, match=r"is a link to .*unmounted.* Mount its drive"):
         corpus.main()
-    assert (data / name).readlink() == tmp_path / "unmounted" / "mine"
-    assert not (tmp_path / "unmounted").exists() and not paths.CORPUS_METRICS.exists()
+    assert link.is_symlink() and not paths.CORPUS_METRICS.exists()
 
 
-def test_a_text_that_a_link_leads_to_is_the_users(record, tmp_path, sample):
-    (tmp_path / "mine").write_bytes(sample)
-    paths.INPUT.symlink_to(tmp_path / "mine")
+def test_a_text_that_a_link_leads_to_is_the_users(workspace):
+    (workspace / "mine").write_bytes(TEXT)
+    (paths.DATA / "input.txt").symlink_to(workspace / "mine")
     corpus.main()
-    paths.RECORDS.write_text('{"prompt": "a", "completion": "b"}\n')
-    with pytest.raises(UserError, match=r"holds records and .* holds a text"):
-        corpus.main()
-    assert paths.INPUT.is_symlink() and (tmp_path / "mine").read_bytes() == sample
+    assert json.loads(paths.CORPUS_METRICS.read_text("utf-8"))["bytes"] == len(TEXT)
 
 
 # Experiments --------------------------------------------------------------------------------------
@@ -123,7 +132,7 @@ def test_linked_files_and_folders_are_brought_into_an_experiment(experiment, tmp
     (drive / "base" / "file.pt").symlink_to(drive / "text")
     (drive / "base" / "model" / "circle").symlink_to(drive / "base")
     (drive / "base" / "nowhere").symlink_to(drive / "gone")
-    corpus.bring_text_into_experiment()
+    corpus.bring_data_into_experiment()
     assert contents(copy) == {
         "input.txt": b"text",
         "base/own.pt": b"base/own.pt",
@@ -137,7 +146,23 @@ def test_linked_files_and_folders_are_brought_into_an_experiment(experiment, tmp
 def test_an_experiment_does_not_begin_without_what_a_link_stands_for(experiment, tmp_path, name):
     (experiment[0] / name).symlink_to(tmp_path / "unmounted")
     with pytest.raises(UserError, match="unmounted"):
-        corpus.bring_text_into_experiment()
+        corpus.bring_data_into_experiment()
+
+
+@pytest.mark.parametrize("tracked", ["input/a.txt", "input"])
+def test_what_dvc_tracks_is_left_as_it_was_queued(experiment, tracked):
+    origin, copy = experiment
+    for folder, text in ((origin, "edited"), (copy, "queued")):
+        (folder / "input").mkdir(parents=True)
+        (folder / "input" / "a.txt").write_text(text)
+        (folder / f"{tracked}.dvc").write_text(text)
+    for name in ("input/b.txt", "other.txt"):
+        (origin / name).write_text("not tracked")
+    corpus.bring_data_into_experiment()
+    found = contents(copy)
+    assert found["input/a.txt"] == found[f"{tracked}.dvc"] == b"queued"
+    assert found["other.txt"] == b"not tracked"
+    assert ("input/b.txt" in found) == (tracked != "input")
 
 
 @pytest.mark.parametrize("change", ["longer", "rewritten", "replaced", "shorter", "gone"])
@@ -160,5 +185,5 @@ def test_a_text_that_changes_while_it_is_copied_is_refused(experiment, monkeypat
 
     monkeypatch.setattr(shutil, "copyfileobj", slow)
     with pytest.raises(UserError, match=r"input\.txt (was written|is missing)"):
-        corpus.bring_text_into_experiment()
+        corpus.bring_data_into_experiment()
     assert not contents(copy)

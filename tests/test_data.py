@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokens_on_disk import write_split
 
 from stages.lm.core.errors import UserError
 from stages.lm.data import splits
-from stages.lm.data.dataset import TokenData, token_dtype, write_meta, write_split, write_tokens
+from stages.lm.data.dataset import TokenData, token_dtype, token_file, write_meta
 from stages.lm.data.meta import RecordsMeta, SplitMeta, TokenizerMeta, TokensMeta
 from stages.lm.data.splits import read_chunks, split_bounds
 from stages.lm.data.windows import WindowSampler, epoch_starts, gather
@@ -163,7 +164,10 @@ def test_the_dtype_is_the_smallest_that_holds_every_id(vocab_size, dtype):
 def test_written_tokens_are_what_numpy_reads(file, vocab_size, chunks):
     path = file.with_name("tokens.npy")
     dtype = token_dtype(vocab_size)
-    count = write_tokens(path, iter(chunks), dtype)
+    with token_file(path, dtype) as file:
+        for chunk in chunks:
+            file.append(chunk)
+    count = file.count
     read = np.load(path, mmap_mode="r" if count else None, allow_pickle=False)
     assert read.tolist() == list(chain.from_iterable(chunks))
     assert count == len(read) and read.dtype == dtype
@@ -235,7 +239,7 @@ def test_a_changed_value_of_meta_is_refused(tokens_folder):
         TokenData.load(tokens_folder)
 
 
-@pytest.mark.parametrize("records", [None, RecordsMeta(1, 2, 3, 254, 255, bytes=99)])
+@pytest.mark.parametrize("records", [None, RecordsMeta(1, 2, 3, 254, 255, bytes=99, long=9)])
 def test_meta_comes_back_as_it_was_written(tmp_path, records):
     splits = {"val": SplitMeta(5, 20, "digest")}
     meta = TokensMeta(300, TokenizerMeta("bpe", " ?\\p{L}+"), splits, "a", "b", records)

@@ -132,7 +132,15 @@ def test_the_record_of_the_text_holds_the_recipe_and_each_automatic_value(built)
     params = yaml.safe_load((built / "params.yaml").read_text("utf-8"))
     record = json.loads((built / "metrics" / "corpus.json").read_text("utf-8"))
     # Their own word.
-    own = {"train.precision", "train.compile", "runtime.device", "quantize.scheme"}
+    own = {
+        "corpus.text",
+        "corpus.prompt",
+        "corpus.completion",
+        "train.precision",
+        "train.compile",
+        "runtime.device",
+        "quantize.scheme",
+    }
     said = {
         f"{section}.{key}"
         for section, keys in params.items()
@@ -140,7 +148,7 @@ def test_the_record_of_the_text_holds_the_recipe_and_each_automatic_value(built)
         for key, value in keys.items()
         if value == "auto"
     }
-    assert record["source"] == "own" and record["recipe"] == params["recipe"] == "quick"
+    assert record["source"] == "text" and record["recipe"] == params["recipe"] == "quick"
     assert record["auto"].keys() == said - own and "train.lr" in said
     used = Checkpoint.load(built / "models" / "checkpoint.pt").provenance
     tokenizer = used["data"]["tokenizer"]
@@ -242,7 +250,7 @@ def test_a_clone_without_its_own_text_refuses_instead_of_training_on_the_sample(
     git(tmp_path, "clone", "-q", str(built), "clone")
     done = dvc(tmp_path / "clone", "repro", check=False)
     assert done.returncode != 0
-    assert "data/input.txt is missing" in done.stdout + done.stderr
+    assert "data/input/ is empty" in done.stdout + done.stderr
     assert not (tmp_path / "clone" / "data" / "input.txt").exists()
 
 
@@ -386,8 +394,7 @@ def clone_that_pulls(original: Path, copy: Path) -> None:
     """A clone with the data in place and a remote of its own that holds what DVC tracks."""
     store = copy.with_name(f"{copy.name}-store")
     git(original.parent, "clone", "-q", str(original), str(copy))
-    for name in ("input.txt", "input.jsonl"):  # of the two, one is empty
-        shutil.copy(original / "data" / name, copy / "data" / name)
+    shutil.copy(original / "data" / "input.txt", copy / "data" / "input.txt")
     for folder in (original, copy):
         dvc(folder, "remote", "add", "--local", "-f", "-d", "store", str(store))
     dvc(original, "push")
@@ -404,31 +411,27 @@ def test_a_clone_that_pulls_reruns_nothing(built, tmp_path):
 
 
 TEXTS = {
-    "empty": (b"", "is empty"),
+    "empty": (b"", r"input\.txt: empty"),
     "ten bytes": (b"0123456789", "use a longer text"),
     "blank": (b" \n" * 500, "nothing but white space"),
     "one line": (b"word " * 400, None),
     "not UTF-8": (bytes(range(128, 256)) * 20, None),
-    "NULs": (b"a\0b\0" * 300, None),
+    "NULs": (b"ab\0" * 400, None),
     "BOM and CRLF": (b"\xef\xbb\xbf" + b"some words\r\n" * 100, None),
     "emoji and Chinese": ("你好世界 🙂 ".encode() * 100, None),
 }
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_any_text_works_or_is_refused_in_a_sentence(name, tmp_path, monkeypatch, capsys):
+def test_any_text_works_or_is_refused_in_a_sentence(name, workspace):
     from stages import corpus, tokenize_text
     from stages.lm.core import paths
     from stages.lm.core.errors import UserError
     from stages.lm.data.dataset import TokenData
 
     text, refusal = TEXTS[name]
-    monkeypatch.setattr(paths, "INPUT", tmp_path / "input.txt")
-    monkeypatch.setattr(paths, "RECORDS", tmp_path / "input.jsonl")
-    monkeypatch.setattr(paths, "BASE", tmp_path / "base")
-    monkeypatch.setattr(paths, "TOKENS", tmp_path / "tokens")
-    monkeypatch.setattr(paths, "CORPUS_METRICS", tmp_path / "corpus.json")
-    paths.INPUT.write_bytes(text)
+    place = workspace / "data" / "input" / "input.txt"
+    place.write_bytes(text)
     if refusal:
         with pytest.raises(UserError, match=refusal):
             corpus.main()
@@ -437,7 +440,7 @@ def test_any_text_works_or_is_refused_in_a_sentence(name, tmp_path, monkeypatch,
         tokenize_text.main()
         data = TokenData.load(paths.TOKENS)
         assert sum(split.bytes for split in data.meta.splits.values()) == len(text)
-    assert paths.INPUT.read_bytes() == text
+    assert place.read_bytes() == text
 
 
 def run_commands(folder: Path, store: Path, commands: list[str]) -> int:

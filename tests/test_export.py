@@ -285,6 +285,23 @@ def test_the_folder_of_a_model_of_records_tells_where_answers_end(make_loaded, t
     assert f"[{loaded.tokenizer.ranks[bytes([0xFE])]}]" in told
 
 
+def test_a_model_of_documents_tells_where_texts_begin_and_end(make_loaded, tmp_path):
+    loaded = make_loaded(SHAPES["qwen3"])
+    loaded = replace(loaded, provenance={"data": {"documents": {"train": 1}}})
+    end = loaded.tokenizer.ranks[b"\xff"]
+    (tmp_path / "folder").mkdir()
+    write_huggingface(loaded, tmp_path / "folder")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "folder")
+    assert model.config.eos_token_id == model.generation_config.eos_token_id == end
+    ids = AutoTokenizer.from_pretrained(tmp_path / "folder")("a text")["input_ids"]
+    assert ids == loaded.tokenizer.encode(b"\xffa text") and ids[0] == end
+    assert "token ids are the same" in export.compare(loaded, tmp_path / "folder", "a text")
+    fields, _ = written(loaded, tmp_path, "f32")
+    told = {key.removeprefix("tokenizer.ggml."): value for key, value in fields.items()}
+    assert told["eos_token_id"] == told["bos_token_id"] == end
+    assert told["add_bos_token"] and not told["add_eos_token"]
+
+
 @pytest.mark.parametrize("kind", ["q8_0", "q4_0"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_quantized_tensors_are_those_of_the_reference(make_loaded, kind, tied, tmp_path):

@@ -377,9 +377,19 @@ def test_a_stop_string_that_was_only_begun_belongs_to_the_answer(answering, scri
     assert "".join(step.text for (step,) in rows if step) == "one E"
 
 
-@pytest.mark.parametrize("data", [None, [], {"records": None}, {}])
+@pytest.mark.parametrize("prompt", ["", "a name"])
+def test_a_text_begins_as_documents_did_and_ends_by_itself(loaded, scripted, tokenizer, prompt):
+    documents = replace(loaded, provenance={"data": {"documents": {"train": 1}}})
+    decoder = scripted(b"ab\xffmore")
+    told = [step for (step,) in generate_steps(documents, prompt, 9, PLAIN, 1)]
+    assert "".join(step.text for step in told) == "ab" and told[-1].data == b"\xff"
+    assert tokenizer.decode(decoder.fed[: -len(told) + 1]) == b"\xff" + prompt.encode()
+
+
+@pytest.mark.parametrize("data", [None, [], {"records": None, "documents": None}, {}])
 def test_only_records_make_a_model_that_answers(loaded, data):
-    assert not replace(loaded, provenance={"data": data}).answers
+    other = replace(loaded, provenance={"data": data})
+    assert not other.answers and not other.ends and not other.opening
 
 
 def test_a_vocabulary_that_makes_no_tokens_is_refused(loaded, monkeypatch):

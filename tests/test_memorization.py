@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stages.lm.data.token_text import TokenText
 from stages.lm.evaluation import memorization
 from stages.lm.evaluation.memorization import (
     SPAN_BYTES,
     copied_bytes,
     copied_shares,
-    read_blocks,
     verbatim_spans,
 )
 
@@ -27,6 +27,10 @@ def brute_force(text, training, span):
         if text[start : start + span] in training:
             covered |= set(range(start, start + span))
     return len(covered)
+
+
+def token_text(data):
+    return TokenText(np.frombuffer(data, np.uint8), [bytes([byte]) for byte in range(256)])
 
 
 def in_blocks(data, size):
@@ -45,14 +49,12 @@ def test_any_texts_agree_with_a_plain_search(texts, training, span, size):
 
 
 @pytest.mark.parametrize("seed", range(200))
-def test_marked_copies_agree_with_a_plain_search(tmp_path, seed):
+def test_marked_copies_agree_with_a_plain_search(seed):
     draw = random.Random(seed)
     words = [bytes(draw.choices(b"ab\0", k=draw.randint(1, 9))) for _ in range(8)]
     training, text = (b"".join(draw.choices(words, k=draw.randint(0, 60))) for _ in range(2))
-    span, unread = draw.randint(1, 12), draw.randint(0, 9)
-    path = tmp_path / "input.txt"
-    path.write_bytes(training + b"ab" * unread)
-    found = verbatim_spans(text, path, len(training), span)
+    span = draw.randint(1, 12)
+    found = verbatim_spans(text, token_text(training), span)
     covered = set()
     for copy in found:
         part = text[copy.start : copy.start + copy.length]
@@ -165,31 +167,17 @@ def test_the_training_text_is_gone_through_once_in_bounded_memory():
     assert taken == [*range(4), *range(100)]
 
 
-@pytest.mark.parametrize("size", [0, 1, 10, 25, 30])
-def test_the_beginning_of_a_file_is_read_in_blocks(tmp_path, monkeypatch, size):
-    monkeypatch.setattr(memorization, "BLOCK_BYTES", 10)
-    (tmp_path / "text").write_bytes(bytes(range(30)))
-    blocks = list(read_blocks(tmp_path / "text", size))
-    assert b"".join(blocks) == bytes(range(size))
-    assert all(0 < len(block) <= 10 for block in blocks)
-
-
-def test_the_figure_compares_samples_and_held_out_text_with_the_training_text_only(
-    tmp_path, monkeypatch
-):
+def test_the_figure_compares_samples_and_held_out_text_with_the_training_text():
     draw = random.Random(0)
     training, fresh = draw.randbytes(5000), draw.randbytes(300)
-    path = tmp_path / "input.txt"
-    # Of the 400 held-out bytes 100 are in the training text too.
-    path.write_bytes(training + fresh + training[:100])
     samples = [training[70:120], fresh, fresh[:50]]
-    assert copied_shares(path, 5000, samples) == {
+    # Of the 400 held-out bytes 100 are in the training text too.
+    shares = copied_shares([training], fresh + training[:100], samples)
+    assert shares == {
         "span_bytes": SPAN_BYTES,
         "sampled_bytes": 400,
         "copied_share": 0.125,
         "held_out_copied_share": 0.25,
     }
-    monkeypatch.setattr(memorization, "COMPARED_BYTES", 200)
-    assert copied_shares(path, 5000, [])["held_out_copied_share"] == 0
-    assert copied_shares(path, 5000, [])["copied_share"] == 0
-    json.dumps(copied_shares(path, 5000, samples), allow_nan=False)
+    assert copied_shares([training], fresh, [])["copied_share"] == 0
+    json.dumps(shares, allow_nan=False)

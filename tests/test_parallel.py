@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from stages import tokenize_text
+from stages.lm.corpus.corpus import Corpus, Piece
 from stages.lm.text import parallel
-from stages.lm.text.parallel import encode_chunks
+from stages.lm.text.parallel import encode_chunks, encode_pieces
 
 CHUNKS = [b"the lazy dog %d\n" % number * (number % 7) for number in range(200)] + [b"\xff", b""]
 
@@ -52,9 +53,25 @@ def test_an_error_of_a_worker_comes_out(tokenizer, monkeypatch):
         list(encode_chunks(tokenizer, CHUNKS, workers=2))
 
 
+@pytest.mark.parametrize("workers", [1, 3])
+def test_pieces_of_several_sequences_are_encoded_as_if_each_were_alone(tokenizer, workers):
+    names = [f"{number % 3}" for number, _ in enumerate(CHUNKS)]
+    found = {name: [] for name in names}
+    for name, ids, _ in encode_pieces(tokenizer, zip(names, CHUNKS, strict=True), workers):
+        found[name] += ids.tolist()
+    for name, ids in found.items():
+        own = [chunk for each, chunk in zip(names, CHUNKS, strict=True) if each == name]
+        assert ids == list(chain(*map(tokenizer.encode, own)))
+
+
 def test_a_vocabulary_is_learned_from_every_part_of_a_long_text(monkeypatch):
     chunks = [b"%02d" % number * 50 for number in range(40)]
-    split = tokenize_text.Split(lambda: iter(chunks), 4000, 4000)
+    held_out = Piece("val", b"not this")
+
+    def read():
+        return chain.from_iterable((Piece("train", chunk), held_out) for chunk in chunks)
+
+    split = Corpus("text", 4000, "", {"train": 4000}, {}, read)
     assert "".join(tokenize_text.training_sample(split)).encode() == b"".join(chunks)
     monkeypatch.setattr(tokenize_text, "BPE_SAMPLE_BYTES", 400)
     sample = list(tokenize_text.training_sample(split))

@@ -20,7 +20,7 @@ RUN = {
 
 @pytest.fixture(autouse=True)
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("CHECKPOINT", "QUANTIZED", "EVALUATE_METRICS", "LOSS_CURVE", "INPUT", "PROGRESS"):
+    for name in ("CHECKPOINT", "QUANTIZED", "EVALUATE_METRICS", "LOSS_CURVE", "TOKENS", "PROGRESS"):
         monkeypatch.setattr(paths, name, tmp_path / getattr(paths, name).name)
 
 

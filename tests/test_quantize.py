@@ -6,10 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tokens_on_disk import write_split
 
 from stages import quantize
 from stages.lm.core import paths
-from stages.lm.data.dataset import write_meta, write_split
+from stages.lm.data.dataset import write_meta
 from stages.lm.data.meta import TokenizerMeta
 from stages.lm.data.splits import SPLITS
 from stages.lm.inference.loading import load_model

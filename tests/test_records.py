@@ -10,21 +10,15 @@ import pytest
 from stages import corpus, tokenize_text
 from stages.lm.core import paths
 from stages.lm.core.errors import UserError
+from stages.lm.corpus.chosen import chosen_survey
+from stages.lm.corpus.records import record_corpus
 from stages.lm.data.dataset import TokenData
+from stages.lm.data.lengths import LONGEST
 from stages.lm.data.splits import SPLITS
-from stages.lm.text.records import Record, read_records, split_records
+from stages.lm.settings.corpus import AUTO
+from stages.lm.settings.recipes import automatic
+from stages.lm.text.records import Record, records_in, split_by_prompt, split_records
 from stages.lm.text.tokenizer import Tokenizer
-
-
-@pytest.fixture
-def project(tmp_path, monkeypatch):
-    """A folder in the place of the project's data and metrics."""
-    monkeypatch.setattr(paths, "INPUT", tmp_path / "input.txt")
-    monkeypatch.setattr(paths, "RECORDS", tmp_path / "input.jsonl")
-    monkeypatch.setattr(paths, "BASE", tmp_path / "base")
-    monkeypatch.setattr(paths, "TOKENS", tmp_path / "tokens")
-    monkeypatch.setattr(paths, "CORPUS_METRICS", tmp_path / "corpus.json")
-    return tmp_path
 
 
 def lines(records):
@@ -37,43 +31,15 @@ def lines(records):
 SOME = [Record(f"Frage {n}: ü🙂 \n", f"answer {n % 7}") for n in range(200)]
 
 
-def test_records_are_read_as_written_each_once(tmp_path):
-    path = tmp_path / "input.jsonl"
+def test_records_are_read_as_written_each_once(workspace):
     plain = json.dumps({"prompt": "ü\u2028", "completion": "b", "id": 3}, ensure_ascii=False)
-    path.write_bytes(
-        b"\xef\xbb\xbf" + plain.encode() + b"\r\n\n  \n" + lines(SOME[:2] * 2).encode()
+    (paths.INPUT / "some.jsonl").write_bytes(
+        b"\xef\xbb\xbf" + plain.encode() + b"\r\n\n  \n" + lines(SOME[:3] * 2).encode()
     )
-    assert read_records(path) == [Record("ü\u2028", "b"), *SOME[:2]]
-
-
-@pytest.mark.parametrize(
-    ("line", "refusal"),
-    [
-        (b"{", "line 2 of .* is not JSON"),
-        (b"[" * 100_000, "line 2 of .* is not JSON"),
-        (b"[1]", "line 2 of .* no object"),
-        (b'{"prompt": "a"}', "line 2 of .* has no 'completion' .its keys: prompt."),
-        (b'{"prompt": "a", "completion": 1}', "line 2 of .* 'completion' is 1, but"),
-        (b'{"prompt": null, "completion": "b"}', "line 2 of .* 'prompt' is null"),
-        (b'{"prompt": "a", "completion": ""}', "line 2 of .* 'completion' is empty"),
-        (b'{"prompt": "", "completion": "b"}', "line 2 of .* 'prompt' is empty"),
-        (b'{"prompt": "a\\ud800", "completion": "b"}', "line 2 of .* half of a character"),
-        (b'{"prompt": "\xfe", "completion": "b"}', "line 2 of .* is not UTF-8"),
-    ],
-)
-def test_a_line_that_is_no_record_is_refused_in_a_sentence(tmp_path, line, refusal):
-    path = tmp_path / "input.jsonl"
-    path.write_bytes(lines(SOME[:1]).encode() + line + b"\n")
-    with pytest.raises(UserError, match=refusal):
-        read_records(path)
-
-
-def test_a_file_without_records_is_refused(tmp_path):
-    (tmp_path / "input.jsonl").write_text(" \n\n")
-    with pytest.raises(UserError, match="holds no record"):
-        read_records(tmp_path / "input.jsonl")
-    with pytest.raises(UserError, match="could not be read"):
-        read_records(tmp_path)
+    found = record_corpus(chosen_survey(AUTO), {"val": 0.2, "test": 0.2})
+    read = records_in(b"".join(piece.data for piece in found.read()))
+    assert sorted(read) == sorted([Record("ü\u2028", "b"), *SOME[:3]])
+    assert found.lines == ("3 records equal another one and are left out",)
 
 
 def test_the_order_of_the_file_changes_no_split():
@@ -104,52 +70,92 @@ def test_a_prompt_is_in_one_split_and_no_split_is_empty(prompts, shares):
     assert all(found) and sum(map(len, found)) == len(set.union(*found)) == prompts
 
 
-def test_two_prompts_are_too_few():
-    with pytest.raises(UserError, match="records of 2 prompts"):
-        split_records([Record("a", "b"), Record("b", "c"), Record("a", "d")], 0.1, 0.1)
+@pytest.mark.parametrize("others", [0, 1, 5])
+def test_completions_of_few_prompts_are_split_by_record(others):
+    records = [Record("", str(n)) for n in range(30)] + [Record(str(n), "") for n in range(others)]
+    assert not split_by_prompt(records)
+    splits = split_records(records, 0.1, 0.2)
+    assert sorted(chain(*splits.values())) == sorted(records)
+    assert len(splits["val"]) == 3 and len(splits["test"]) in (6, 7)
 
 
-def test_without_a_text_records_are_what_is_trained_on(project):
-    paths.RECORDS.write_text(lines(SOME))
-    before = paths.RECORDS.read_bytes()
+def test_two_records_are_too_few():
+    with pytest.raises(UserError, match="2 different records cannot be split"):
+        split_records([Record("a", "b"), Record("b", "c"), Record("a", "b")], 0.1, 0.1)
+
+
+def test_records_are_what_is_trained_on(workspace):
+    path = workspace / "data" / "input.jsonl"
+    path.write_text(lines(SOME))
+    before = path.read_bytes()
     corpus.main()
     record = json.loads(paths.CORPUS_METRICS.read_text("utf-8"))
     assert (record["source"], record["bytes"]) == ("records", len(before))
-    assert paths.INPUT.read_bytes() == b"" and paths.RECORDS.read_bytes() == before
+    assert sum(record["records"].values()) == len(SOME)
+    assert path.read_bytes() == before
 
 
-def test_records_take_the_place_of_the_sample_and_of_nothing_else(project, sample):
-    paths.INPUT.write_bytes(sample)
-    paths.RECORDS.write_text(lines(SOME))
+def test_records_that_are_gone_are_not_replaced_by_the_sample(workspace):
+    path = workspace / "data" / "input.jsonl"
+    path.write_text(lines(SOME))
     corpus.main()
-    assert paths.INPUT.read_bytes() == b""
-    paths.INPUT.write_bytes(b"a text of mine\n" * 100)
-    with pytest.raises(UserError, match=r"holds records and .* holds a text"):
+    path.unlink()
+    with pytest.raises(UserError, match="trains on records of its own"):
         corpus.main()
-    assert paths.INPUT.read_bytes() == b"a text of mine\n" * 100
-
-
-def test_without_anything_the_sample_is_written_and_no_records(project, sample):
+    (paths.INPUT / "mine.txt").write_bytes(b"a text of mine\n" * 100)
     corpus.main()
-    assert paths.RECORDS.read_bytes() == b"" and paths.INPUT.read_bytes() == sample
+    assert json.loads(paths.CORPUS_METRICS.read_text("utf-8"))["source"] == "text"
 
 
-@pytest.mark.parametrize("left", ["nothing", "what the stage left"])
-def test_records_that_are_gone_are_not_replaced_by_the_sample(project, left):
-    paths.RECORDS.write_text(lines(SOME))
+@pytest.mark.parametrize("given", [("test",), ("val",), ("val", "test")])
+def test_files_for_val_and_test_are_these_splits_and_are_not_trained_on(workspace, given):
+    (paths.INPUT / "train.jsonl").write_text(lines(SOME))
+    held = {split: [SOME[number], Record(split, "x")] for number, split in enumerate(given)}
+    for split, records in held.items():
+        (paths.INPUT / f"{split}.jsonl").write_text(lines(records))
     corpus.main()
-    paths.RECORDS.unlink()
-    if left == "nothing":
-        paths.INPUT.unlink()
-    with pytest.raises(UserError, match=r"data/input\.jsonl is missing or empty"):
-        corpus.main()
-    paths.INPUT.write_bytes(b"a text of mine\n" * 100)
-    corpus.main()
-    assert json.loads(paths.CORPUS_METRICS.read_text("utf-8"))["source"] == "own"
+    tokenize_text.main()
+    data = TokenData.load(paths.TOKENS)
+    tokenizer = Tokenizer.from_text(data.vocabulary, **asdict(data.meta.tokenizer))
+    found = {split: records_in(tokenizer.decode(getattr(data, split))) for split in SPLITS}
+    for split, records in held.items():
+        assert found[split] == records
+    every = list(chain(*found.values()))
+    assert all(found.values()) and len(every) == len(set(every)) == len(SOME) + len(given)
 
 
-def test_tokens_are_those_of_each_record_and_hold_it_whole(project):
-    paths.RECORDS.write_text(lines(SOME))
+@pytest.mark.parametrize("length", [200, 3000])
+def test_the_context_holds_nearly_all_records_or_one_line_says_what_would(
+    workspace, length, capsys
+):
+    records = [Record(str(n), "answer " * (length // 7 if n % 2 else 2)) for n in range(60)]
+    (paths.INPUT / "input.jsonl").write_text(lines(records))
+    tokenize_text.main()
+    data = TokenData.load(paths.TOKENS)
+    auto = automatic(data.text_bytes(), lengths=data.lengths)
+    told = capsys.readouterr().out
+    assert data.records.long >= length
+    if length < LONGEST["records"]:
+        assert "left out" not in told
+        assert auto.context >= data.records.long - 1
+    else:
+        assert "WARNING: 30 of 60 records (50.0 %) are longer than model.context, 2048" in told
+        assert auto.context == 2048 and f"{data.records.long} tokens would hold 99 %" in told
+    assert auto.values["train.batch_size"] * auto.context <= 4 * 512
+
+
+def test_records_of_which_none_fits_are_refused_before_training(workspace):
+    records = [
+        Record(str(n), "".join(random.Random(n).choices("abcdefg", k=7000))) for n in range(60)
+    ]
+    (paths.INPUT / "input.jsonl").write_text(lines(records))
+    with pytest.raises(UserError, match="no record of the train split fits"):
+        tokenize_text.main()
+
+
+def test_tokens_are_those_of_each_record_and_hold_it_whole(workspace):
+    path = paths.INPUT / "input.jsonl"
+    path.write_text(lines(SOME))
     corpus.main()
     tokenize_text.main()
     data = TokenData.load(paths.TOKENS)
@@ -162,4 +168,4 @@ def test_tokens_are_those_of_each_record_and_hold_it_whole(project):
         scored = sum(len(record.completion.encode()) + 1 for record in splits[split])
         assert data.meta.splits[split].bytes == scored
         assert (ids == data.records.record_end).sum() == len(splits[split])
-    assert data.text_bytes() == paths.RECORDS.stat().st_size
+    assert data.text_bytes() == path.stat().st_size

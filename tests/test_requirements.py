@@ -21,11 +21,12 @@ def requirements(lines: Iterable[str]) -> dict[str, Requirement]:
 
 PINS = requirements((ROOT / "requirements.txt").read_text("utf-8").splitlines())
 RUN = requirements(PROJECT["project"]["dependencies"])
+EXTRAS = requirements(PROJECT["project"]["optional-dependencies"]["pdf"])
 GROUPS = {name: requirements(group) for name, group in PROJECT["dependency-groups"].items()}
 
 
 def test_every_requirement_has_one_pin_within_its_range():
-    ranges = RUN | GROUPS["test"] | GROUPS["check"]
+    ranges = RUN | EXTRAS | GROUPS["test"] | GROUPS["check"]
     assert PINS.keys() == ranges.keys()
     for name, pin in PINS.items():
         (specifier,) = pin.specifier
@@ -54,7 +55,7 @@ def import_names(required: Iterable[str]) -> set[str]:
 def test_what_the_stages_and_the_page_import_is_a_requirement():
     used = third_party_imports(ROOT, "stages/**/*.py", "app/*.py")
     # An export is compared with transformers where they are installed.
-    assert used <= import_names(RUN) | {"transformers"}
+    assert used <= import_names(RUN | EXTRAS) | {"transformers"}
 
 
 def test_what_the_tests_import_is_a_requirement():

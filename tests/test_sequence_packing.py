@@ -165,7 +165,7 @@ def task(count, seed):
 def data():
     train, val = task(200, 1), task(40, 2)
     splits = {"val": SplitMeta(len(val), 120, "")}
-    records = RecordsMeta(200, 40, 40, PROMPT_END, RECORD_END, bytes=0)
+    records = RecordsMeta(200, 40, 40, PROMPT_END, RECORD_END, bytes=0, long=0)
     meta = TokensMeta(75, TokenizerMeta("bpe", ""), splits, "", "", records)
     return TokenData(train, val, val, np.arange(75).repeat(2).reshape(75, 2), meta, vocabulary="")
 

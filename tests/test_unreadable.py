@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import save_file
+from tokens_on_disk import write_split
 
 from stages import corpus, tokenize_text
 from stages.lm.core import paths
 from stages.lm.core.errors import UserError
-from stages.lm.data.dataset import TokenData, write_meta, write_split
+from stages.lm.corpus.texts import Text
+from stages.lm.data.dataset import TokenData, write_meta
 from stages.lm.data.meta import TokenizerMeta
 from stages.lm.data.splits import SPLITS, read_chunks
-from stages.lm.evaluation.memorization import copied_shares, verbatim_spans
 from stages.lm.inference import loading
 from stages.lm.inference.loading import load_model
 from stages.lm.model.checkpoint import Checkpoint
@@ -26,7 +27,6 @@ from stages.lm.pretrained.tokenizer import base_tokenizer
 from stages.lm.quantization.quantized_model import quantize_checkpoint
 from stages.lm.settings.loader import read_params
 from stages.lm.settings.tokenize import TokenizeSettings
-from stages.lm.text.records import read_records
 from stages.lm.training.resume import ResumeStore, RunIdentity
 
 ERRORS = {
@@ -47,15 +47,13 @@ READERS = {
     "models/float.pt": load_model,
     f"resume/{STORE.fingerprint}/state.pt": lambda _: ResumeStore(Path("resume"), STORE).load(),
     **{
-        f"data/tokens/{name}": lambda path: TokenData.load(path.parent)
+        f"models/tokens/{name}": lambda path: TokenData.load(path.parent)
         for name in ("train.npy", "test.npy", "merges.npy", "meta.json", "tokenizer.tiktoken")
     },
     "data/input.txt": lambda path: list(read_chunks(path, range(9))),
-    "data/text to compare.txt": lambda path: verbatim_spans(b"x" * 99, path, 99),
-    "data/text to share.txt": lambda path: copied_shares(path, 9, [b"x"]),
     "data/text to copy.txt": lambda path: corpus.copy_file(path, path.with_name("copy")),
-    "data/text to check.txt": lambda _: corpus.check_text(SETTINGS),
-    "data/input.jsonl": read_records,
+    "data/text to check.txt": lambda path: Text("", path).is_blank(),
+    "data/text to digest.txt": lambda path: Text("", path).sha256(),
     "data/base/own.tiktoken": lambda _: tokenize_text.make_tokenizer(SETTINGS, None),
     "data/base/own.pt": lambda _: PretrainedModel.open("own.pt"),
     "data/base/own vocabulary.pt": lambda path: base_tokenizer(path.name),
@@ -84,7 +82,7 @@ def places(tmp_path_factory, checkpoint, tokenizer):
     checkpoint.save(root / "data/base/own vocabulary.pt")
     quantize_checkpoint(checkpoint, "int8").save(root / "models/quantized.pt")
     ResumeStore(root / "resume", STORE).save({"step": 5})
-    tokens, ids = root / "data" / "tokens", list(range(200))
+    tokens, ids = root / "models" / "tokens", list(range(200))
     splits = {split: write_split(tokens, split, [ids], 300, 200) for split in SPLITS}
     name = TokenizerMeta("bpe", tokenizer.pattern)
     write_meta(tokens, name, tokenizer.to_text(), tokenizer.merges(), splits)
@@ -99,7 +97,6 @@ def project(places, monkeypatch):
     monkeypatch.chdir(places)
     monkeypatch.setattr(paths, "ROOT", places)
     monkeypatch.setattr(paths, "BASE", places / "data" / "base")
-    monkeypatch.setattr(paths, "INPUT", places / "data" / "text to check.txt")
     monkeypatch.setattr(paths, "CORPUS_METRICS", places / "metrics" / "corpus.json")
     return places
 

@@ -37,7 +37,7 @@ from isolation import held, run_isolated, watched
 from stages.lm.core.artifact import content_digest, read_artifact, write_artifact
 from stages.lm.core.errors import UserError
 from stages.lm.core.pickle_reader import read_tensors_file
-from stages.lm.data.dataset import TokenData, write_meta, write_split
+from stages.lm.data.dataset import TokenData, split_meta, token_dtype, token_file, write_meta
 from stages.lm.data.meta import TokenizerMeta
 from stages.lm.data.splits import SPLITS
 from stages.lm.inference.generation import SamplingSettings, generate_text
@@ -77,11 +77,13 @@ def make_files(folder: Path) -> dict[str, Callable[[], str]]:
     progress = {"step": 5, "row_losses": [1.5, 2.5], "log": ["a line"], "finished": False}
     store = ResumeStore(folder / "resume", RunIdentity({"train.lr": 0.01}))
     store.save({"progress": progress, "best": weights, "random": torch.get_rng_state()[:500]})
-    tokens = folder / "tokens"
+    tokens = folder / "models" / "tokens"
     splits = {}
     for split, size in zip(SPLITS, (1500, 100, 100), strict=True):
         ids = random.Random(1).choices(range(256), k=size)
-        splits[split] = write_split(tokens, split, [ids], 256, size)
+        with token_file(tokens / f"{split}.npy", token_dtype(256)) as file:
+            file.append(ids)
+        splits[split] = split_meta(tokens, split, size, size)
     name = TokenizerMeta("bpe", tokenizer.pattern)
     write_meta(tokens, name, tokenizer.to_text(), tokenizer.merges(), splits)
     # torch imports parts of itself at first use.
@@ -106,10 +108,10 @@ def make_files(folder: Path) -> dict[str, Callable[[], str]]:
         "checkpoint.pt": partial(read_model, folder / "checkpoint.pt"),
         "quantized.pt": partial(read_model, folder / "quantized.pt"),
         str(store.path.relative_to(folder)): read_state,
-        "tokens/train.npy": read_tokens,
-        "tokens/merges.npy": read_tokens,
-        "tokens/meta.json": read_tokens,
-        "tokens/tokenizer.tiktoken": read_tokens,
+        "models/tokens/train.npy": read_tokens,
+        "models/tokens/merges.npy": read_tokens,
+        "models/tokens/meta.json": read_tokens,
+        "models/tokens/tokenizer.tiktoken": read_tokens,
     }
 
 

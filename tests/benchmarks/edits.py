@@ -42,9 +42,9 @@ SETTINGS = {  # a change of each stage's outputs
 INPUTS = {
     "corpus": "data/input.txt",
     "tokenize": "data/input.txt",
-    "train": "data/tokens/train.npy",
+    "train": "models/tokens/train.npy",
     "quantize": "models/checkpoint.pt",
-    "evaluate": "data/input.txt",
+    "evaluate": "models/tokens/val.npy",
 }
 MARK = "loaded"
 """A file that an edited module writes when it is imported."""
@@ -223,7 +223,7 @@ def wrong(project: Project, stage: str, folder: Path, code: int, old: dict[str, 
     clean = project.work / "clean"
     shutil.rmtree(clean, ignore_errors=True)
     shutil.copytree(folder, clean, symlinks=True)
-    text = (folder / "data" / "input.txt").read_bytes()  # of `corpus` it is an output
+    text = (folder / "data" / "input.txt").read_bytes()
     key = repr((record.get("params"), record["deps"], text))
     if (stage, key) not in project.expected:
         shutil.rmtree(clean / "models" / "resume", ignore_errors=True)

@@ -239,7 +239,7 @@ def settings_case(folder: Path, cases: list[tuple[str, str, str | None]], number
     section, key, raw = cases[number]
     if not folder.exists():
         folder.mkdir()
-        for name in ("data/input.txt", "data/tokens/train.npy", "models/checkpoint.pt"):
+        for name in ("data/input.txt", "models/tokens/train.npy", "models/checkpoint.pt"):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text("as it was, line after line\n" * 20)
         (folder / "data" / "base").mkdir()

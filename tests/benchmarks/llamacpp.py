@@ -2,7 +2,7 @@ r"""This project beside llama.cpp: the same weights, the same threads, in turn.
 
     python tests/benchmarks/llamacpp.py --python VENV/bin/python [parity] [speed]
     python tests/benchmarks/llamacpp.py --python VENV/bin/python \
-        --checkpoint models/checkpoint.pt --tokens data/tokens loss
+        --checkpoint models/checkpoint.pt --tokens tokens loss
 
 `parity`: what llama.cpp makes of our GGUF file (Kullback-Leibler divergence of its next-token
 distributions from torch's, token ids of 100 kB of text in many scripts), and our decoder beside
@@ -422,7 +422,7 @@ def main() -> None:
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--text", type=Path, help="for parity, instead of random words")
-    parser.add_argument("--tokens", type=Path, help="for loss: the data/tokens of the checkpoint")
+    parser.add_argument("--tokens", type=Path, help="for loss: the tokens of the checkpoint")
     parser.add_argument("--scheme", nargs="+", default=["int4"], help="for loss: ours")
     asked = parser.parse_args()
     models = {name: lambda name=name: random_checkpoint(SHAPES[name]) for name in asked.shapes}

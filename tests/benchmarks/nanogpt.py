@@ -97,7 +97,7 @@ def main() -> None:
             for name in arguments.ours:
                 curve = train_ours(arguments.text, OURS[name], seed, workdir / name)
                 rows.append((f"ours, {name}", seed, curve, None))
-            start = our_start(workdir / arguments.ours[0] / "data" / "tokens", seed)
+            start = our_start(workdir / arguments.ours[0] / "models" / "tokens", seed)
             rows.append(("ours, bigrams", seed, [start], None))
     print_table(rows)
     ours = our_tokens_per_second()

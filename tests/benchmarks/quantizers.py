@@ -1,6 +1,6 @@
 """Every scheme of `quantize` on one trained model, beside PyTorch's dynamic quantization.
 
-    python tests/benchmarks/quantizers.py models/checkpoint.pt data/tokens
+    python tests/benchmarks/quantizers.py models/checkpoint.pt tokens
     python tests/benchmarks/quantizers.py ... --q4-0-bytes 2345678 --q4-0-increase 0.0004
 
 Bytes are those of a whole file; a share is of 4 bytes a parameter. Loss is over all of val, and

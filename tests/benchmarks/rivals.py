@@ -243,7 +243,7 @@ def caches(rivals: Rivals) -> Iterator[Case]:
         with rivals.project(1) as project:
             dvc(project, "config", "cache.type", kind)
             # What was tokenized came as copies; from here on everything is linked as asked.
-            dvc(project, "checkout", "--relink", "data/tokens")
+            dvc(project, "checkout", "--relink", "models/tokens")
             rivals.settle(project, 1)
             assert (project / "models/checkpoint.pt").is_symlink() == (kind == "symlink")
             change(project)

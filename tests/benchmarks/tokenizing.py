@@ -15,14 +15,15 @@ import random
 import resource
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from stages.lm.data.dataset import token_dtype, write_tokens
+from stages.lm.corpus.corpus import Corpus, Piece
+from stages.lm.data.dataset import token_dtype, token_file
 from stages.lm.data.splits import read_chunks
 from stages.lm.text.parallel import encode_chunks
 from stages.lm.text.tokenizer import train_bpe
-from stages.tokenize_text import BPE_SAMPLE_BYTES, Split, training_sample
+from stages.tokenize_text import BPE_SAMPLE_BYTES, training_sample
 
 MB = 1_000_000
 VOCABULARY = {"hard": 1024, "text": 4096}
@@ -101,7 +102,7 @@ def table_of_hard_texts(sizes: list[float], pattern: str) -> None:
                 begin = time.process_time()
                 tokenizer = train_bpe(training_sample(part), VOCABULARY["hard"], pattern)
                 learned = time.process_time()
-                ids = [tokenizer.encode(chunk) for chunk in part.read()]
+                ids = [tokenizer.encode(chunk) for chunk in chunks_of(part)]
                 encoded = time.process_time()
             assert b"".join(map(tokenizer.decode, ids)) == data, name
             seconds = (learned - begin, encoded - learned)
@@ -112,7 +113,7 @@ def table_of_hard_texts(sizes: list[float], pattern: str) -> None:
 def table_of_one_text(file: Path, workers: list[int]) -> None:
     """Learning once, then a row for each number of threads."""
     part = whole(file)
-    size = part.size
+    size = part.bytes
     begin = time.perf_counter(), time.process_time()
     tokenizer = train_bpe(training_sample(part), VOCABULARY["text"], "gpt-2")
     wall, cpu = time.perf_counter() - begin[0], time.process_time() - begin[1]
@@ -122,13 +123,16 @@ def table_of_one_text(file: Path, workers: list[int]) -> None:
     for count in workers:
         with tempfile.TemporaryDirectory() as folder:
             begin = time.perf_counter(), time.process_time()
-            encoded = (ids for ids, _ in encode_chunks(tokenizer, part.read(), count))
-            tokens = write_tokens(Path(folder, "ids.npy"), encoded, dtype)
+            encoded = (ids for ids, _ in encode_chunks(tokenizer, chunks_of(part), count))
+            with token_file(Path(folder, "ids.npy"), dtype) as ids_file:
+                for ids in encoded:
+                    ids_file.append(ids)
+            tokens = ids_file.count
             wall, cpu = time.perf_counter() - begin[0], time.process_time() - begin[1]
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
         told = f"{size / tokens:.3f} bytes a token, at most {memory:.0f} MB of memory"
         print(f"{count} threads: {speed(size, wall, cpu)}; {told}", flush=True)
-        texts = [chunk.decode("utf-8", "replace") for chunk in part.read()]
+        texts = [chunk.decode("utf-8", "replace") for chunk in chunks_of(part)]
         begin = time.perf_counter(), time.process_time()
         for first in range(0, len(texts), 16):  # all at once would need 40 bytes a token
             tokenizer._encoding.encode_ordinary_batch(texts[first : first + 16], num_threads=count)
@@ -136,10 +140,19 @@ def table_of_one_text(file: Path, workers: list[int]) -> None:
         print(f"{count} threads, tiktoken alone: {speed(size, wall, cpu)}", flush=True)
 
 
-def whole(file: Path) -> Split:
-    """A file as a split of its own."""
+def whole(file: Path) -> Corpus:
+    """A file as a corpus that is all for training."""
     size = file.stat().st_size
-    return Split(lambda: read_chunks(file, range(size)), size, size)
+
+    def read() -> Iterator[Piece]:
+        return (Piece("train", chunk) for chunk in read_chunks(file, range(size)))
+
+    return Corpus("text", size, "", {"train": size}, {"train": size}, read)
+
+
+def chunks_of(part: Corpus) -> Iterator[bytes]:
+    """All bytes of a corpus."""
+    return (piece.data for piece in part.read())
 
 
 def speed(size: int, wall: float, cpu: float) -> str:

@@ -13,9 +13,13 @@ from .inputs import StageInputs
 
 
 def run_stage(
-    main: Callable[[], int | None], unread: tuple[str, ...] = ("stdout", "stderr")
+    main: Callable[[], int | None],
+    unread: tuple[str, ...] = ("stdout", "stderr"),
+    first: Callable[[], None] | None = None,
 ) -> NoReturn:
     """Run a stage's `main` and leave the process with its exit code.
+
+    `first` runs before and may still change what the stage depends on.
 
     A `UserError` becomes one line on standard error and exit code 1, and so does a change of
     anything that `dvc.yaml` lists for the stage. Any other exception is a defect of ours and keeps
@@ -28,6 +32,8 @@ def run_stage(
     try:
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+        if first:
+            first()
         inputs = StageInputs(f"python -m {module_name(main)}")
         try:
             code = main() or 0

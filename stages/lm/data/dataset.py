@@ -1,20 +1,27 @@
 """The output of `tokenize` on disk: token arrays written in chunks, memory-mapped on reading."""
 
 import base64
-from collections.abc import Iterable
+import lzma
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from ..core.errors import UserError
 from ..core.files import atomic_writer, read_errors, sha256_file, write_text
 from ..core.paths import shown
-from .meta import RecordsMeta, SplitMeta, TokenizerMeta, TokensMeta
+from .document_rows import document_rows
+from .lengths import Lengths
+from .meta import DocumentsMeta, RecordsMeta, SplitMeta, TokenizerMeta, TokensMeta
 from .sequence_packing import pack, scored_tokens
 from .splits import SPLITS
+
+REPETITION_TOKENS = 1_000_000
+"""Training tokens that tell how repetitive a text is; about a second of compression."""
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -22,20 +29,32 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
     return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<u4")
 
 
-def write_tokens(path: Path, chunks: Iterable[list[int] | np.ndarray], dtype: np.dtype[Any]) -> int:
-    """Write ids to a one-dimensional `.npy` as they come; returns how many there were."""
-    count = 0
+@dataclass
+class TokenFile:
+    """A one-dimensional `.npy` of ids that is being written; made by `token_file`."""
+
+    file: BinaryIO
+    dtype: np.dtype[Any]
+    count: int = 0
+    """Ids written so far."""
+
+    def append(self, ids: list[int] | np.ndarray) -> None:
+        """Write more ids."""
+        self.file.write(np.asarray(ids, dtype=self.dtype).tobytes())
+        self.count += len(ids)
+
+
+@contextmanager
+def token_file(path: Path, dtype: np.dtype[Any]) -> Iterator[TokenFile]:
+    """Write ids to a one-dimensional `.npy` as they come."""
     with atomic_writer(path) as file:
         header = _npy_header(dtype, 0)
         file.write(header)
-        for chunk in chunks:
-            file.write(np.asarray(chunk, dtype=dtype).tobytes())
-            count += len(chunk)
-        final = _npy_header(dtype, count)
+        yield (tokens := TokenFile(file, dtype))
+        final = _npy_header(dtype, tokens.count)
         assert len(final) == len(header), "the .npy header grew over the first tokens"
         file.seek(0)
         file.write(final)
-    return count
 
 
 def _npy_header(dtype: np.dtype[Any], count: int) -> bytes:
@@ -43,17 +62,9 @@ def _npy_header(dtype: np.dtype[Any], count: int) -> bytes:
     return b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + body.ljust(117).encode() + b"\n"
 
 
-def write_split(
-    folder: Path,
-    split: str,
-    chunks: Iterable[list[int] | np.ndarray],
-    vocab_size: int,
-    size: int,
-) -> SplitMeta:
-    """Write the ids of a split that scores `size` bytes of text."""
-    path = folder / f"{split}.npy"
-    count = write_tokens(path, chunks, token_dtype(vocab_size))
-    return SplitMeta(tokens=count, bytes=size, sha256=sha256_file(path))
+def split_meta(folder: Path, split: str, tokens: int, size: int) -> SplitMeta:
+    """What `meta.json` says of a written split, which scores `size` bytes of text."""
+    return SplitMeta(tokens, size, sha256_file(folder / f"{split}.npy"))
 
 
 def write_meta(
@@ -63,6 +74,7 @@ def write_meta(
     merges: list[tuple[int, int]],
     splits: dict[str, SplitMeta],
     records: RecordsMeta | None = None,
+    documents: DocumentsMeta | None = None,
 ) -> None:
     """Write what belongs to the ids: `tokenizer.tiktoken`, `merges.npy` and `meta.json`.
 
@@ -71,7 +83,8 @@ def write_meta(
     vocabulary_path, merges_path = folder / "tokenizer.tiktoken", folder / "merges.npy"
     write_text(vocabulary_path, vocabulary)
     ids = list(chain.from_iterable(merges))
-    write_tokens(merges_path, [ids], token_dtype(len(merges)))
+    with token_file(merges_path, token_dtype(len(merges))) as file:
+        file.append(ids)
     TokensMeta(
         vocab_size=len(merges),
         tokenizer=tokenizer,
@@ -79,6 +92,7 @@ def write_meta(
         vocabulary_sha256=sha256_file(vocabulary_path),
         merges_sha256=sha256_file(merges_path),
         records=records,
+        documents=documents,
     ).save(folder / "meta.json")
 
 
@@ -131,6 +145,16 @@ class TokenData:
         assert self.records
         return self.records.prompt_end, self.records.record_end
 
+    @property
+    def documents(self) -> DocumentsMeta | None:
+        """Of data made of documents: how many there are, and what ends them. None otherwise."""
+        return self.meta.documents
+
+    def document_rows(self, split: str, context: int) -> np.ndarray:
+        """The rows of a split of documents: see `document_rows`."""
+        assert self.documents
+        return document_rows(getattr(self, split), self.documents.end, context)
+
     def packed(self, split: str, context: int) -> tuple[np.ndarray, int]:
         """The records of a split in rows, and how many were too long: see `pack`."""
         return pack(getattr(self, split), self.record_ends[1], context, split)
@@ -138,11 +162,20 @@ class TokenData:
     def scored_tokens(self, split: str) -> int:
         """Tokens that a model is scored on: all, or those of completions and their ends."""
         tokens = getattr(self, split)
-        return scored_tokens(tokens, *self.record_ends) if self.records else len(tokens)
+        if self.records:
+            return scored_tokens(tokens, *self.record_ends)
+        return len(tokens) - bool(self.documents)  # the first stands before the first document
 
     def scored_bytes(self, split: str, tokens: int) -> float:
         """Bytes that so many scored tokens stand for, at the split's mean bytes per token."""
         return self.meta.splits[split].bytes * tokens / self.scored_tokens(split)
+
+    @property
+    def lengths(self) -> Lengths | None:
+        """How long documents or records are; None of a text."""
+        if self.records:
+            return Lengths("records", self.records.long)
+        return Lengths("documents", self.documents.long) if self.documents else None
 
     def token_bytes(self) -> list[bytes]:
         """The bytes of each token, by id."""
@@ -153,10 +186,21 @@ class TokenData:
         return self.meta.digest()
 
     def text_bytes(self) -> int:
-        """Size of the file that the tokens come from."""
-        if self.records:
-            return self.records.bytes
+        """Size of what the tokens come from."""
+        if whole := self.records or self.documents:
+            return whole.bytes
         return sum(split.bytes for split in self.meta.splits.values())
+
+    def repetition(self) -> float | None:
+        """Bits per byte to which LZMA compresses the training tokens; None of records.
+
+        It is low where a text repeats itself.
+        """
+        if self.records:
+            return None
+        tokens = self.train[:REPETITION_TOKENS]
+        size = self.scored_bytes("train", len(tokens))
+        return 8 * len(lzma.compress(tokens.tobytes())) / size
 
     def preceding(self, split: str, count: int) -> np.ndarray:
         """At most `count` tokens that stand right before a split, its first token's context."""

@@ -27,7 +27,7 @@ class SplitMeta:
 
     tokens: int
     bytes: int
-    """Of the text; of records, those a model is scored on: completions and one for each end."""
+    """Those a model is scored on: of a text all, of records the completions. An end counts one."""
     sha256: str
     """Of the split's `.npy` file."""
 
@@ -45,7 +45,25 @@ class RecordsMeta:
     record_end: int
     """Id of the token that ends a record."""
     bytes: int
-    """Size of the file of records."""
+    """Size of the files of records."""
+    long: int
+    """99 % of the records have at most so many tokens, both marks included."""
+
+
+@dataclass(frozen=True)
+class DocumentsMeta:
+    """What only data made of documents have."""
+
+    train: int
+    """Number of documents that end in this split, as in the next two."""
+    val: int
+    test: int
+    end: int
+    """Id of the token before and after each document. Every split begins with it."""
+    bytes: int
+    """Size of all documents."""
+    long: int
+    """99 % of the documents have at most so many tokens, their end included."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +78,8 @@ class TokensMeta:
     merges_sha256: str
     """Of `merges.npy`."""
     records: RecordsMeta | None = None
-    """None where the data are a text."""
+    documents: DocumentsMeta | None = None
+    """Both are None where the data are a text."""
 
     def to_json(self) -> dict[str, Any]:
         """The plain values that `meta.json` and a checkpoint's provenance hold."""
@@ -87,6 +106,8 @@ class TokensMeta:
         values["tokenizer"] = TokenizerMeta(**values["tokenizer"])
         values["splits"] = {name: SplitMeta(**split) for name, split in values["splits"].items()}
         values["records"] = RecordsMeta(**values["records"]) if values["records"] else None
+        documents = values["documents"]
+        values["documents"] = DocumentsMeta(**documents) if documents else None
         meta = cls(**values)
         if meta.digest() != digest:
             raise ValueError(f"{path.name} is not what was written")

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from ..core.errors import UserError
 from ..core.files import read_errors
@@ -37,32 +38,41 @@ def split_bounds(size: int, val_fraction: float, test_fraction: float) -> dict[s
 
 
 def read_chunks(path: Path, part: range) -> Iterator[bytes]:
-    """The bytes of `part` of a file, about a MiB at a time, cut where no token can span the cut.
-
-    Text without such a point (2 MiB of base64 in a line) is cut between two characters.
+    """The bytes of `part` of a file in chunks, see `chunks_of`.
 
     Raises:
         UserError: the file cannot be read, or becomes shorter while it is read.
     """
     with read_errors(path), path.open("rb") as file:
         file.seek(part.start)
-        left, pending = len(part), b""
-        while left:
-            fresh = file.read(min(CHUNK_BYTES, left))
-            if not fresh:
-                raise UserError(f"{shown(path)} became shorter while it was read; try again.")
-            left -= len(fresh)
-            pending += fresh
-            cut = _last_safe_cut(pending, max(0, len(pending) - len(fresh) - 4))
-            if not cut and len(pending) >= MAX_CHUNK_BYTES:
-                cut = len(pending) - 1
-                while cut > len(pending) - 4 and pending[cut] & 0xC0 == 0x80:
-                    cut -= 1
-            if cut and left:
-                yield pending[:cut]
-                pending = pending[cut:]
-        if pending:
-            yield pending
+        yield from chunks_of(file, len(part), shown(path))
+
+
+def chunks_of(file: BinaryIO, size: int, name: str) -> Iterator[bytes]:
+    """The next `size` bytes, about a MiB at a time, cut where no token can span the cut.
+
+    Text without such a point (2 MiB of base64 in a line) is cut between two characters.
+
+    Raises:
+        UserError: there are fewer bytes.
+    """
+    left, pending = size, b""
+    while left:
+        fresh = file.read(min(CHUNK_BYTES, left))
+        if not fresh:
+            raise UserError(f"{name} became shorter while it was read; try again.")
+        left -= len(fresh)
+        pending += fresh
+        cut = _last_safe_cut(pending, max(0, len(pending) - len(fresh) - 4))
+        if not cut and len(pending) >= MAX_CHUNK_BYTES:
+            cut = len(pending) - 1
+            while cut > len(pending) - 4 and pending[cut] & 0xC0 == 0x80:
+                cut -= 1
+        if cut and left:
+            yield pending[:cut]
+            pending = pending[cut:]
+    if pending:
+        yield pending
 
 
 def _last_safe_cut(data: bytes, start: int) -> int:

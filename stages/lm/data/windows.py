@@ -70,6 +70,28 @@ class PackedRowSampler(WindowSampler):
         return (self.context + 1) * np.arange(self.per_epoch)
 
 
+@dataclass(frozen=True, eq=False)  # rows have no hash, which `epoch_starts` needs
+class DocumentRowSampler(WindowSampler):
+    """The same for documents: the number of each row of a batch instead of its offset."""
+
+    rows: np.ndarray
+    """See `document_rows`."""
+
+    @property
+    def per_epoch(self) -> int:
+        """Rows in an epoch."""
+        return len(self.rows)
+
+    @property
+    def length(self) -> int:
+        """Input tokens of the longest row."""
+        return int((self.rows[:, 2] - self.rows[:, 0]).max())
+
+    def starts(self, random: np.random.Generator) -> np.ndarray:
+        """The number of each row."""
+        return np.arange(self.per_epoch)
+
+
 @lru_cache(maxsize=2)
 def epoch_starts(sampler: WindowSampler, epoch: int) -> np.ndarray:
     """Offset of the first token of each window of an epoch, in order of training."""

@@ -15,7 +15,7 @@ from ..data.splits import read_chunks
 from ..inference.loading import LoadedModel
 from ..model.metrics import loss_units
 from ..model.runtime import Machine
-from ..model.scoring import score, score_split
+from ..model.scoring import score, score_documents, score_split
 from ..settings.evaluate import EvaluateSettings
 from ..text.tokenizer import Tokenizer
 
@@ -40,15 +40,16 @@ class LossSum(NamedTuple):
 
 
 def scored_part(data: TokenData, split: str, tokenizer: Tokenizer, max_bytes: int) -> ScoredPart:
-    """The first tokens of a split that fit into `max_bytes`, at least one."""
+    """The first tokens of a split that fit into `max_bytes`, at least one to be scored."""
     tokens = getattr(data, split)
     size = data.meta.splits[split].bytes
     if size <= max_bytes:
         return ScoredPart(tokens, size)
+    lead = int(bool(data.documents))  # the first token of documents is a byte and not scored
     lengths = np.array([len(token) for token in tokenizer.tokens])
-    ends = np.cumsum(lengths[tokens[:max_bytes]])
-    count = max(1, int(np.searchsorted(ends, max_bytes, side="right")))
-    return ScoredPart(tokens[:count], int(ends[count - 1]))
+    ends = np.cumsum(lengths[tokens[: max_bytes + lead]])
+    count = max(1 + lead, int(np.searchsorted(ends, max_bytes + lead, side="right")))
+    return ScoredPart(tokens[:count], int(ends[count - 1]) - lead)
 
 
 def text_losses(
@@ -59,19 +60,18 @@ def text_losses(
     min_context: int,
     name: str,
 ) -> dict[str, Any]:
-    """The losses on `parts` of the splits of a text; `name` labels the progress bar."""
+    """The losses on `parts` of the splits of a text or of documents, with a progress bar `name`."""
     sums = {}
     total = sum(len(part.tokens) for part in parts.values())
     with tqdm(total=total, desc=f"evaluate {name}", unit="token", unit_scale=True) as bar:
         for split, part in parts.items():
-            nats, count = score(
-                loaded.model,
-                part.tokens,
-                data.preceding(split, loaded.config.context),
-                machine,
-                min_context=min_context,
-                progress=bar.update,
-            )
+            how: dict[str, Any] = {"min_context": min_context, "progress": bar.update}
+            if data.documents:
+                end = data.documents.end
+                nats, count = score_documents(loaded.model, part.tokens, end, machine, **how)
+            else:
+                lead = data.preceding(split, loaded.config.context)
+                nats, count = score(loaded.model, part.tokens, lead, machine, **how)
             sums[split] = LossSum(nats, count, part.bytes)
     return losses_by_split(sums)
 

@@ -5,23 +5,17 @@ once, block by block, and each of its windows is looked up. Equal hashes are con
 the bytes, so collisions cause no errors.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from ..core.files import read_errors
+from ..data.token_text import TokenText
+from ..text.shingles import window_hashes
 
 SPAN_BYTES = 32
 """Minimum length of a copy: about six words, which rarely repeat by chance."""
-
-BLOCK_BYTES = 1 << 16
-"""Training text processed at a time; the arrays for it fit into the processor's cache."""
-
-MULTIPLIER = 0x9E3779B97F4A7C15
-"""Base of the polynomial hash: any large odd number (this is 2^64 / golden ratio)."""
 
 COMPARED_BYTES = 1_000_000
 """At most this much held-out text is searched for in the training text."""
@@ -64,44 +58,39 @@ class VerbatimSpan:
     """Offset in the training text, of one occurrence."""
 
 
-def verbatim_spans(
-    text: bytes, path: Path, size: int, span: int = SPAN_BYTES
-) -> list[VerbatimSpan]:
-    """The parts of `text` of `span` bytes or more that occur in the first `size` bytes of a file.
+def verbatim_spans(text: bytes, training: TokenText, span: int = SPAN_BYTES) -> list[VerbatimSpan]:
+    """The parts of `text` of `span` bytes or more that occur in the training text.
 
-    Sorted, and none contains another. Two overlap where the file has each but not their union. Each
-    is as long as the match at its offset.
+    Sorted, and none contains another. Two overlap where the training text has each but not their
+    union. Each is as long as the match at its offset.
     """
     data = np.frombuffer(text, np.uint8)
     starts = np.arange(len(text) - span + 1)
-    if not starts.size or not size:
+    if not starts.size:
         return []
-    offsets = window_offsets(data, starts, read_blocks(path, size), span)
-    with read_errors(path):
-        training = np.memmap(path, np.uint8, mode="r", shape=(size,))
+    offsets = window_offsets(data, starts, training.blocks(), span)
     spans, end = [], 0
     for start in np.flatnonzero(offsets >= 0).tolist():
         if start + span <= end:  # inside the previous span
             continue
         offset = int(offsets[start])
-        limit = min(len(text) - start, size - offset)
-        differs = np.flatnonzero(data[start : start + limit] != training[offset : offset + limit])
-        length = int(differs[0]) if differs.size else limit
+        there = np.frombuffer(training.read(offset, len(text) - start), np.uint8)
+        differs = np.flatnonzero(data[start : start + len(there)] != there)
+        length = int(differs[0]) if differs.size else len(there)
         spans.append(VerbatimSpan(start, length, offset))
         end = start + length
     return spans
 
 
-def copied_shares(path: Path, train_bytes: int, samples: list[bytes]) -> dict[str, float]:
+def copied_shares(
+    training: Iterable[bytes], held_out: bytes, samples: list[bytes]
+) -> dict[str, float]:
     """The shares of sampled and of held-out text that are copies of the training text.
 
-    The first `train_bytes` of the file are the training text, the rest is held out. Human writers
-    repeat themselves too, so the held-out share is the value to compare the samples with.
+    Human writers repeat themselves too, so the held-out share is the value to compare the samples
+    with.
     """
-    with read_errors(path), path.open("rb") as file:
-        file.seek(train_bytes)
-        held_out = file.read(COMPARED_BYTES)
-    *copied, held_out_copied = copied_bytes([*samples, held_out], read_blocks(path, train_bytes))
+    *copied, held_out_copied = copied_bytes([*samples, held_out], training)
     size = sum(len(sample) for sample in samples)
     return {
         "span_bytes": SPAN_BYTES,
@@ -125,30 +114,6 @@ def window_offsets(
             unread = unread[len(unread) - span + 1 :]
     offsets: np.ndarray = search.offsets[search.window_ids]
     return offsets
-
-
-def read_blocks(path: Path, size: int) -> Iterator[bytes]:
-    """The first `size` bytes of a file, in blocks."""
-    with read_errors(path), path.open("rb") as file:
-        while block := file.read(min(BLOCK_BYTES, size)):
-            size -= len(block)
-            yield block
-
-
-def window_hashes(data: np.ndarray, span: int) -> np.ndarray:
-    """A hash of each window of `span` bytes of uint8 (n,): uint64 of shape (n - span + 1,).
-
-    The polynomial hash of Rabin and Karp modulo 2^64, by doubling: the hashes of two adjacent
-    windows give that of one twice as wide (if `span` is no power of two, the last two overlap).
-    """
-    hashes, width, multiplier = data.astype(np.uint64), 1, MULTIPLIER
-    while width < span:
-        step = min(width, span - width)
-        wider = hashes[:-step] * np.uint64(multiplier)
-        wider += hashes[step:]
-        hashes, width = wider, width + step
-        multiplier = multiplier * multiplier % 2**64
-    return hashes
 
 
 class WindowSearch:

@@ -10,7 +10,8 @@ from ..inference.loading import LoadedModel
 from ..model.scoring import sliding_windows
 
 LEAD = b"\n"
-"""Put before a text, as before an empty prompt, so that its first token can be scored too."""
+"""Put before a text, as before an empty prompt, so that its first token can be scored too; where
+the model was trained on documents, the mark that begins them."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def token_surprisals(
     the same tokens after `LEAD`, up to rounding.
     """
     encode = loaded.tokenizer.encode
-    lead = encode(LEAD)
+    lead = encode(loaded.opening or LEAD)
     ids = np.array([*lead, *encode(text)], np.int64)
     context = loaded.model.config.context
     tokens = []

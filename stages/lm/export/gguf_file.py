@@ -41,7 +41,7 @@ def write_gguf(loaded: LoadedModel, path: Path, kind: str) -> None:
     config = loaded.config
     writer = gguf.GGUFWriter(path, config.arch)
     add_shape(writer, config)
-    add_tokenizer(writer, loaded.tokenizer)
+    add_tokenizer(writer, loaded.tokenizer, begins=bool(loaded.opening))
     writer.add_file_type(KINDS[kind][1])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     if config.rope_scaling == "llama3":
@@ -91,8 +91,11 @@ def add_shape(writer: gguf.GGUFWriter, config: ModelConfig) -> None:
         )
 
 
-def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer) -> None:
-    """Add the vocabulary, the merges and the name of the pattern to the metadata."""
+def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, begins: bool) -> None:
+    """Add the vocabulary, the merges and the name of the pattern to the metadata.
+
+    `begins`: the token that ends a text also begins one, as that of documents does.
+    """
     printed = printed_tokens(tokenizer.tokens)
     merges = printed_merges(printed, tokenizer.merges())
     writer.add_tokenizer_model("gpt2")
@@ -100,12 +103,13 @@ def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer) -> None:
     writer.add_token_list(printed)
     writer.add_token_types([gguf.TokenType.NORMAL] * len(printed))
     writer.add_token_merges([" ".join(pair) for pair in merges])
-    # Ends an answer. A model of a text has no end token, but without one here llama.cpp takes token
-    # 11, which is the comma in GPT-2's vocabulary. The byte 0xFF never occurs in UTF-8 text.
+    # Ends an answer or a document. A model of a text has no end token, but without one here
+    # llama.cpp takes token 11, which is the comma in GPT-2's vocabulary. The byte 0xFF never occurs
+    # in UTF-8 text.
     end = tokenizer.ranks[RECORD_END]
     writer.add_bos_token_id(end)
     writer.add_eos_token_id(end)
-    writer.add_add_bos_token(False)
+    writer.add_add_bos_token(begins)
     writer.add_add_eos_token(False)
     writer.add_add_space_prefix(False)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from tokenizers import Regex, decoders, pre_tokenizers
+from tokenizers import Regex, decoders, pre_tokenizers, processors
 from tokenizers import Tokenizer as HFTokenizer
 from tokenizers.models import BPE
 
@@ -38,13 +38,13 @@ def write_huggingface(loaded: LoadedModel, folder: Path) -> None:
         name: shift_norms(config, name, tensor, -1.0).contiguous()
         for name, tensor in tensors.items()
     }
-    tokenizer = hf_tokenizer(loaded.tokenizer)
+    tokenizer = hf_tokenizer(loaded.tokenizer, loaded.opening)
     try:
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     except SafetensorError as error:  # it has no other errors than the system's
         raise OSError(str(error)) from error
     write_text(folder / "tokenizer.json", tokenizer.to_str(pretty=True))
-    end = loaded.tokenizer.ranks[RECORD_END] if loaded.answers else None
+    end = loaded.tokenizer.ranks[RECORD_END] if loaded.ends else None
     write_json(folder / "config.json", config_json(config, end))
     write_json(
         folder / "tokenizer_config.json",
@@ -97,8 +97,8 @@ def config_json(config: ModelConfig, end: int | None) -> dict[str, Any]:
     }
 
 
-def hf_tokenizer(tokenizer: Tokenizer) -> HFTokenizer:
-    """The tokenizer as one of Hugging Face's `tokenizers`."""
+def hf_tokenizer(tokenizer: Tokenizer, opening: bytes = b"") -> HFTokenizer:
+    """The tokenizer as one of Hugging Face's `tokenizers`; it puts the token `opening` first."""
     printed = printed_tokens(tokenizer.tokens)
     merges = printed_merges(printed, tokenizer.merges())
     # ignore_merges, as in tiktoken: a piece of text that is a token becomes that token directly.
@@ -111,6 +111,11 @@ def hf_tokenizer(tokenizer: Tokenizer) -> HFTokenizer:
         ]
     )
     result.decoder = decoders.ByteLevel()
+    if opening:
+        first = tokenizer.ranks[opening]
+        result.post_processor = processors.TemplateProcessing(
+            single=f"{printed[first]} $A", special_tokens=[(printed[first], first)]
+        )
     return result
 
 
@@ -137,6 +142,9 @@ def card(loaded: LoadedModel) -> str:
         'prompt = tokenizer("Once upon a time", return_tensors="pt")',
         "print(tokenizer.decode(model.generate(**prompt)[0]))",
     ]
+    if loaded.opening:
+        end = loaded.tokenizer.ranks[loaded.opening]
+        usage = f"It continues text. Token {end} begins and ends one; the tokenizer puts it first."
     if loaded.answers:
         begin, end = (loaded.tokenizer.ranks[mark] for mark in (PROMPT_END, RECORD_END))
         usage = (

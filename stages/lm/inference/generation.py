@@ -135,7 +135,7 @@ class WrittenText:
                 f"what was written holds the token id {others[0]}, but the model has the ids 0 to "
                 f"{count - 1}: it was written by another model. Take that one, or begin a new text."
             )
-        self.stops = StopStrings(settings.stop, RECORD_END if loaded.answers else b"")
+        self.stops = StopStrings(settings.stop, RECORD_END if loaded.ends else b"")
         self.characters = codecs.getincrementaldecoder("utf-8")("replace")
         self.start = self.grow(loaded.tokenizer.decode(written))
         """The text of `written`, without what is held back of its end."""
@@ -221,8 +221,9 @@ def generate_steps(
 ) -> Iterator[list[GeneratedToken | None]]:
     """For each step, the token of every sequence; up to `max_new_tokens` steps from `prompt` on.
 
-    A model that was trained on records answers the prompt instead; its answer may end by itself.
-    An empty prompt is replaced by a new line. `written` has the ids of tokens that already follow
+    A model that was trained on records answers the prompt instead, and one that was trained on
+    documents begins one with the prompt; what they write may end by itself. Else an empty prompt is
+    replaced by a new line. `written` has the ids of tokens that already follow
     it: the steps are those of the call that wrote them, had it gone on. A sequence depends on its
     index, not on the other sequences; after its end or its stop string it gives None. With
     `top_logprobs`, each step has the log-probabilities of its token and of this many of the
@@ -260,7 +261,9 @@ def generate_steps(
 def model_input(loaded: LoadedModel, prompt: str) -> bytes:
     """The bytes that the model continues."""
     data = prompt.encode("utf-8", "replace")
-    return data + PROMPT_END if loaded.answers else data or b"\n"
+    if loaded.answers:
+        return data + PROMPT_END
+    return loaded.opening + data or b"\n"
 
 
 def generate_text(

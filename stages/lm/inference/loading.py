@@ -23,6 +23,7 @@ from ..model.transformer import Transformer
 from ..quantization import quantized_model
 from ..quantization.quantized_model import QuantizedModel
 from ..quantization.schemes import StoredWeight
+from ..text.records import RECORD_END
 from ..text.tokenizer import Tokenizer
 from .engine import Engine, make_engine
 from .native import decode
@@ -54,8 +55,21 @@ class LoadedModel:
     @property
     def answers(self) -> bool:
         """Whether it was trained on records: it answers a prompt instead of continuing a text."""
+        return self._learned("records")
+
+    @property
+    def ends(self) -> bool:
+        """Whether what it writes can end by itself: it was trained on records or documents."""
+        return self.answers or self._learned("documents")
+
+    @property
+    def opening(self) -> bytes:
+        """What stands before the beginning of a text: of documents, the mark that ends one."""
+        return RECORD_END if self.ends and not self.answers else b""
+
+    def _learned(self, kind: str) -> bool:
         data = self.provenance.get("data")
-        return isinstance(data, dict) and bool(data.get("records"))
+        return isinstance(data, dict) and bool(data.get(kind))
 
     def lead(self, prompt: str) -> str:
         """What is shown before what it writes: an answer begins on a line of its own."""

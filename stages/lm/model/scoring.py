@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.dataset import TokenData
+from ..data.document_rows import document_rows, document_targets, gather_rows
 from ..data.sequence_packing import IGNORE_INDEX, targets_and_segments
 from .runtime import Machine
 from .transformer import Transformer
@@ -110,7 +111,6 @@ def scored_batches(
     model.train(was_training)
 
 
-@torch.no_grad()
 def score_records(
     model: Transformer,
     rows: np.ndarray,
@@ -126,22 +126,76 @@ def score_records(
     record. With `max_tokens`, only so many rows, evenly spaced, are used that they hold about
     `max_tokens` tokens, prompts included.
     """
-    length = rows.shape[1] - 1
+
+    def batches() -> Iterator[RowBatch]:
+        length = rows.shape[1] - 1
+        for part in _row_batches(rows, length, model, max_tokens):
+            ids = part.astype(np.int64)
+            yield ids[:, :-1], *targets_and_segments(ids, *ends)
+
+    return _score_rows(model, batches(), machine, progress)
+
+
+def score_documents(
+    model: Transformer,
+    tokens: np.ndarray,
+    end: int,
+    machine: Machine,
+    *,
+    min_context: int = 0,
+    max_tokens: int | None = None,
+    progress: Callable[[int], Any] = lambda tokens: None,
+) -> tuple[float, int]:
+    """The sum of -ln p over a split of documents and their ends, and how many tokens these are.
+
+    The first of `tokens` is context only. Rows that go on with a long document repeat
+    `min_context` tokens as context. `max_tokens` is that of `score_records`.
+    """
+    context = model.config.context
+    rows = document_rows(tokens, end, context, overlap=min(min_context, context - 1))
+
+    def batches() -> Iterator[RowBatch]:
+        length = int((rows[:, 2] - rows[:, 0]).max())
+        for part in _row_batches(rows, length, model, max_tokens):
+            ids = gather_rows(tokens, part, length, end)
+            targets, segments = document_targets(ids, end)
+            targets[part[:, :1] + np.arange(length) < part[:, 1:2]] = IGNORE_INDEX
+            yield ids[:, :-1], targets, segments
+
+    return _score_rows(model, batches(), machine, progress)
+
+
+RowBatch = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Inputs, targets and segments of some rows, (B, T) each."""
+
+
+def _row_batches(
+    rows: np.ndarray, length: int, model: Transformer, max_tokens: int | None
+) -> Iterator[np.ndarray]:
+    """Rows of `length` tokens in batches of about `BATCH_TOKENS`; see `score_records`."""
     if max_tokens is not None and len(rows) * length > max_tokens:
         keep = max(1, max_tokens // length)
         rows = rows[np.arange(keep) * len(rows) // keep]
+    size = windows_at_once(length, model, BATCH_TOKENS)
+    for first in range(0, len(rows), size):
+        yield rows[first : first + size]
+
+
+@torch.no_grad()
+def _score_rows(
+    model: Transformer,
+    batches: Iterator[RowBatch],
+    machine: Machine,
+    progress: Callable[[int], Any],
+) -> tuple[float, int]:
     was_training = model.training
     model.eval()
     nats, count = 0.0, 0
-    size = windows_at_once(length, model, BATCH_TOKENS)
-    for first in range(0, len(rows), size):
-        ids = rows[first : first + size].astype(np.int64)
-        targets, segments = targets_and_segments(ids, *ends)
-        scored = int((targets != IGNORE_INDEX).sum())
-        arrays = (ids[:, :-1], targets, segments)
-        x, y, segment = (torch.from_numpy(array).to(machine.device) for array in arrays)
+    for arrays in batches:
+        scored = int((arrays[1] != IGNORE_INDEX).sum())
+        inputs, targets, segments = (torch.from_numpy(array).to(machine.device) for array in arrays)
         with machine.autocast():
-            mean = model(x, targets=y, segments=segment)
+            mean = model(inputs, targets=targets, segments=segments)
         nats += mean.item() * scored
         count += scored
         progress(scored)
@@ -156,8 +210,11 @@ def score_split(
     machine: Machine,
     max_tokens: int | None = None,
 ) -> tuple[float, int]:
-    """`score` or `score_records` of a split, each window or row scored from its first token on."""
+    """The score of a split, each window or row scored from its first token on."""
     context = model.config.context
+    if data.documents:
+        ids = getattr(data, split)
+        return score_documents(model, ids, data.documents.end, machine, max_tokens=max_tokens)
     if data.records:
         rows, _ = data.packed(split, context)
         return score_records(model, rows, data.record_ends, machine, max_tokens=max_tokens)

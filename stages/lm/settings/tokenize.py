@@ -28,12 +28,17 @@ class TokenizeSettings:
     by `bpe` and by `.tiktoken` files; `base` and a tiktoken name bring their own."""
 
     val_fraction: Annotated[float, Range(0.001, 0.5)]
-    """Share of the text's bytes (between training and test split) or of the records that is held
-    out to choose the best epoch, an early stop and the quantization scheme."""
+    """Share of the bytes (of a text, between training and test split) or of the records that is
+    held out to choose the best epoch, an early stop and the quantization scheme. No effect where a
+    file or folder in `data/input/` is named `val`."""
 
     test_fraction: Annotated[float, Range(0.001, 0.5)]
-    """Share of the text's bytes (at its end) or of the records that is held out for `evaluate`
-    alone."""
+    """Share of the bytes (of a text, at its end) or of the records that is held out for `evaluate`
+    alone. No effect where a file or folder is named `test`."""
+
+    def fractions(self) -> dict[str, float]:
+        """The share of each split that is held out."""
+        return {"val": self.val_fraction, "test": self.test_fraction}
 
     def __post_init__(self) -> None:
         known = tiktoken.list_encoding_names()

@@ -27,18 +27,25 @@ def encode_chunks(
 
     At most two batches for each worker are held in memory.
     """
+    pieces = (("", chunk) for chunk in chunks)
+    return ((ids, size) for _, ids, size in encode_pieces(tokenizer, pieces, workers))
 
+
+def encode_pieces(
+    tokenizer: Tokenizer, pieces: Iterable[tuple[str, bytes]], workers: int = WORKERS
+) -> Iterator[tuple[str, np.ndarray, int]]:
+    """The same for chunks that belong to several sequences, each named before it."""
     dtype = token_dtype(tokenizer.vocab_size)
 
-    def encode(batch: list[bytes]) -> tuple[np.ndarray, int]:
+    def encode(name: str, batch: list[bytes]) -> tuple[str, np.ndarray, int]:
         lists = map(tokenizer.encode, batch)
         arrays = [np.fromiter(ids, dtype, len(ids)) for ids in lists]
-        return np.concatenate(arrays), sum(map(len, batch))
+        return name, np.concatenate(arrays), sum(map(len, batch))
 
-    pending: deque[Future[tuple[np.ndarray, int]]] = deque()
+    pending: deque[Future[tuple[str, np.ndarray, int]]] = deque()
     with ThreadPoolExecutor(workers) as pool:
-        for batch in batches(chunks):
-            pending.append(pool.submit(encode, batch))
+        for name, batch in named_batches(pieces):
+            pending.append(pool.submit(encode, name, batch))
             if len(pending) == 2 * workers:
                 yield pending.popleft().result()
         while pending:
@@ -47,12 +54,17 @@ def encode_chunks(
 
 def batches(chunks: Iterable[bytes]) -> Iterator[list[bytes]]:
     """Successive chunks, together at least `BATCH_BYTES` long each time but the last."""
-    batch, size = [], 0
-    for chunk in chunks:
-        batch.append(chunk)
-        size += len(chunk)
-        if size >= BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+    return (batch for _, batch in named_batches(("", chunk) for chunk in chunks))
+
+
+def named_batches(pieces: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, list[bytes]]]:
+    """The same for chunks of several sequences, each named before it; a batch is of one of them."""
+    waiting: dict[str, list[bytes]] = {}
+    sizes: dict[str, int] = {}
+    for name, chunk in pieces:
+        waiting.setdefault(name, []).append(chunk)
+        sizes[name] = sizes.get(name, 0) + len(chunk)
+        if sizes[name] >= BATCH_BYTES:
+            yield name, waiting.pop(name)
+            sizes[name] = 0
+    yield from waiting.items()

@@ -1,4 +1,4 @@
-"""Records of a task, each a prompt and its completion: read from JSON lines, split, as bytes.
+"""Records of a task, each a prompt and its completion: as bytes, and split.
 
 The bytes of a record are `prompt 0xFE completion 0xFF`. UTF-8 uses neither of the two bytes, and
 a tokenizer makes each a token of its own: so any vocabulary has both marks, and no text can forge
@@ -8,13 +8,12 @@ them.
 import hashlib
 import json
 from bisect import bisect_left
-from dataclasses import dataclass
-from pathlib import Path
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..core.errors import UserError
-from ..core.files import read_errors
-from ..core.paths import shown
 from ..data.splits import SPLITS
 
 PROMPT_END = b"\xfe"
@@ -28,6 +27,8 @@ class Record:
 
     prompt: str
     completion: str
+    messages: tuple[tuple[str, str], ...] = field(default=(), compare=False)
+    """Role and content of each message, if it was a conversation; the last is the completion."""
 
     def data(self) -> bytes:
         """The record as it is tokenized."""
@@ -44,44 +45,7 @@ def records_in(data: bytes) -> list[Record]:
     return [Record(prompt.decode(), completion.decode()) for prompt, completion in pairs]
 
 
-def read_records(path: Path) -> list[Record]:
-    """The records of a file, one per line, without repetitions.
-
-    Other keys than `prompt` and `completion` are ignored, and so are blank lines.
-
-    Raises:
-        UserError: a line is no record, or the file holds none.
-    """
-    with read_errors(path, "put your records there as one plain file."), path.open("rb") as file:
-        found = [
-            parse_record(line, f"line {number} of {shown(path)}")
-            for number, line in enumerate(file, 1)
-            if line.strip()
-        ]
-    if not found:
-        raise UserError(f"{shown(path)} holds no record; put lines such as {FORM} into it.")
-    return list(dict.fromkeys(found))
-
-
-def parse_record(line: bytes, where: str) -> Record:
-    """The record in a line; `where` names the line in messages.
-
-    Raises:
-        UserError: the line is no record.
-    """
-    try:
-        # "-sig" skips the byte order mark that Windows' editors put before the first line.
-        values = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError:
-        raise UserError(f"{where} is not UTF-8; save the file in that encoding.") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not JSON ({error}); write each record as {FORM}.") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{where} is JSON, but no object; write each record as {FORM}.")
-    return Record(text_of(values, "prompt", where), text_of(values, "completion", where))
-
-
-def text_of(values: dict[str, Any], key: str, where: str) -> str:
+def text_of(values: Mapping[str, Any], key: str, where: str) -> str:
     """The text under a key of a record; `where` names the line in messages.
 
     Raises:
@@ -92,10 +56,8 @@ def text_of(values: dict[str, Any], key: str, where: str) -> str:
         raise UserError(f"{where} has no {key!r} (its keys: {others}); write {FORM}.")
     text = values[key]
     if not isinstance(text, str):
-        shown_value = json.dumps(text)[:40]
+        shown_value = json.dumps(text, default=str)[:40]
         raise UserError(f"{where}: {key!r} is {shown_value}, but must be text in quotation marks.")
-    if not text:
-        raise UserError(f"{where}: {key!r} is empty; give it text, or remove the line.")
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -106,30 +68,39 @@ def text_of(values: dict[str, Any], key: str, where: str) -> str:
     return text
 
 
+def split_by_prompt(records: list[Record]) -> bool:
+    """Whether records are split by prompt: not if there are too few prompts, or one has most."""
+    prompts = Counter(record.prompt for record in records)
+    return len(prompts) >= len(SPLITS) and 2 * max(prompts.values()) <= len(records)
+
+
 def split_records(
     records: list[Record], val_fraction: float, test_fraction: float
 ) -> dict[str, list[Record]]:
     """The records of each split, in the order of their prompts' SHA-256.
 
     So the splits do not depend on the order in the file. Records of one prompt are in one split,
-    so that no held-out prompt was trained on; each split has at least one prompt.
+    so that no held-out prompt was trained on; each split has at least one prompt. Where
+    `split_by_prompt` says no, each record counts as a prompt of its own.
 
     Raises:
-        UserError: there are fewer than three prompts.
+        UserError: there are fewer than three records.
     """
-    prompts = {record.prompt: hashlib.sha256(record.prompt.encode()).digest() for record in records}
-    if len(prompts) < len(SPLITS):
+    by_prompt = split_by_prompt(records)
+    groups = {record: record.prompt.encode() if by_prompt else record.data() for record in records}
+    digests = {group: hashlib.sha256(group).digest() for group in groups.values()}
+    if len(digests) < len(SPLITS):
         raise UserError(
-            f"data/input.jsonl holds records of {len(prompts)} prompt{'s'[: len(prompts) - 1]}, "
-            "which cannot be split into train, val and test; add records."
+            f"{len(digests)} different record{'s'[: len(digests) - 1]} cannot be split into train, "
+            "val and test; add records."
         )
-    ordered = sorted(records, key=lambda record: (prompts[record.prompt], record))
-    starts = [  # index of each prompt's first record
+    ordered = sorted(records, key=lambda record: (digests[groups[record]], record))
+    starts = [  # index of each group's first record
         index
         for index, record in enumerate(ordered)
-        if not index or record.prompt != ordered[index - 1].prompt
+        if not index or groups[record] != groups[ordered[index - 1]]
     ]
-    # Each cut moves on to the next prompt.
+    # Each cut moves on to the next group.
     shares = (1 - val_fraction - test_fraction, 1 - test_fraction)
     val, test = (bisect_left(starts, share * len(ordered) - 1e-6) for share in shares)
     val = min(max(val, 1), len(starts) - 2)

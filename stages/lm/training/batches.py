@@ -1,19 +1,22 @@
 """The batches of a training run: a pure function of the token data, the settings and the step.
 
 A step's batch is made of `train.accumulate` micro-batches of `train.batch_size` windows (of a text)
-or packed rows (of records). Each goes through the model at once.
+or rows (of documents or records). Each goes through the model at once.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..data.dataset import TokenData
+from ..data.document_rows import document_targets, gather_rows
 from ..data.sequence_packing import IGNORE_INDEX, targets_and_segments
 from ..data.splits import SPLITS
-from ..data.windows import PackedRowSampler, WindowSampler, gather
+from ..data.windows import DocumentRowSampler, PackedRowSampler, WindowSampler, gather
 from ..settings.train import TrainSettings
 from .token_splitting import split_tokens
 
@@ -28,7 +31,7 @@ class MicroBatch:
     """(B, T); `targets` and `segments` have the same shape."""
     targets: Tensor
     segments: Tensor | None = None
-    """Packed rows only: the record of each token; tokens attend within their own record."""
+    """Rows only: the document or record of each token; tokens attend within their own."""
 
 
 class Batches:
@@ -42,7 +45,9 @@ class Batches:
         self._tokens = data.train
         self.too_long = 0
         """Records that are longer than the context."""
-        sampler = WindowSampler
+        sampler: Callable[..., WindowSampler] = WindowSampler
+        if data.documents:
+            sampler = partial(DocumentRowSampler, rows=data.document_rows("train", context))
         if data.records:
             rows, self.too_long = data.packed("train", context)
             for split in SPLITS[1:]:
@@ -60,7 +65,7 @@ class Batches:
 
     @property
     def num_windows(self) -> int:
-        """Windows, or packed rows, in an epoch."""
+        """Windows, or rows, in an epoch."""
         return self.sampler.per_epoch
 
     def epoch(self, step: int) -> float:
@@ -95,15 +100,25 @@ class Batches:
             for number in numbers
         ]
 
+    def _windows(self, starts: np.ndarray) -> np.ndarray:
+        """The tokens of windows or rows and the next one, (B, T + 1)."""
+        length, documents = self.sampler.length, self._data.documents
+        if isinstance(self.sampler, DocumentRowSampler) and documents:
+            return gather_rows(self._tokens, self.sampler.rows[starts], length, documents.end)
+        return gather(self._tokens, starts, length)
+
     def _micro_batch(
         self, starts: np.ndarray, split_share: float, random: np.random.Generator
     ) -> MicroBatch:
-        ids = gather(self._tokens, starts, self.sampler.length)
+        ids = self._windows(starts)
         if split_share:
             ids = split_tokens(ids, self._data.merges, split_share, random)
         arrays, num_targets = [ids[:, :-1], ids[:, 1:]], ids[:, 1:].size
+        if self._data.documents:
+            arrays[1:] = document_targets(ids, self._data.documents.end)
         if self._data.records:
             arrays[1:] = targets_and_segments(ids, *self._data.record_ends)
+        if len(arrays) > 2:
             num_targets = int((arrays[1] != IGNORE_INDEX).sum())
         tensors = (torch.from_numpy(each).to(self._device, non_blocking=True) for each in arrays)
         return MicroBatch(num_targets, *tensors)

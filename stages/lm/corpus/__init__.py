@@ -1,0 +1,1 @@
+"""What is learned from: which of the user's files, which splits, which documents are equal."""
