@@ -199,7 +199,12 @@ def sample():
 @pytest.fixture
 def workspace(tmp_path, monkeypatch):
     """A folder in the place of the project's data and metrics; its `data/input/` is empty."""
-    folders = {"DATA": "data", "INPUT": "data/input", "BASE": "data/base", "TOKENS": "models/tokens"}
+    folders = {
+        "DATA": "data",
+        "INPUT": "data/input",
+        "BASE": "data/base",
+        "TOKENS": "models/tokens",
+    }
     for name, folder in folders.items():
         monkeypatch.setattr(paths, name, tmp_path / folder)
     monkeypatch.setattr(paths, "CORPUS_METRICS", tmp_path / "corpus.json")

@@ -55,7 +55,8 @@ class Trainer:
         self.settings = settings
         self.machine = machine
         self.batches = Batches(data, model.config.context, settings, machine.device)
-        self.optimizers = build_optimizers(model, settings, machine.precision, data.token_bytes())
+        spellings = data.token_bytes() if settings.share_spellings else []
+        self.optimizers = build_optimizers(model, settings, machine.precision, spellings)
         self.ema = Ema(self.trained, settings.ema_decay)
         self.validator = Validator(self.model, data, machine, settings.val_tokens)
         self.progress = Progress()
