@@ -4,10 +4,11 @@ A text is read in chunks; records are held in memory. Not called `tokenize`, whi
 the standard library.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import astuple, dataclass
 from functools import partial
 from itertools import islice
+from typing import Any
 
 from tqdm import tqdm
 
@@ -15,16 +16,24 @@ from stages.lm.core import paths
 from stages.lm.core.errors import UserError
 from stages.lm.core.files import read_errors
 from stages.lm.core.stage import run_stage
-from stages.lm.data.dataset import write_meta, write_split
+from stages.lm.data.dataset import RECORD_DTYPE, token_dtype, write_meta, write_split
 from stages.lm.data.meta import RecordsMeta, SplitMeta, TokenizerMeta
+from stages.lm.data.sequence_packing import LEARNED, ids_of
 from stages.lm.data.splits import read_chunks, split_bounds
 from stages.lm.pretrained.tokenizer import base_tokenizer, tokenizer_settings
 from stages.lm.settings.init_from import SCRATCH, load_init_from
 from stages.lm.settings.loader import load_section
 from stages.lm.settings.recipes import automatic
 from stages.lm.settings.tokenize import TokenizeSettings
-from stages.lm.text.records import PROMPT_END, RECORD_END, Record, read_records, split_records
-from stages.lm.text.tokenizer import PATTERNS, Tokenizer, named_tokenizer, train_bpe
+from stages.lm.text.conversation import conversation_tokens
+from stages.lm.text.records import Record, read_records, split_records
+from stages.lm.text.tokenizer import (
+    PATTERNS,
+    BytePairTokenizer,
+    Tokenizer,
+    named_tokenizer,
+    train_bpe,
+)
 
 BPE_SAMPLE_BYTES = 32 << 20
 """A vocabulary is learned from about so many bytes, spread evenly over the training split."""
@@ -32,16 +41,24 @@ BPE_SAMPLE_BYTES = 32 << 20
 
 @dataclass(frozen=True)
 class Split:
-    """The bytes that become one array of token ids."""
+    """What becomes one array of token ids."""
 
-    read: Callable[[], Iterable[bytes]]
-    """Reads them in chunks that no token spans."""
     size: int
-    """Bytes of all chunks."""
-    scored_bytes: int
-    """Bytes that a model is scored on."""
-    records: int = 0
-    """Number of records; 0 of a text."""
+    """Bytes of text."""
+    read: Callable[[], Iterable[bytes]] | None = None
+    """Reads a text in chunks that no token spans."""
+    records: Sequence[Record] = ()
+
+    def texts(self, stride: int) -> Iterator[str]:
+        """Texts to learn a vocabulary from, of every `stride`-th chunk or record.
+
+        Bytes that are not UTF-8 are left out. Each message is a text of its own.
+        """
+        if self.read:
+            for chunk in islice(self.read(), 0, None, stride):
+                yield chunk.decode("utf-8", "ignore")
+        for record in self.records[::stride]:
+            yield from (content for _, content in record.conversation())
 
 
 def main() -> None:
@@ -49,18 +66,15 @@ def main() -> None:
     from_records = paths.RECORDS.exists() and paths.RECORDS.stat().st_size > 0
     size = (paths.RECORDS if from_records else paths.INPUT).stat().st_size
     init_from = load_init_from()
-    base, left_out = (None, 0) if init_from == SCRATCH else base_tokenizer(init_from)
+    base = None if init_from == SCRATCH else base_tokenizer(init_from)
     auto = automatic(size, base={} if base is None else tokenizer_settings(base))
     settings = load_section(TokenizeSettings, auto=auto.values)
     for line in auto.lines(TokenizeSettings.SECTION):
         print(line)
     parts = record_splits(settings) if from_records else text_splits(size, settings)
     tokenizer = make_tokenizer(settings, parts["train"]) if base is None else base
-    if left_out:
-        print(
-            f"vocabulary of {init_from}: {left_out:,} special tokens and their rows of the weights "
-            "are left out; text that looks like a special token is encoded as text"
-        )
+    if from_records:
+        tokenizer = tokenizer.for_conversations()
     splits = encode_splits(parts, tokenizer)
     if splits["train"].tokens < 2:
         raise UserError(
@@ -69,11 +83,11 @@ def main() -> None:
         )
     write_meta(
         paths.TOKENS,
-        TokenizerMeta(tokenizer.name, tokenizer.pattern),
+        TokenizerMeta(tokenizer.name, tokenizer.pattern, *astuple(tokenizer.chat)),
         tokenizer.to_text(),
         tokenizer.merges(),
         splits,
-        records_meta(parts, tokenizer, size) if from_records else None,
+        records_meta(parts, size) if from_records else None,
     )
     total = sum(split.tokens for split in splits.values())
     counts = ", ".join(f"{name} {split.tokens:,}" for name, split in splits.items())
@@ -88,35 +102,60 @@ def encode_splits(parts: dict[str, Split], tokenizer: Tokenizer) -> dict[str, Sp
     """Write the token ids of each split, with a progress bar."""
     size = sum(part.size for part in parts.values())
     with tqdm(total=size, desc="tokenize", unit="B", unit_scale=True) as bar:
-
-        def encoded(part: Split) -> Iterator[list[int]]:
-            for chunk in part.read():
-                yield tokenizer.encode(chunk)
-                bar.update(len(chunk))
-
         return {
-            name: write_split(
-                paths.TOKENS, name, encoded(part), tokenizer.vocab_size, part.scored_bytes
-            )
+            name: encode_text(name, part, tokenizer, bar)
+            if part.read
+            else encode_records(name, part, tokenizer, bar)
             for name, part in parts.items()
         }
 
 
-def records_meta(parts: dict[str, Split], tokenizer: Tokenizer, size: int) -> RecordsMeta:
-    """What `meta.json` says of the records, from a file of `size` bytes."""
-    return RecordsMeta(
-        **{name: part.records for name, part in parts.items()},
-        prompt_end=tokenizer.ranks[PROMPT_END],
-        record_end=tokenizer.ranks[RECORD_END],
-        bytes=size,
+def encode_text(name: str, part: Split, tokenizer: Tokenizer, bar: "tqdm[Any]") -> SplitMeta:
+    """Write the token ids of a part of a text."""
+    assert part.read
+
+    def encoded(chunks: Iterable[bytes]) -> Iterator[list[int]]:
+        for number, chunk in enumerate(chunks):
+            yield tokenizer.encode(chunk, after_newline=number > 0)
+            bar.update(len(chunk))
+
+    dtype = token_dtype(tokenizer.vocab_size)
+    return write_split(paths.TOKENS, name, encoded(part.read()), dtype, part.size)
+
+
+def encode_records(name: str, part: Split, tokenizer: Tokenizer, bar: "tqdm[Any]") -> SplitMeta:
+    """Write the marked token ids of records. A model is scored on answers and a byte for each end.
+
+    Raises:
+        UserError: a record cannot be written by the model's chat template.
+    """
+    sequences = []
+    for record in part.records:
+        sequences += conversation_tokens(tokenizer, record.conversation())
+        bar.update(text_bytes(record))
+    scored = sum(
+        len(tokenizer.tokens[token]) or 1
+        for sequence in sequences
+        for token in ids_of(sequence[sequence & LEARNED > 0]).tolist()
     )
+    return write_split(paths.TOKENS, name, sequences, RECORD_DTYPE, scored)
+
+
+def text_bytes(record: Record) -> int:
+    """Bytes of what a record says."""
+    return sum(len(content.encode()) for _, content in record.conversation())
+
+
+def records_meta(parts: dict[str, Split], size: int) -> RecordsMeta:
+    """What `meta.json` says of the records, from a file of `size` bytes."""
+    return RecordsMeta(**{name: len(part.records) for name, part in parts.items()}, bytes=size)
 
 
 def text_splits(size: int, settings: TokenizeSettings) -> dict[str, Split]:
     """The splits of `data/input.txt`, which has `size` bytes."""
     bounds = split_bounds(size, settings.val_fraction, settings.test_fraction)
     return {
-        split: Split(partial(read_chunks, paths.INPUT, part), len(part), len(part))
+        split: Split(len(part), partial(read_chunks, paths.INPUT, part))
         for split, part in bounds.items()
     }
 
@@ -126,13 +165,7 @@ def record_splits(settings: TokenizeSettings) -> dict[str, Split]:
     records = read_records(paths.RECORDS)
     splits = split_records(records, settings.val_fraction, settings.test_fraction)
     return {
-        split: Split(
-            read=partial(map, Record.data, part),
-            size=sum(len(record.data()) for record in part),
-            scored_bytes=sum(record.scored_bytes() for record in part),
-            records=len(part),
-        )
-        for split, part in splits.items()
+        split: Split(sum(map(text_bytes, part)), records=part) for split, part in splits.items()
     }
 
 
@@ -140,24 +173,16 @@ def make_tokenizer(settings: TokenizeSettings, training: Split) -> Tokenizer:
     """The tokenizer that `tokenize.tokenizer` names."""
     name = settings.tokenizer
     if name == "bpe":
-        return train_bpe(training_sample(training), settings.vocab_size, settings.pattern)
+        texts = training.texts(stride=-(-training.size // BPE_SAMPLE_BYTES))
+        return train_bpe(texts, settings.vocab_size, settings.pattern)
     if not name.endswith(".tiktoken"):
         return named_tokenizer(name)
     path = paths.BASE / name
     with read_errors(path, "put the vocabulary there, or set tokenize.tokenizer to bpe."):
         text = path.read_bytes().decode("ascii", "replace")
-    return Tokenizer.from_text(text, PATTERNS[settings.pattern], name.removesuffix(".tiktoken"))
-
-
-def training_sample(training: Split) -> Iterator[str]:
-    """Texts to learn a vocabulary from; bytes that are not UTF-8 are left out.
-
-    Prompts and completions of records are texts of their own.
-    """
-    stride = -(-training.size // BPE_SAMPLE_BYTES)  # every so many chunks
-    for chunk in islice(training.read(), 0, None, stride):
-        for text in chunk.replace(PROMPT_END, RECORD_END).split(RECORD_END):
-            yield text.decode("utf-8", "ignore")
+    return BytePairTokenizer.from_text(
+        text, PATTERNS[settings.pattern], name.removesuffix(".tiktoken")
+    )
 
 
 if __name__ == "__main__":

@@ -31,10 +31,10 @@ from stages.lm.inference.loading import LoadedModel, load_model
 from stages.lm.model.checkpoint import Checkpoint
 from stages.lm.model.transformer import ModelConfig, Transformer
 from stages.lm.quantization.quantized_model import quantize_checkpoint
-from stages.lm.text.tokenizer import PATTERNS, Tokenizer, train_bpe
+from stages.lm.text.tokenizer import PATTERNS, BytePairTokenizer, Tokenizer, train_bpe
 
 PAGE = str(Path(__file__).resolve().parents[1] / "app" / "app.py")
-BYTES = Tokenizer({bytes([byte]): byte for byte in range(256)}, PATTERNS["gpt-2"], "bytes")
+BYTES = BytePairTokenizer({bytes([byte]): byte for byte in range(256)}, PATTERNS["gpt-2"], "bytes")
 FILES = (
     "CHECKPOINT", "QUANTIZED", "TRAIN_METRICS", "QUANTIZE_METRICS", "EVALUATE_METRICS",
     "LOSS_CURVE", "INPUT", "PROGRESS",
@@ -481,7 +481,7 @@ def test_a_branch_may_begin_with_a_part_of_a_character(capsys: pytest.CaptureFix
 def test_the_alternatives_have_different_names(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [bytes([byte]) for byte in range(256)] + [rb"\n", rb"\x00", rb"\xe2", rb"\\"]
     ranks = {data: token for token, data in enumerate(texts)}
-    save_models(tokenizer=Tokenizer(ranks, PATTERNS["gpt-2"], "bytes"))
+    save_models(tokenizer=BytePairTokenizer(ranks, PATTERNS["gpt-2"], "bytes"))
     odds = TokenLogprobs(-0.5, [(token, -7.0) for token in range(260)])
     steps = [[GeneratedToken(10, b"\n", "\n", odds, odds)]]
     monkeypatch.setattr(generation, "generate_steps", lambda *_: iter(steps))

@@ -24,7 +24,7 @@ from stages.lm.inference.loading import LoadedModel, load_model
 from stages.lm.model.checkpoint import Checkpoint
 from stages.lm.quantization.quantized_model import quantize_checkpoint
 from stages.lm.text.byte_level import byte_characters, printed_tokens
-from stages.lm.text.tokenizer import PATTERNS, Tokenizer, train_bpe
+from stages.lm.text.tokenizer import PATTERNS, BytePairTokenizer, train_bpe
 
 SHAPES = {
     "qwen3": {"arch": "qwen3"},
@@ -119,7 +119,7 @@ def test_transformers_cuts_text_into_the_same_tokens(tokenizers, make_model, nam
 def test_transformers_makes_a_token_of_a_word_that_no_merges_lead_to(make_model, tmp_path):
     ranks = {bytes([byte]): byte for byte in range(256)} | {b"word": 256}
     model = make_model(vocab_size=257)
-    write_huggingface(of(model, Tokenizer(ranks, PATTERNS["gpt-2"], "own")), tmp_path)
+    write_huggingface(of(model, BytePairTokenizer(ranks, PATTERNS["gpt-2"], "own")), tmp_path)
     assert AutoTokenizer.from_pretrained(tmp_path)("word\n")["input_ids"] == [256, ord("\n")]
 
 
@@ -149,7 +149,7 @@ def test_every_byte_has_its_own_character_and_a_space_is_gpt2s():
 
 def test_a_published_vocabulary_is_known_by_its_name(tokenizer, text):
     pattern = tiktoken_ext.openai_public.r50k_pat_str
-    published = Tokenizer(tokenizer.ranks, pattern, "gpt2")
+    published = BytePairTokenizer(tokenizer.ranks, pattern, "gpt2")
     assert pattern_name(published) == "gpt-2"
     for sample in (text, MIXED):
         assert published.encode(sample.encode()) == tokenizer.encode(sample.encode())
@@ -157,7 +157,7 @@ def test_a_published_vocabulary_is_known_by_its_name(tokenizer, text):
 
 def test_a_pattern_without_a_name_is_refused_in_one_sentence(tokenizer):
     with pytest.raises(UserError, match=r"tokenize\.pattern.*gpt-4o"):
-        pattern_name(Tokenizer(tokenizer.ranks, r"\p{L}+|.", "own"))
+        pattern_name(BytePairTokenizer(tokenizer.ranks, r"\p{L}+|.", "own"))
 
 
 # GGUF ---------------------------------------------------------------------------------------------

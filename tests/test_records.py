@@ -13,7 +13,7 @@ from stages.lm.core.errors import UserError
 from stages.lm.data.dataset import TokenData
 from stages.lm.data.splits import SPLITS
 from stages.lm.text.records import Record, read_records, split_records
-from stages.lm.text.tokenizer import Tokenizer
+from stages.lm.text.tokenizer import BytePairTokenizer
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ def test_tokens_are_those_of_each_record_and_hold_it_whole(project):
     tokenize_text.main()
     data = TokenData.load(paths.TOKENS)
     splits = split_records(SOME, 0.05, 0.05)
-    tokenizer = Tokenizer.from_text(data.vocabulary, **asdict(data.meta.tokenizer))
+    tokenizer = BytePairTokenizer.from_text(data.vocabulary, **asdict(data.meta.tokenizer))
     for split in SPLITS:
         ids = getattr(data, split)
         assert tokenizer.decode(ids) == b"".join(record.data() for record in splits[split])

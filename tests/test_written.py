@@ -20,9 +20,9 @@ from stages.lm.inference.loading import LoadedModel
 from stages.lm.inference.samplers import draw
 from stages.lm.model.checkpoint import Checkpoint
 from stages.lm.quantization.quantized_model import quantize_checkpoint
-from stages.lm.text.tokenizer import PATTERNS, Tokenizer
+from stages.lm.text.tokenizer import PATTERNS, BytePairTokenizer
 
-BYTES = Tokenizer({bytes([byte]): byte for byte in range(256)}, PATTERNS["gpt-2"], "bytes")
+BYTES = BytePairTokenizer({bytes([byte]): byte for byte in range(256)}, PATTERNS["gpt-2"], "bytes")
 CONTEXT = 16
 LENGTH = 40  # drops the older half of the context several times
 ANSWERS = {"data": {"records": {"train": 1}}}

@@ -40,7 +40,7 @@ from stages.lm.core import paths
 from stages.lm.core.errors import UserError
 from stages.lm.data.dataset import TokenData
 from stages.lm.data.splits import SPLITS
-from stages.lm.text.tokenizer import Tokenizer
+from stages.lm.text.tokenizer import BytePairTokenizer
 
 SMALL = {
     "tokenize": {"vocab_size": 320},
@@ -158,7 +158,7 @@ def text_case(folder: Path, seed: int, number: int) -> str:
             for main in (corpus.main, tokenize_text.main, train.main):
                 silently(main)
             data = TokenData.load(paths.TOKENS)
-            tokenizer = Tokenizer.from_text(data.vocabulary, **asdict(data.meta.tokenizer))
+            tokenizer = BytePairTokenizer.from_text(data.vocabulary, **asdict(data.meta.tokenizer))
             ids = [token for split in SPLITS for token in getattr(data, split).tolist()]
             if tokenizer.decode(ids) != text:
                 return "FAILED: the tokens are not the text"

@@ -37,7 +37,7 @@ from stages.lm.model.runtime import Machine
 from stages.lm.model.transformer import ModelConfig, Transformer
 from stages.lm.quantization.quantized_model import quantize_checkpoint
 from stages.lm.quantization.schemes import QuantizedWeight
-from stages.lm.text.tokenizer import PATTERNS, Tokenizer, train_bpe
+from stages.lm.text.tokenizer import PATTERNS, BytePairTokenizer, Tokenizer, train_bpe
 from stages.quantize import Trials
 
 SHAPES = {
@@ -81,7 +81,7 @@ def vocabulary(size: int) -> Tokenizer:
     tokens = [bytes([byte]) for byte in range(256)]
     tokens += [bytes([a, b]) for a in range(256) for b in range(256)]
     ranks = {token: rank for rank, token in enumerate(tokens[:size])}
-    return Tokenizer(ranks, PATTERNS["gpt-2"], "pairs")
+    return BytePairTokenizer(ranks, PATTERNS["gpt-2"], "pairs")
 
 
 def random_checkpoint(config: ModelConfig) -> Checkpoint:
@@ -377,7 +377,7 @@ def measured(
     draw = random.Random(4)
     prompt = [draw.randrange(size) for _ in range(min(PROMPT, context - WRITTEN))]
     written = [draw.randrange(size) for _ in range(WRITTEN)]
-    known = Tokenizer.from_text(
+    known = BytePairTokenizer.from_text(
         *(checkpoint.tokenizer[k] for k in ("vocabulary", "pattern", "name"))
     )
     text = known.decode(known.encode(mixed_text(20_000, 5).encode())[: len(prompt)])

@@ -12,8 +12,11 @@ from ..core.errors import UserError
 from ..core.files import atomic_writer, read_errors, sha256_file, write_text
 from ..core.paths import shown
 from .meta import RecordsMeta, SplitMeta, TokenizerMeta, TokensMeta
-from .sequence_packing import pack, scored_tokens
+from .sequence_packing import LEARNED, ids_of, pack
 from .splits import SPLITS
+
+RECORD_DTYPE = np.dtype("<u4")
+"""Of ids with the marks of `sequence_packing`."""
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -21,7 +24,7 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
     return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<u4")
 
 
-def write_tokens(path: Path, chunks: Iterable[list[int]], dtype: np.dtype[Any]) -> int:
+def write_tokens(path: Path, chunks: Iterable[Any], dtype: np.dtype[Any]) -> int:
     """Write ids to a one-dimensional `.npy` as they come; returns how many there were."""
     count = 0
     with atomic_writer(path) as file:
@@ -43,11 +46,11 @@ def _npy_header(dtype: np.dtype[Any], count: int) -> bytes:
 
 
 def write_split(
-    folder: Path, split: str, chunks: Iterable[list[int]], vocab_size: int, size: int
+    folder: Path, split: str, chunks: Iterable[Any], dtype: np.dtype[Any], size: int
 ) -> SplitMeta:
     """Write the ids of a split that scores `size` bytes of text."""
     path = folder / f"{split}.npy"
-    count = write_tokens(path, chunks, token_dtype(vocab_size))
+    count = write_tokens(path, chunks, dtype)
     return SplitMeta(tokens=count, bytes=size, sha256=sha256_file(path))
 
 
@@ -59,11 +62,11 @@ def write_meta(
     splits: dict[str, SplitMeta],
     records: RecordsMeta | None = None,
 ) -> None:
-    """Write what belongs to the ids: `tokenizer.tiktoken`, `merges.npy` and `meta.json`.
+    """Write what belongs to the ids: the vocabulary, `merges.npy` and `meta.json`.
 
     `merges` are, for each id, the two ids that it was merged from, or itself twice.
     """
-    vocabulary_path, merges_path = folder / "tokenizer.tiktoken", folder / "merges.npy"
+    vocabulary_path, merges_path = folder / tokenizer.file_name, folder / "merges.npy"
     write_text(vocabulary_path, vocabulary)
     ids = list(chain.from_iterable(merges))
     write_tokens(merges_path, [ids], token_dtype(len(merges)))
@@ -79,7 +82,10 @@ def write_meta(
 
 @dataclass(frozen=True)
 class TokenData:
-    """The output of `tokenize`, opened: one memory-mapped array of ids per split."""
+    """The output of `tokenize`, opened: one memory-mapped array of ids per split.
+
+    Those of records carry the marks of `sequence_packing`.
+    """
 
     train: np.ndarray
     val: np.ndarray
@@ -88,7 +94,7 @@ class TokenData:
     """(vocabulary, 2): the two tokens that each was merged from, or itself twice."""
     meta: TokensMeta
     vocabulary: str
-    """`tokenizer.tiktoken`, to be kept beside weights that were trained on these ids."""
+    """The text of its file, to be kept beside weights that were trained on these ids."""
 
     @classmethod
     def load(cls, folder: Path) -> "TokenData":
@@ -104,10 +110,10 @@ class TokenData:
                 for split in SPLITS
             }
             merges = _read_merges(folder / "merges.npy", meta)
-            path = folder / "tokenizer.tiktoken"
+            path = folder / meta.tokenizer.file_name
             _check_digest(path, meta.vocabulary_sha256)
             with read_errors(path):
-                vocabulary = path.read_text(encoding="ascii")
+                vocabulary = path.read_text(encoding="utf-8")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"the tokens in {shown(folder)} are damaged ({error}); move that folder elsewhere "
@@ -120,20 +126,19 @@ class TokenData:
         """Of data made of records: how many there are, and what ends them. None for a text."""
         return self.meta.records
 
-    @property
-    def record_ends(self) -> tuple[int, int]:
-        """The ids of the tokens that end a prompt and a record."""
-        assert self.records
-        return self.records.prompt_end, self.records.record_end
+    def ids(self, split: str) -> np.ndarray:
+        """The token ids of a split, without the marks that those of records have."""
+        tokens: np.ndarray = getattr(self, split)
+        return ids_of(tokens) if self.records else tokens
 
     def packed(self, split: str, context: int) -> tuple[np.ndarray, int]:
         """The records of a split in rows, and how many were too long: see `pack`."""
-        return pack(getattr(self, split), self.record_ends[1], context, split)
+        return pack(getattr(self, split), context, split)
 
     def scored_tokens(self, split: str) -> int:
-        """Tokens that a model is scored on: all, or those of completions and their ends."""
+        """Tokens that a model is scored on: all, or those of answers and their ends."""
         tokens = getattr(self, split)
-        return scored_tokens(tokens, *self.record_ends) if self.records else len(tokens)
+        return np.count_nonzero(tokens & LEARNED) if self.records else len(tokens)
 
     def scored_bytes(self, split: str, tokens: int) -> float:
         """Bytes that so many scored tokens stand for, at the split's mean bytes per token."""
@@ -160,7 +165,7 @@ def _read_ids(path: Path, digest: str, meta: TokensMeta) -> np.ndarray:
     _check_digest(path, digest)
     with read_errors(path):
         ids: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    if ids.ndim != 1 or ids.max(initial=0) >= meta.vocab_size:
+    if ids.ndim != 1 or (ids_of(ids) if meta.records else ids).max(initial=0) >= meta.vocab_size:
         raise ValueError(f"{shown(path)} holds ids beyond the vocabulary")
     return ids
 
@@ -170,9 +175,11 @@ def _read_merges(path: Path, meta: TokensMeta) -> np.ndarray:
     with read_errors(path):
         merges: np.ndarray = np.load(path, allow_pickle=False).astype(np.int64)
     merges = merges.reshape(meta.vocab_size, 2)
-    # Both ids are lower than the token's own, or both are its own: so undoing merges ends.
-    own = np.arange(len(merges))[:, None]
-    if not ((merges < own) | (merges == own).all(axis=1, keepdims=True)).all():
+    # Undoing merges ends at tokens that were merged from none.
+    ends = (merges == np.arange(len(merges))[:, None]).all(axis=1)
+    while (further := ends | ends[merges].all(axis=1)).sum() > ends.sum():
+        ends = further
+    if not ends.all():
         raise ValueError(f"{shown(path)} holds merges that never end")
     return merges
 

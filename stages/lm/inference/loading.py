@@ -22,6 +22,7 @@ from ..model.transformer import ModelConfig, Transformer
 from ..quantization import quantized_model
 from ..quantization.quantized_model import QuantizedModel
 from ..quantization.schemes import StoredWeight
+from ..text.stored_tokenizer import load_tokenizer
 from ..text.tokenizer import Tokenizer
 from .engine import Engine, make_engine
 from .native import decode
@@ -94,10 +95,7 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
         size = path.stat().st_size
         weights = None
         try:
-            parts = content["tokenizer"]
-            tokenizing = pool.submit(
-                Tokenizer.from_text, parts["vocabulary"], parts["pattern"], parts["name"]
-            )
+            tokenizing = pool.submit(load_tokenizer, content["tokenizer"])
             if kind == checkpoint.KIND:
                 stored = Checkpoint.from_content(content, path)
                 config, provenance = stored.config, stored.provenance

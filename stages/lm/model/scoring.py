@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from ..data.dataset import TokenData
-from ..data.sequence_packing import IGNORE_INDEX, targets_and_segments
+from ..data.sequence_packing import IGNORE_INDEX, ids_of, targets_and_segments
 from .runtime import Machine
 from .transformer import Transformer
 
@@ -83,16 +83,14 @@ def score(
 def score_records(
     model: Transformer,
     rows: np.ndarray,
-    ends: tuple[int, int],
     machine: Machine,
     *,
     max_tokens: int | None = None,
     progress: Callable[[int], Any] = lambda tokens: None,
 ) -> tuple[float, int]:
-    """The sum of -ln p over the completions in packed `rows` (N, T + 1), and their tokens' number.
+    """The sum of -ln p over the answers in packed `rows` (N, T + 1), and their tokens' number.
 
-    A completion includes the token that ends its record. `ends` are the ids that end a prompt and a
-    record. With `max_tokens`, only so many rows, evenly spaced, are used that they hold about
+    An answer includes the token that ends it. With `max_tokens`, only so many rows, evenly spaced, are used that they hold about
     `max_tokens` tokens, prompts included.
     """
     length = rows.shape[1] - 1
@@ -104,10 +102,10 @@ def score_records(
     nats, count = 0.0, 0
     size = max(1, BATCH_TOKENS // length)
     for first in range(0, len(rows), size):
-        ids = rows[first : first + size].astype(np.int64)
-        targets, segments = targets_and_segments(ids, *ends)
+        batch = rows[first : first + size]
+        targets, segments = targets_and_segments(batch)
         scored = int((targets != IGNORE_INDEX).sum())
-        arrays = (ids[:, :-1], targets, segments)
+        arrays = (ids_of(batch[:, :-1]).astype(np.int64), targets, segments)
         x, y, segment = (torch.from_numpy(array).to(machine.device) for array in arrays)
         with machine.autocast():
             mean = model(x, targets=y, segments=segment)
@@ -129,7 +127,7 @@ def score_split(
     context = model.config.context
     if data.records:
         rows, _ = data.packed(split, context)
-        return score_records(model, rows, data.record_ends, machine, max_tokens=max_tokens)
+        return score_records(model, rows, machine, max_tokens=max_tokens)
     lead = data.preceding(split, context)
     return score(model, getattr(data, split), lead, machine, max_tokens=max_tokens)
 

@@ -20,6 +20,7 @@ INDEX = "model.safetensors.index.json"
 WANTED = (
     *(CONFIG, WEIGHTS, INDEX, "model-*-of-*.safetensors"),
     *("tokenizer.json", "vocab.json", "merges.txt"),
+    *("tokenizer_config.json", "chat_template.jinja"),
 )
 """Files to download of a public model: no pickles and no code."""
 
@@ -44,7 +45,7 @@ def find_base(name: str) -> Path:
     """
     path = base_path(name)
     with read_errors(path):
-        if path.is_file() if path.suffix == ".pt" else path.is_dir():
+        if path.is_file() if path.suffix in (".pt", ".gguf") else path.is_dir():
             return path
     there = sorted(each.name for each in paths.BASE.glob("[!.]*") if _is_candidate(each))
     raise UserError(
@@ -55,7 +56,7 @@ def find_base(name: str) -> Path:
 
 
 def _is_candidate(path: Path) -> bool:
-    return path.is_dir() or path.suffix == ".pt"
+    return path.is_dir() or path.suffix in (".pt", ".gguf")
 
 
 def download_base(name: str) -> None:

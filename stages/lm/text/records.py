@@ -1,14 +1,9 @@
-"""Records of a task, each a prompt and its completion: read from JSON lines, split, as bytes.
-
-The bytes of a record are `prompt 0xFE completion 0xFF`. UTF-8 uses neither of the two bytes, and
-a tokenizer makes each a token of its own: so any vocabulary has both marks, and no text can forge
-them.
-"""
+"""Records of a task, each a prompt and its completion, or a conversation: read and split."""
 
 import hashlib
 import json
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +11,8 @@ from ..core.errors import UserError
 from ..core.files import read_errors
 from ..core.paths import shown
 from ..data.splits import SPLITS
+from .chat_template import Message
 
-PROMPT_END = b"\xfe"
-RECORD_END = b"\xff"
 FORM = '{"prompt": "...", "completion": "..."}'
 
 
@@ -28,20 +22,12 @@ class Record:
 
     prompt: str
     completion: str
+    messages: tuple[Message, ...] = field(default=(), compare=False)
+    """Role and content of each message, if it was a conversation; the last is the completion."""
 
-    def data(self) -> bytes:
-        """The record as it is tokenized."""
-        return self.prompt.encode() + PROMPT_END + self.completion.encode() + RECORD_END
-
-    def scored_bytes(self) -> int:
-        """Bytes a model is scored on: the completion's, and one for its end."""
-        return len(self.completion.encode()) + 1
-
-
-def records_in(data: bytes) -> list[Record]:
-    """The records that bytes made by `Record.data` hold."""
-    pairs = (part.split(PROMPT_END) for part in data.split(RECORD_END)[:-1])
-    return [Record(prompt.decode(), completion.decode()) for prompt, completion in pairs]
+    def conversation(self) -> tuple[Message, ...]:
+        """The messages, or those that prompt and completion stand for."""
+        return self.messages or (("user", self.prompt), ("assistant", self.completion))
 
 
 def read_records(path: Path) -> list[Record]:

@@ -1,10 +1,12 @@
-"""Bytes to token ids and back, without loss: byte-pair encoding, always by tiktoken."""
+"""Bytes to token ids and back: what every tokenizer does, and our own, byte pairs by tiktoken."""
 
 import base64
 import binascii
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from heapq import heappop, heappush
+from typing import NoReturn
 
 import tiktoken
 from tokenizers import Regex
@@ -15,6 +17,7 @@ from tokenizers.trainers import BpeTrainer
 
 from ..core.errors import UserError
 from .byte_level import byte_characters
+from .chat import MARKS, NO_CHAT, OWN_CHAT, Chat
 
 _SPACES = r"\s+(?!\S)|\s+"
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -45,7 +48,60 @@ _LONG_SPACE = re.compile(rf"\s{{{MAX_RUN + 1}}}")
 _RUNS = re.compile(rf"\s{{1,{MAX_RUN}}}|\S{{1,{MAX_RUN}}}")
 
 
-class Tokenizer:
+class Tokenizer(ABC):
+    """A vocabulary, and how text is cut into its tokens."""
+
+    name: str
+    tokens: list[bytes]
+    """What each token writes, by id; nothing, for a control token."""
+    control: dict[int, str]
+    """Names of the tokens that are never made from text, by id."""
+    chat: Chat
+    """How conversations are written."""
+    pattern = ""
+    """The regular expression that cuts text before merging, if the vocabulary is stored apart."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids."""
+        return len(self.tokens)
+
+    @abstractmethod
+    def encode(self, data: bytes, after_newline: bool = False) -> list[int]:
+        """The token ids of any bytes; of those that follow a new line, if `after_newline`.
+
+        Bytes that are not UTF-8 become one token each, where the vocabulary has such tokens.
+        """
+
+    @abstractmethod
+    def encode_rendered(self, parts: list[str]) -> list[int]:
+        """The ids of a text that a template made, in which names of control tokens stand for them.
+
+        The text is in parts, so that a name which is not for a control token is cut.
+        """
+
+    @abstractmethod
+    def for_conversations(self) -> "Tokenizer":
+        """The same with a chat template, one of ours if it has none.
+
+        Raises:
+            UserError: no control token of the vocabulary can end an answer.
+        """
+
+    def decode(self, ids: Iterable[int]) -> bytes:
+        """The bytes of token ids, which must be in the vocabulary."""
+        return b"".join(self.tokens[token] for token in ids)
+
+    @abstractmethod
+    def to_text(self) -> str:
+        """The vocabulary as text, to be stored with its `name` and `pattern`."""
+
+    @abstractmethod
+    def merges(self) -> list[tuple[int, int]]:
+        """For each id, the ids of the two tokens that are merged into it, or its own id twice."""
+
+
+class BytePairTokenizer(Tokenizer):
     """A byte-pair vocabulary and the pattern that cuts text before its merges apply.
 
     `ranks` maps each token's bytes to its id; ids run from 0 without gaps and hold all 256 bytes,
@@ -56,7 +112,9 @@ class Tokenizer:
         UserError: the ids have gaps, or a byte has none.
     """
 
-    def __init__(self, ranks: dict[bytes, int], pattern: str, name: str) -> None:
+    def __init__(
+        self, ranks: dict[bytes, int], pattern: str, name: str, chat: Chat = NO_CHAT
+    ) -> None:
         missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
         if missing:
             raise UserError(
@@ -75,45 +133,51 @@ class Tokenizer:
             name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={}
         )
         self._byte_ids = [ranks[bytes([byte])] for byte in range(256)]
-        self.tokens = sorted(ranks, key=ranks.__getitem__)
-        """The bytes of each token, by id."""
+        self._spelled = sorted(ranks, key=ranks.__getitem__)
+        self.tokens = list(self._spelled)
+        self.chat = chat
+        marks = {name: ranks[bytes([byte])] for name, byte in MARKS.items()}
+        self.control = {token: name for name, token in marks.items() if chat.template}
+        for token in self.control:
+            self.tokens[token] = b""
 
-    @property
-    def vocab_size(self) -> int:
-        """Number of tokens."""
-        return len(self.ranks)
-
-    def encode(self, data: bytes) -> list[int]:
-        """The token ids of any bytes. Bytes that are not UTF-8 become one token each."""
+    def encode(self, data: bytes, after_newline: bool = False) -> list[int]:
+        """See `Tokenizer`; `decode` is the exact inverse."""
         ids: list[int] = []
-        # "surrogateescape" turns each invalid byte into a character that valid text cannot have.
-        for piece in _INVALID.split(data.decode("utf-8", "surrogateescape")):
-            if _INVALID.match(piece):
-                ids += [self._byte_ids[ord(char) - 0xDC00] for char in piece]
+        for piece in valid_pieces(data):
+            if isinstance(piece, bytes):
+                ids += [self._byte_ids[byte] for byte in piece]
             else:
                 for part in _bounded_runs(piece):
                     ids += self._encode_text(part)
         return ids
 
+    def encode_rendered(self, parts: list[str]) -> list[int]:
+        """See `Tokenizer`."""
+        ids = {name: token for token, name in self.control.items()}
+        names = re.compile(f"({'|'.join(map(re.escape, ids))})" if ids else "(?!)")
+        return [
+            token
+            for part in parts
+            for piece in names.split(part)
+            for token in ([ids[piece]] if piece in ids else self.encode(piece.encode()))
+        ]
+
+    def for_conversations(self) -> "BytePairTokenizer":
+        """See `Tokenizer`."""
+        return BytePairTokenizer(self.ranks, self.pattern, self.name, OWN_CHAT)
+
     def _encode_text(self, text: str) -> list[int]:
         try:
             return self._encoding.encode_ordinary(text)
-        except BaseException as error:  # panics of tiktoken's Rust code are no Exceptions
-            if type(error).__module__ != "pyo3_runtime":
-                raise
-            raise UserError(
-                f"the vocabulary {self.name} cannot encode the text ({error}): the pattern stored "
-                "with it is damaged or forged. Run `dvc repro` to make it again."
-            ) from error
-
-    def decode(self, ids: Iterable[int]) -> bytes:
-        """The bytes of token ids. The exact inverse of `encode`; ids must be in the vocabulary."""
-        return b"".join(self.tokens[token] for token in ids)
+        except BaseException as error:
+            raise_panic(error, self.name)
 
     def to_text(self) -> str:
         """The vocabulary in tiktoken's file format: each line a token in base64 and its id."""
         return "".join(
-            f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(self.tokens)
+            f"{base64.b64encode(token).decode()} {rank}\n"
+            for rank, token in enumerate(self._spelled)
         )
 
     def merges(self) -> list[tuple[int, int]]:
@@ -122,7 +186,7 @@ class Tokenizer:
         A single byte has its own id twice, and so has a token that no merges lead to: some
         published vocabularies have such tokens.
         """
-        return [self._last_merge(token) for token in self.tokens]
+        return [self._last_merge(token) for token in self._spelled]
 
     def _last_merge(self, token: bytes) -> tuple[int, int]:
         # Merges the token's bytes as tiktoken does, the lowest id first and the leftmost of equals,
@@ -137,7 +201,7 @@ class Tokenizer:
             if start < 0 or after[start] >= size:
                 return
             left, right = parts[start], parts[after[start]]
-            merged = self.ranks.get(self.tokens[left] + self.tokens[right], own)
+            merged = self.ranks.get(self._spelled[left] + self._spelled[right], own)
             if merged < own:
                 heappush(queue, (merged, start, left, right))
 
@@ -159,7 +223,9 @@ class Tokenizer:
         return (parts[0], parts[after[0]]) if count == 2 else (own, own)
 
     @classmethod
-    def from_text(cls, text: str, pattern: str, name: str) -> "Tokenizer":
+    def from_text(
+        cls, text: str, pattern: str, name: str, chat: Chat = NO_CHAT
+    ) -> "BytePairTokenizer":
         """The tokenizer that `to_text` wrote, or any `.tiktoken` file.
 
         Raises:
@@ -177,7 +243,26 @@ class Tokenizer:
                     f"line {number} of the vocabulary {name} is {line[:40]!r}, not a token in "
                     "base64 and its id; the file is damaged or not a .tiktoken file."
                 ) from None
-        return cls(ranks, pattern, name)
+        return cls(ranks, pattern, name, chat)
+
+
+def valid_pieces(data: bytes) -> Iterator[str | bytes]:
+    """`data` in parts, in turn: text, and bytes that are not UTF-8."""
+    # "surrogateescape" turns each invalid byte into a character that valid text cannot have.
+    for piece in _INVALID.split(data.decode("utf-8", "surrogateescape")):
+        if piece:
+            invalid = _INVALID.match(piece)
+            yield piece.encode("utf-8", "surrogateescape") if invalid else piece
+
+
+def raise_panic(error: BaseException, name: str) -> NoReturn:
+    """Raise again what the Rust code of a tokenizer raised, a panic (no `Exception`) explained."""
+    if type(error).__module__ != "pyo3_runtime":
+        raise error
+    raise UserError(
+        f"the vocabulary {name} cannot encode the text ({error}): what is stored with it is "
+        "damaged or forged. Run `dvc repro` to make it again."
+    ) from error
 
 
 def _bounded_runs(text: str) -> list[str]:
@@ -194,7 +279,7 @@ def _bounded_runs(text: str) -> list[str]:
     return [*parts, text[start:]] if start < len(text) else parts
 
 
-def train_bpe(texts: Iterator[str], vocab_size: int, pattern_name: str) -> Tokenizer:
+def train_bpe(texts: Iterator[str], vocab_size: int, pattern_name: str) -> BytePairTokenizer:
     """A byte-level BPE vocabulary of at most `vocab_size` tokens, learned from `texts`.
 
     Hugging Face `tokenizers` finds the merges (Sennrich et al. 2016, on bytes as in GPT-2). Ids are
@@ -221,10 +306,10 @@ def train_bpe(texts: Iterator[str], vocab_size: int, pattern_name: str) -> Token
     tokens = [bytes([byte]) for byte in range(256)]
     tokens += [bytes(alphabet[char] for char in token) for token in merged]
     ranks = {token: rank for rank, token in enumerate(tokens)}
-    return Tokenizer(ranks, PATTERNS[pattern_name], "bpe")
+    return BytePairTokenizer(ranks, PATTERNS[pattern_name], "bpe")
 
 
-def named_tokenizer(name: str) -> Tokenizer:
+def named_tokenizer(name: str) -> BytePairTokenizer:
     """A vocabulary that tiktoken knows by name, and downloads once.
 
     Raises:
@@ -239,4 +324,4 @@ def named_tokenizer(name: str) -> Tokenizer:
             "file into data/base/ and name it there."
         ) from error
     # tiktoken documents these two as the way to build on an existing encoding.
-    return Tokenizer(encoding._mergeable_ranks, encoding._pat_str, name)
+    return BytePairTokenizer(encoding._mergeable_ranks, encoding._pat_str, name)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..data.dataset import TokenData
-from ..data.sequence_packing import IGNORE_INDEX, targets_and_segments
+from ..data.sequence_packing import IGNORE_INDEX, ids_of, targets_and_segments
 from ..data.splits import SPLITS
 from ..data.windows import PackedRowSampler, WindowSampler, gather
 from ..settings.train import TrainSettings
@@ -98,12 +98,12 @@ class Batches:
     def _micro_batch(
         self, starts: np.ndarray, split_share: float, random: np.random.Generator
     ) -> MicroBatch:
-        ids = gather(self._tokens, starts, self.sampler.length)
+        rows = gather(self._tokens, starts, self.sampler.length)
         if split_share:
-            ids = split_tokens(ids, self._data.merges, split_share, random)
-        arrays, num_targets = [ids[:, :-1], ids[:, 1:]], ids[:, 1:].size
+            rows = split_tokens(rows, self._data.merges, split_share, random)
+        arrays, num_targets = [rows[:, :-1], rows[:, 1:]], rows[:, 1:].size
         if self._data.records:
-            arrays[1:] = targets_and_segments(ids, *self._data.record_ends)
+            arrays = [ids_of(rows[:, :-1]), *targets_and_segments(rows)]
             num_targets = int((arrays[1] != IGNORE_INDEX).sum())
         tensors = (torch.from_numpy(each).to(self._device, non_blocking=True) for each in arrays)
         return MicroBatch(num_targets, *tensors)

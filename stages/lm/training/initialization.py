@@ -32,5 +32,5 @@ def set_initial_weights(
     init_weights(model, generator)
     if not from_bigrams:
         return ""
-    fit_bigrams(model, data.train, machine, generator)
+    fit_bigrams(model, data.ids("train"), machine, generator)
     return "bigrams"

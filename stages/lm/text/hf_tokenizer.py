@@ -1,0 +1,185 @@
+"""A published vocabulary as it is: a tokenizer.json, run by Hugging Face's `tokenizers`."""
+
+import json
+import re
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+from tokenizers import Tokenizer as Runner
+
+from ..core.errors import UserError
+from .byte_level import byte_characters
+from .chat import NO_CHAT, PLAIN_TEMPLATE, Chat
+from .tokenizer import Tokenizer, raise_panic, valid_pieces
+from .tokenizer_json import MAX_TEXT, check_document, components
+
+SPACE = "\u2581"
+"""Stands for a space in SentencePiece's tokens."""
+UNKNOWN = "\ufffd".encode()
+_BYTE = re.compile("<0x([0-9A-F]{2})>")
+
+
+class HFTokenizer(Tokenizer):
+    """The tokenizer that a tokenizer.json describes, with the same ids as in transformers.
+
+    Its special tokens are control tokens. Other added tokens are text, as in transformers.
+
+    Raises:
+        ValueError: it cannot be used; the message says why, as the end of a sentence.
+        LookupError, TypeError, AttributeError: a part is missing or of another type.
+    """
+
+    def __init__(self, text: str, name: str, chat: Chat = NO_CHAT) -> None:
+        if len(text) > MAX_TEXT:
+            raise ValueError(f"it has {len(text):,} characters, more than {MAX_TEXT:,}")
+        document = json.loads(text)
+        check_document(document)
+        for added in document.get("added_tokens") or []:
+            # Otherwise text that only becomes a name by normalization is taken for it.
+            added["normalized"] = added["normalized"] and not added["special"]
+        self.name = name
+        self.chat = chat
+        self._document: dict[str, Any] = document
+        self._runner = _runner(document)
+        # Text that looks like a special token is text.
+        self._runner.encode_special_tokens = True
+        self.tokens, self.control = self._all_tokens()
+        self._byte_ids = {token: i for i, token in enumerate(self.tokens) if len(token) == 1}
+
+    def _all_tokens(self) -> tuple[list[bytes], dict[int, str]]:
+        vocabulary = self._runner.get_vocab(with_added_tokens=False)
+        added = self._runner.get_added_tokens_decoder()
+        size = 1 + max([*vocabulary.values(), *added])
+        if size > 2 * (len(vocabulary) + len(added)) + 1024:
+            raise ValueError(f"it has ids up to {size - 1:,} for {len(vocabulary):,} tokens")
+        tokens, control = [b""] * size, {}
+        written = self._written_by()
+        for token, number in vocabulary.items():
+            tokens[number] = written(token)
+        for number, other in added.items():
+            tokens[number] = b"" if other.special else other.content.encode()
+            if other.special:
+                control[number] = other.content
+        unknown = self._unknown()
+        if unknown in control:
+            del control[unknown]
+            tokens[unknown] = UNKNOWN
+        if any(len(content) < 2 for content in control.values()):
+            raise ValueError("a special token has a name of less than two characters")
+        return tokens, control
+
+    def _unknown(self) -> int | None:
+        """The id that text gets which the vocabulary cannot spell; None where it spells all."""
+        model = self._document["model"]
+        if model.get("byte_fallback") or "ByteLevel" in self._decoders():
+            return None
+        if model.get("type") == "Unigram":
+            unknown: int | None = model.get("unk_id")
+            return unknown
+        name = model.get("unk_token")
+        return self._runner.token_to_id(name) if name else None
+
+    def _decoders(self) -> set[str]:
+        return {component["type"] for component in components(self._document, "decoder")}
+
+    def _written_by(self) -> Any:
+        """The function from a token of the model to the bytes it writes."""
+        decoders = self._decoders()
+        if "ByteLevel" in decoders:
+            characters = byte_characters()
+            # A token beside the byte-level ones (a special one, not listed as such) is text.
+            return lambda token: (
+                bytes(characters[char] for char in token)
+                if all(char in characters for char in token)
+                else token.encode()
+            )
+
+        def written(token: str) -> bytes:
+            byte = _BYTE.fullmatch(token) if "ByteFallback" in decoders else None
+            return bytes([int(byte[1], 16)]) if byte else token.replace(SPACE, " ").encode()
+
+        return written
+
+    def encode(self, data: bytes, after_newline: bool = False) -> list[int]:
+        """See `Tokenizer`. A vocabulary that normalizes text gives the ids of the normalized one.
+
+        Some vocabularies put a space before a text; after a new line they do not.
+        """
+        ids: list[int] = []
+        for piece in valid_pieces(data):
+            if isinstance(piece, bytes):
+                for byte in piece:
+                    single = self._byte_ids.get(bytes([byte]))
+                    ids += self._encode_text("\ufffd") if single is None else [single]
+            elif after_newline:
+                before, all_ids = self._encode_text("\n"), self._encode_text("\n" + piece)
+                separate = all_ids[: len(before)] == before
+                ids += all_ids[len(before) :] if separate else self._encode_text(piece)
+            else:
+                ids += self._encode_text(piece)
+            after_newline = False
+        return ids
+
+    def encode_rendered(self, parts: list[str]) -> list[int]:
+        """See `Tokenizer`."""
+        return [token for part in parts for token in self._run(self._name_reader, part)]
+
+    def for_conversations(self) -> "HFTokenizer":
+        """See `Tokenizer`."""
+        if not self.chat.template:
+            if self.chat.eos_token not in self.control.values():
+                raise UserError(
+                    f"the vocabulary {self.name} has no token that ends an answer, which records "
+                    "need; bring the model's tokenizer_config.json, or take another model."
+                )
+            self.chat = replace(self.chat, template=PLAIN_TEMPLATE)
+        return self
+
+    @cached_property
+    def _name_reader(self) -> Runner:
+        """Takes the name of a control token for this token."""
+        return _runner(self._document)
+
+    def _encode_text(self, text: str) -> list[int]:
+        ids = self._run(self._runner, text)
+        if self.control.keys().isdisjoint(ids):
+            return ids
+        # A unigram vocabulary lists the names among its pieces: cut them.
+        parts = self._inside_names.split(text)
+        return [i for part in parts for i in self._run(self._runner, part) if i not in self.control]
+
+    def _run(self, runner: Runner, text: str) -> list[int]:
+        try:
+            ids: list[int] = runner.encode(text, add_special_tokens=False).ids
+        except BaseException as error:
+            raise_panic(error, self.name)
+        return ids
+
+    @cached_property
+    def _inside_names(self) -> re.Pattern[str]:
+        """Matches after the first character of each name of a control token."""
+        ways = (f"(?<={re.escape(n[0])})(?={re.escape(n[1:])})" for n in self.control.values())
+        return re.compile("|".join(ways))
+
+    def to_text(self) -> str:
+        """The tokenizer.json, without spaces."""
+        return json.dumps(self._document, ensure_ascii=False, separators=(",", ":"))
+
+    def merges(self) -> list[tuple[int, int]]:
+        """See `Tokenizer`."""
+        pairs = [(own, own) for own in range(self.vocab_size)]
+        ids = self._runner.get_vocab(with_added_tokens=False)
+        for merge in reversed(self._document["model"].get("merges", [])):
+            left, right = merge.split(" ") if isinstance(merge, str) else merge
+            pairs[ids[left + right]] = ids[left], ids[right]
+        return pairs
+
+
+def _runner(document: dict[str, Any]) -> Runner:
+    """What `tokenizers` makes of a document, without what would add to a text or cut it."""
+    less = document | {"post_processor": None, "truncation": None, "padding": None}
+    try:
+        return Runner.from_str(json.dumps(less))
+    except Exception as error:  # tokenizers has no class of its own
+        raise ValueError(f"tokenizers cannot read it ({error})") from None
