@@ -164,10 +164,10 @@ def logprobs_line(loaded: LoadedModel, step: GeneratedToken) -> str:
 
     def told(logprobs: TokenLogprobs | None) -> str:
         assert logprobs is not None
-        named = [f"{loaded.tokenizer.tokens[i]!r} {log:.4f}" for i, log in logprobs.top]
+        named = [f"{loaded.tokenizer.shown(i)!r} {log:.4f}" for i, log in logprobs.top]
         return "  ".join([f"{logprobs.chosen:.4f}", *named])
 
-    return f"{step.data!r}  {told(step.before)}  |  {told(step.after)}\n"
+    return f"{loaded.tokenizer.shown(step.token)!r}  {told(step.before)}  |  {told(step.after)}\n"
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -15,7 +15,7 @@ from stages.lm.core.files import read_errors, read_json, write_json, write_text
 from stages.lm.core.stage import run_stage
 from stages.lm.data.dataset import TokenData
 from stages.lm.evaluation.compressors import WINDOW_BYTES, baselines
-from stages.lm.evaluation.exact_match import answer, exact_match, majority
+from stages.lm.evaluation.exact_match import answer, exact_match, majority, questions_in
 from stages.lm.evaluation.held_out import (
     SPLITS,
     ScoredPart,
@@ -35,7 +35,6 @@ from stages.lm.settings.evaluate import EvaluateSettings
 from stages.lm.settings.init_from import SCRATCH, load_init_from
 from stages.lm.settings.loader import load_section
 from stages.lm.settings.runtime import RuntimeSettings
-from stages.lm.text.records import records_in
 
 
 def main() -> None:
@@ -111,9 +110,9 @@ def evaluate_records(
     models: dict[str, LoadedModel], data: TokenData, machine: Machine, settings: EvaluateSettings
 ) -> dict[str, Any]:
     """The results for models of records; writes `metrics/samples.md`."""
-    decode = models["float"].tokenizer.decode
-    training = records_in(decode(data.train))
-    held_out = records_in(decode(data.val)) + records_in(decode(data.test))
+    tokenizer = models["float"].tokenizer
+    training, val, test = (questions_in(getattr(data, split), tokenizer) for split in SPLITS)
+    held_out = val + test
     count = min(settings.max_records, len(held_out))
     asked = [held_out[i * len(held_out) // count] for i in range(count)]
     results: dict[str, Any] = {}
@@ -122,12 +121,12 @@ def evaluate_records(
         bar = tqdm(asked, desc=f"answers {name}", unit="record")
         results[name] = losses | {"exact_match": exact_match(loaded, bar)}
     results["asked_records"] = count
-    share = majority(training, asked)
+    share = majority([q.completion for q in training], [q.completion for q in asked])
     if share is not None:
         results["majority"] = share
     answers = [
-        (record, answer(models["quantized"], record.prompt, settings.sample_tokens))
-        for record in asked[: settings.samples]
+        (question, answer(models["quantized"], question, settings.sample_tokens))
+        for question in asked[: settings.samples]
     ]
     write_text(paths.SAMPLES, answers_page(answers))
     return results

@@ -19,6 +19,7 @@ from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    Qwen2Tokenizer,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
@@ -274,7 +275,7 @@ def test_a_vocab_json_with_merges_gives_the_same_ids(text):
 
 def test_qwens_own_tokenizer_of_transformers_gives_the_same_ids(text):
     written = json.loads(their_tokenizer(PATTERNS["qwen2"], text).to_str())["model"]
-    theirs = Qwen2BytePairTokenizer(
+    theirs = Qwen2Tokenizer(
         vocab=written["vocab"], merges=[tuple(pair) for pair in written["merges"]]
     )
     theirs.save_pretrained(paths.BASE / "theirs")

@@ -138,7 +138,7 @@ class TokenData:
     def scored_tokens(self, split: str) -> int:
         """Tokens that a model is scored on: all, or those of answers and their ends."""
         tokens = getattr(self, split)
-        return np.count_nonzero(tokens & LEARNED) if self.records else len(tokens)
+        return int(np.count_nonzero(tokens & LEARNED)) if self.records else len(tokens)
 
     def scored_bytes(self, split: str, tokens: int) -> float:
         """Bytes that so many scored tokens stand for, at the split's mean bytes per token."""

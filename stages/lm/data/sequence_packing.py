@@ -35,8 +35,8 @@ def pack(tokens: np.ndarray, context: int, split: str) -> tuple[np.ndarray, int]
     Each goes to the row where it leaves the least free space (best fit).
 
     Returns:
-        The rows, (rows, length + 1), padded with sequences of one token; `length` is less than `context` only
-        where one row holds all. And how many records were too long and left out.
+        The rows, (rows, length + 1), padded with sequences of one token; `length` is less than
+        `context` only where one row holds all. And how many were too long and left out.
 
     Raises:
         UserError: no record fits.
@@ -79,7 +79,7 @@ def targets_and_segments(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     following = rows[:, 1:]
     targets = np.where(following & LEARNED, ids_of(following).astype(np.int64), IGNORE_INDEX)
     last = (rows & LAST) > 0
-    segments = np.cumsum(last, axis=1) - last
+    segments: np.ndarray = np.cumsum(last, axis=1) - last
     return targets, np.ascontiguousarray(segments[:, :-1])
 
 

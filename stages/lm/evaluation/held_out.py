@@ -103,12 +103,15 @@ def file_losses(
     with read_errors(path, "put it there, or leave evaluate.also empty."):
         size = min(path.stat().st_size, settings.max_bytes)
     tokenizer = models["float"].tokenizer
-    chunks = [tokenizer.encode(chunk) for chunk in read_chunks(path, range(size))]
+    chunks = [
+        tokenizer.encode(chunk, after_newline=number > 0)
+        for number, chunk in enumerate(read_chunks(path, range(size)))
+    ]
     tokens = np.concatenate([np.array(ids, np.uint32) for ids in chunks])
     first, tokens = tokens[:1], tokens[1:]
     if not len(tokens):
         raise UserError(f"{shown(path)} is a single token; use a longer text as evaluate.also.")
-    size -= len(tokenizer.tokens[first[0]])
+    size -= len(tokenizer.tokens[int(first[0])])
     losses = {}
     for name, loaded in models.items():
         sums = score(loaded.model, tokens, first, machine, min_context=settings.min_context)

@@ -19,8 +19,9 @@ from ..model.transformer import ModelConfig
 from ..pretrained.hf_weights import LAYER_NORM_EPSILON, rename_tensors, unfuse_weights
 from ..quantization.schemes import to_f16
 from ..text.byte_level import printed_merges, printed_tokens
-from ..text.records import RECORD_END
-from ..text.tokenizer import Tokenizer
+from ..text.conversation import end_token
+from ..text.hf_tokenizer import HFTokenizer
+from ..text.tokenizer import BytePairTokenizer, Tokenizer
 from .pattern_names import pattern_name
 
 NAMES = {
@@ -93,22 +94,44 @@ def add_shape(writer: gguf.GGUFWriter, config: ModelConfig) -> None:
 
 
 def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer) -> None:
-    """Add the vocabulary, the merges and the name of the pattern to the metadata."""
-    printed = printed_tokens(tokenizer.tokens)
-    merges = printed_merges(printed, tokenizer.merges())
+    """Add the vocabulary, what cuts text and merges, the chat template and the end to the metadata.
+
+    Raises:
+        UserError: llama.cpp has no such tokenizer.
+    """
+    if isinstance(tokenizer, HFTokenizer):
+        printed, merges = tokenizer.printed(), tokenizer.printed_merges()
+    else:
+        assert isinstance(tokenizer, BytePairTokenizer)
+        printed = printed_tokens(tokenizer.spelled)
+        merges = printed_merges(printed, tokenizer.merges())
+        for token, name in tokenizer.control.items():
+            printed[token] = name
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pattern_name(tokenizer))
     writer.add_token_list(printed)
-    writer.add_token_types([gguf.TokenType.NORMAL] * len(printed))
+    writer.add_token_types([token_type(tokenizer, token) for token in range(len(printed))])
     writer.add_token_merges([" ".join(pair) for pair in merges])
-    # Ends an answer. A model of a text has no end token, but without one here llama.cpp takes token
-    # 11, which is the comma in GPT-2's vocabulary. The byte 0xFF never occurs in UTF-8 text.
-    end = tokenizer.ranks[RECORD_END]
-    writer.add_bos_token_id(end)
+    if tokenizer.chat.template:
+        writer.add_chat_template(tokenizer.chat.template)
+    end = end_token(tokenizer)
+    if end is None:
+        # A model of a text has no end token, but without one here llama.cpp takes token 11, which
+        # is the comma in GPT-2's vocabulary. The byte 0xFF never occurs in UTF-8 text.
+        end = tokenizer.encode(b"\xff")[0]
+    begin = tokenizer.named(tokenizer.chat.bos_token)
+    writer.add_bos_token_id(end if begin is None else begin)
     writer.add_eos_token_id(end)
     writer.add_add_bos_token(False)
     writer.add_add_eos_token(False)
     writer.add_add_space_prefix(False)
+
+
+def token_type(tokenizer: Tokenizer, token: int) -> gguf.TokenType:
+    """llama.cpp's type of a token: control tokens have one of their own, and so have gaps."""
+    if token in tokenizer.control:
+        return gguf.TokenType.CONTROL
+    return gguf.TokenType.NORMAL if tokenizer.tokens[token] else gguf.TokenType.UNUSED
 
 
 def stored_kind(name: str, tensor: Tensor, kind: str, config: ModelConfig) -> Kind:

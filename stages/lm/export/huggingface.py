@@ -10,7 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from tokenizers import Regex, decoders, pre_tokenizers
+from tokenizers import AddedToken, Regex, decoders, pre_tokenizers
 from tokenizers import Tokenizer as HFTokenizer
 from tokenizers.models import BPE
 
@@ -21,8 +21,8 @@ from ..model.fused import EPSILON
 from ..model.transformer import ModelConfig
 from ..pretrained.hf_weights import LAYER_NORM_EPSILON, huggingface_tensors
 from ..text.byte_level import printed_merges, printed_tokens
-from ..text.records import PROMPT_END, RECORD_END
-from ..text.tokenizer import PATTERNS, Tokenizer
+from ..text.conversation import end_token
+from ..text.tokenizer import PATTERNS, BytePairTokenizer, Tokenizer
 from .pattern_names import pattern_name
 
 
@@ -35,13 +35,18 @@ def write_huggingface(loaded: LoadedModel, folder: Path) -> None:
     config = loaded.config
     tensors = huggingface_tensors(config, loaded.model.state_dict())
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    tokenizer = hf_tokenizer(loaded.tokenizer)
+    vocabulary, chat = tokenizer_json(loaded.tokenizer), loaded.tokenizer.chat
     try:
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     except SafetensorError as error:  # it has no other errors than the system's
         raise OSError(str(error)) from error
-    write_text(folder / "tokenizer.json", tokenizer.to_str(pretty=True))
-    end = loaded.tokenizer.ranks[RECORD_END] if loaded.answers else None
+    write_text(folder / "tokenizer.json", vocabulary)
+    end = end_token(loaded.tokenizer)
+    named = {"bos_token": chat.bos_token, "eos_token": chat.eos_token}
+    if end is not None:
+        named["eos_token"] = loaded.tokenizer.control[end]
+    if chat.template:
+        write_text(folder / "chat_template.jinja", chat.template)
     write_json(folder / "config.json", config_json(config, end))
     write_json(
         folder / "tokenizer_config.json",
@@ -49,6 +54,7 @@ def write_huggingface(loaded: LoadedModel, folder: Path) -> None:
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": config.context,
             "clean_up_tokenization_spaces": False,
+            **{key: name for key, name in named.items() if name},
         },
     )
     ours = SamplingSettings()
@@ -109,10 +115,14 @@ def config_json(config: ModelConfig, end: int | None) -> dict[str, Any]:
     }
 
 
-def hf_tokenizer(tokenizer: Tokenizer) -> HFTokenizer:
-    """The tokenizer as one of Hugging Face's `tokenizers`."""
-    printed = printed_tokens(tokenizer.tokens)
+def tokenizer_json(tokenizer: Tokenizer) -> str:
+    """The tokenizer as one of Hugging Face's `tokenizers`, in its own format."""
+    if not isinstance(tokenizer, BytePairTokenizer):
+        return tokenizer.to_text()
+    printed = printed_tokens(tokenizer.spelled)
     merges = printed_merges(printed, tokenizer.merges())
+    for token, name in tokenizer.control.items():
+        printed[token] = name
     # ignore_merges, as in tiktoken: a piece of text that is a token becomes that token directly.
     model = BPE({token: i for i, token in enumerate(printed)}, merges, ignore_merges=True)
     result = HFTokenizer(model)
@@ -123,7 +133,9 @@ def hf_tokenizer(tokenizer: Tokenizer) -> HFTokenizer:
         ]
     )
     result.decoder = decoders.ByteLevel()
-    return result
+    names = tokenizer.control.values()
+    result.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
+    return result.to_str(pretty=True)
 
 
 def card(loaded: LoadedModel) -> str:
@@ -144,28 +156,26 @@ def card(loaded: LoadedModel) -> str:
     if loaded.scheme != "float32":
         lines += ["", f"The weights were quantized ({loaded.scheme}) and are stored as float32."]
     lines += ["", training_data(loaded.provenance)]
-    usage = "It continues text. It has no special tokens, no end-of-text token and no chat format."
+    usage = "It continues text. It has no chat format."
     example = [
         'prompt = tokenizer("Once upon a time", return_tensors="pt")',
         "print(tokenizer.decode(model.generate(**prompt)[0]))",
     ]
-    if loaded.answers:
-        begin, end = (loaded.tokenizer.ranks[mark] for mark in (PROMPT_END, RECORD_END))
-        usage = (
-            f"It answers prompts: token {begin} (the byte 0xFE) ends a prompt, token {end} (the "
-            "byte 0xFF) the answer."
-        )
+    if loaded.tokenizer.chat.template:
+        usage = "It answers prompts, in the form that its chat template gives them."
         example = [
-            f'prompt = tokenizer("PROMPT")["input_ids"] + [{begin}]',
-            "answer = model.generate(torch.tensor([prompt]))[0, len(prompt) : -1]",
-            "print(tokenizer.decode(answer))",
+            'messages = [{"role": "user", "content": "PROMPT"}]',
+            "prompt = tokenizer.apply_chat_template(",
+            '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"',
+            ")",
+            'answer = model.generate(**prompt)[0, prompt["input_ids"].size(1) :]',
+            "print(tokenizer.decode(answer, skip_special_tokens=True))",
         ]
     lines += [
         "",
         usage,
         "",
         "```python",
-        *(["import torch"] if loaded.answers else []),
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "",
         'model = AutoModelForCausalLM.from_pretrained("FOLDER")',

@@ -90,8 +90,8 @@ def score_records(
 ) -> tuple[float, int]:
     """The sum of -ln p over the answers in packed `rows` (N, T + 1), and their tokens' number.
 
-    An answer includes the token that ends it. With `max_tokens`, only so many rows, evenly spaced, are used that they hold about
-    `max_tokens` tokens, prompts included.
+    An answer includes the token that ends it. With `max_tokens`, only so many rows, evenly spaced,
+    are used that they hold about `max_tokens` tokens, prompts included.
     """
     length = rows.shape[1] - 1
     if max_tokens is not None and len(rows) * length > max_tokens:

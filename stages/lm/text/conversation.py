@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..core.errors import UserError
-from ..data.sequence_packing import LAST, LEARNED
-from .chat import Chat, without_names
+from ..data.sequence_packing import LAST, LEARNED, ids_of
+from .chat import without_names
 from .chat_template import Message
 from .tokenizer import Tokenizer
 
@@ -50,7 +50,7 @@ def conversation_tokens(tokenizer: Tokenizer, messages: Sequence[Message]) -> li
         answer = ids[len(prompt) :]
         if ids[: len(prompt)] != prompt:  # a token spans the beginning of the answer
             answer = encode(after[len(before) :])
-        answer, rest = _at_end(answer, tokenizer, chat)
+        answer, rest = _at_end(answer, tokenizer)
         if sequences and prompt[: len(sequences[-1][0])] == sequences[-1][0]:
             learned = sequences.pop()[1]
         else:
@@ -60,20 +60,22 @@ def conversation_tokens(tokenizer: Tokenizer, messages: Sequence[Message]) -> li
     return [_marked(ids, learned) for ids, learned in sequences]
 
 
-def end_token(tokenizer: Tokenizer) -> int:
-    """The control token that ends an answer."""
-    (tokens,) = conversation_tokens(tokenizer, [("user", "a"), ("assistant", "b")])
-    return int(tokens[-1] & ~(LAST | LEARNED))
+def end_token(tokenizer: Tokenizer) -> int | None:
+    """The control token that ends an answer, or else a text; None where there is none."""
+    if tokenizer.chat.template:
+        (tokens,) = conversation_tokens(tokenizer, [("user", "a"), ("assistant", "b")])
+        return int(ids_of(tokens)[-1])
+    return tokenizer.named(tokenizer.chat.eos_token)
 
 
-def _at_end(ids: list[int], tokenizer: Tokenizer, chat: Chat) -> tuple[list[int], list[int]]:
+def _at_end(ids: list[int], tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     """An answer up to its end, a control token, and what the template writes after it."""
     for index, token in enumerate(ids, 1):
         if token in tokenizer.control:
             return ids[:index], ids[index:]
-    for token, name in tokenizer.control.items():
-        if name == chat.eos_token:
-            return [*ids, token], []
+    end = tokenizer.named(tokenizer.chat.eos_token)
+    if end is not None:
+        return [*ids, end], []
     raise UserError(
         "the model's chat template ends answers in no control token, so the model could not learn "
         "where to end; bring a model with another template."

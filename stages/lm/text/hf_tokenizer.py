@@ -80,8 +80,23 @@ class HFTokenizer(Tokenizer):
         name = model.get("unk_token")
         return self._runner.token_to_id(name) if name else None
 
+    def parts(self, section: str) -> list[dict[str, Any]]:
+        """The members of a section of the tokenizer.json, see `components`."""
+        return components(self._document, section)
+
+    def printed(self) -> list[str]:
+        """The tokens as the tokenizer.json writes them, by id."""
+        printed = [""] * self.vocab_size
+        for token, number in self._runner.get_vocab().items():
+            printed[number] = token
+        return printed
+
+    def printed_merges(self) -> list[tuple[str, str]]:
+        """The pairs of printed tokens that are merged, in order; none of a unigram vocabulary."""
+        return [_pair(merge) for merge in self._document["model"].get("merges", [])]
+
     def _decoders(self) -> set[str]:
-        return {component["type"] for component in components(self._document, "decoder")}
+        return {component["type"] for component in self.parts("decoder")}
 
     def _written_by(self) -> Any:
         """The function from a token of the model to the bytes it writes."""
@@ -170,10 +185,14 @@ class HFTokenizer(Tokenizer):
         """See `Tokenizer`."""
         pairs = [(own, own) for own in range(self.vocab_size)]
         ids = self._runner.get_vocab(with_added_tokens=False)
-        for merge in reversed(self._document["model"].get("merges", [])):
-            left, right = merge.split(" ") if isinstance(merge, str) else merge
+        for left, right in reversed(self.printed_merges()):
             pairs[ids[left + right]] = ids[left], ids[right]
         return pairs
+
+
+def _pair(merge: str | list[str]) -> tuple[str, str]:
+    left, right = merge.split(" ") if isinstance(merge, str) else merge
+    return left, right
 
 
 def _runner(document: dict[str, Any]) -> Runner:

@@ -92,6 +92,15 @@ class Tokenizer(ABC):
         """The bytes of token ids, which must be in the vocabulary."""
         return b"".join(self.tokens[token] for token in ids)
 
+    def named(self, name: str) -> int | None:
+        """The control token of a name."""
+        return next((token for token, own in self.control.items() if own == name), None)
+
+    def shown(self, token: int) -> bytes:
+        """What stands for a token in a list of tokens: its bytes, or a control token's name."""
+        name = self.control.get(token)
+        return self.tokens[token] if name is None else name.encode()
+
     @abstractmethod
     def to_text(self) -> str:
         """The vocabulary as text, to be stored with its `name` and `pattern`."""
@@ -133,8 +142,9 @@ class BytePairTokenizer(Tokenizer):
             name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={}
         )
         self._byte_ids = [ranks[bytes([byte])] for byte in range(256)]
-        self._spelled = sorted(ranks, key=ranks.__getitem__)
-        self.tokens = list(self._spelled)
+        self.spelled = sorted(ranks, key=ranks.__getitem__)
+        """The bytes of each token, by id, marks included."""
+        self.tokens = list(self.spelled)
         self.chat = chat
         marks = {name: ranks[bytes([byte])] for name, byte in MARKS.items()}
         self.control = {token: name for name, token in marks.items() if chat.template}
@@ -177,7 +187,7 @@ class BytePairTokenizer(Tokenizer):
         """The vocabulary in tiktoken's file format: each line a token in base64 and its id."""
         return "".join(
             f"{base64.b64encode(token).decode()} {rank}\n"
-            for rank, token in enumerate(self._spelled)
+            for rank, token in enumerate(self.spelled)
         )
 
     def merges(self) -> list[tuple[int, int]]:
@@ -186,7 +196,7 @@ class BytePairTokenizer(Tokenizer):
         A single byte has its own id twice, and so has a token that no merges lead to: some
         published vocabularies have such tokens.
         """
-        return [self._last_merge(token) for token in self._spelled]
+        return [self._last_merge(token) for token in self.spelled]
 
     def _last_merge(self, token: bytes) -> tuple[int, int]:
         # Merges the token's bytes as tiktoken does, the lowest id first and the leftmost of equals,
@@ -201,7 +211,7 @@ class BytePairTokenizer(Tokenizer):
             if start < 0 or after[start] >= size:
                 return
             left, right = parts[start], parts[after[start]]
-            merged = self.ranks.get(self._spelled[left] + self._spelled[right], own)
+            merged = self.ranks.get(self.spelled[left] + self.spelled[right], own)
             if merged < own:
                 heappush(queue, (merged, start, left, right))
 
