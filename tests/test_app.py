@@ -6,6 +6,7 @@ import math
 import re
 import shlex
 from collections.abc import Iterable, Iterator
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from app import generate
 from app.writing import TOP_LOGPROBS
 from stages.lm.core import paths
 from stages.lm.core.artifact import artifact_id
+from stages.lm.data.meta import TokenizerMeta
 from stages.lm.inference import generation
 from stages.lm.inference.generation import (
     GeneratedToken,
@@ -67,11 +69,9 @@ def save_models(
     )  # fmt: skip
     torch.manual_seed(seed)
     tensors = {name: torch.randn_like(t) for name, t in Transformer(config).state_dict().items()}
-    parts = {
-        "name": tokenizer.name,
-        "pattern": tokenizer.pattern,
-        "vocabulary": tokenizer.to_text(),
-    }
+    parts = TokenizerMeta(tokenizer.name, tokenizer.pattern, *astuple(tokenizer.chat)).stored(
+        tokenizer.to_text()
+    )
     checkpoint = Checkpoint(config, tensors, parts, provenance)
     checkpoint.save(paths.CHECKPOINT)
     quantize_checkpoint(checkpoint, "int8").save(paths.QUANTIZED)

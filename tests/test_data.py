@@ -171,14 +171,15 @@ def test_written_tokens_are_what_numpy_reads(file, vocab_size, chunks):
 
 def folder_of_tokens(folder, **splits):
     metas = {
-        name: write_split(folder, name, [ids], 100, 10 * len(ids)) for name, ids in splits.items()
+        name: write_split(folder, name, [ids], token_dtype(100), 10 * len(ids))
+        for name, ids in splits.items()
     }
     write_rest(folder, [(n, n) for n in range(99)] + [(3, 5)], metas)
     return folder
 
 
 def write_rest(folder, merges, splits):
-    write_meta(folder, TokenizerMeta("bpe", ""), "QQ== 0\n", merges, splits)
+    write_meta(folder, TokenizerMeta("bpe", "x"), "QQ== 0\n", merges, splits)
 
 
 @pytest.fixture
@@ -235,7 +236,7 @@ def test_a_changed_value_of_meta_is_refused(tokens_folder):
         TokenData.load(tokens_folder)
 
 
-@pytest.mark.parametrize("records", [None, RecordsMeta(1, 2, 3, 254, 255, bytes=99)])
+@pytest.mark.parametrize("records", [None, RecordsMeta(1, 2, 3, bytes=99)])
 def test_meta_comes_back_as_it_was_written(tmp_path, records):
     splits = {"val": SplitMeta(5, 20, "digest")}
     meta = TokensMeta(300, TokenizerMeta("bpe", " ?\\p{L}+"), splits, "a", "b", records)
@@ -334,7 +335,7 @@ def test_gathered_windows_end_with_the_token_after_them():
 def test_merges_that_never_end_are_refused(tokens_folder, pair):
     splits = TokenData.load(tokens_folder).meta.splits
     write_rest(tokens_folder, [(n, n) for n in range(99)] + [pair], splits)
-    with pytest.raises(UserError, match=r"merges\.npy holds merges that never end"):
+    with pytest.raises(UserError, match=r"merges\.npy holds merges (that never end|of no)"):
         TokenData.load(tokens_folder)
 
 

@@ -20,6 +20,7 @@ from stages.lm.export import huggingface
 from stages.lm.export.gguf_file import write_gguf
 from stages.lm.export.huggingface import write_huggingface
 from stages.lm.export.pattern_names import pattern_name
+from stages.lm.inference.generation import chat_ids
 from stages.lm.inference.loading import LoadedModel, load_model
 from stages.lm.model.checkpoint import Checkpoint
 from stages.lm.quantization.quantized_model import quantize_checkpoint
@@ -257,7 +258,11 @@ def test_gguf_tells_the_tokenizer(make_loaded, tmp_path):
 
 def test_the_folder_of_a_model_of_records_tells_where_answers_end(make_loaded, tmp_path):
     loaded = make_loaded(SHAPES["qwen3"])
-    answering = replace(loaded, provenance={"data": {"records": {"train": 1}}})
+    answering = replace(
+        loaded,
+        provenance={"data": {"records": {"train": 1}}},
+        tokenizer=loaded.tokenizer.for_conversations(),
+    )
     ends = []
     for name, each in {"text": loaded, "records": answering}.items():
         (tmp_path / name).mkdir()
@@ -267,7 +272,22 @@ def test_the_folder_of_a_model_of_records_tells_where_answers_end(make_loaded, t
     end = loaded.tokenizer.ranks[b"\xff"]
     assert ends == [(None, None), (end, end)]
     told = (tmp_path / "records" / "README.md").read_text("utf-8")
-    assert f"[{loaded.tokenizer.ranks[bytes([0xFE])]}]" in told
+    assert "apply_chat_template" in told
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "records")
+    messages = [("user", "the <|end|> dog"), ("assistant", "mind"), ("user", "lazy")]
+    asked = [{"role": role, "content": content} for role, content in messages]
+    given = theirs.apply_chat_template(asked[2:], add_generation_prompt=True)["input_ids"]
+    assert given == chat_ids(answering, messages[2:])
+    assert (
+        theirs.decode([end]) == "<|end|>" and theirs.decode([end], skip_special_tokens=True) == ""
+    )
+    spelled = [
+        byte for token in chat_ids(answering, messages) for byte in answering.tokenizer.shown(token)
+    ]
+    assert bytes(spelled).decode() == (
+        "the <|end|> dog<|assistant|>mind<|end|><|user|>lazy<|assistant|>"
+    )
+    assert chat_ids(answering, messages).count(end) == 1
 
 
 @pytest.mark.parametrize("kind", ["q8_0", "q4_0"])

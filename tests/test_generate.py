@@ -1,7 +1,7 @@
 """What `python -m app.generate` promises."""
 
 import os
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ import warm
 from app import generate
 from stages.lm.core import paths
 from stages.lm.core.errors import UserError
+from stages.lm.data.meta import TokenizerMeta
 from stages.lm.inference.generation import SamplingSettings, generate_steps, generate_text
 from stages.lm.inference.loading import load_model
 from stages.lm.model.checkpoint import Checkpoint
@@ -30,11 +31,9 @@ def model(tmp_path: Path) -> Path:
     )  # fmt: skip
     torch.manual_seed(0)
     tensors = {name: torch.randn_like(t) for name, t in Transformer(config).state_dict().items()}
-    parts = {
-        "name": tokenizer.name,
-        "pattern": tokenizer.pattern,
-        "vocabulary": tokenizer.to_text(),
-    }
+    parts = TokenizerMeta(tokenizer.name, tokenizer.pattern, *astuple(tokenizer.chat)).stored(
+        tokenizer.to_text()
+    )
     path = tmp_path / "model.pt"
     quantize_checkpoint(Checkpoint(config, tensors, parts, {}), "int8").save(path)
     return path
@@ -65,7 +64,12 @@ def test_the_later_of_many_sequences_can_be_written_alone(
 def test_of_an_answer_nothing_but_itself_is_printed(
     model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    loaded = replace(load_model(model), provenance={"data": {"records": {"train": 1}}})
+    loaded = load_model(model)
+    loaded = replace(
+        loaded,
+        provenance={"data": {"records": {"train": 1}}},
+        tokenizer=loaded.tokenizer.for_conversations(),
+    )
     monkeypatch.setattr(generate, "load_model", lambda path: loaded)
     generate.main(["the cat", "--length", "9"])
     text = generate_text(loaded, "the cat", 9, SamplingSettings(), 1337)

@@ -2,7 +2,6 @@
 
 import json
 import random
-from dataclasses import asdict
 from itertools import chain
 
 import pytest
@@ -11,9 +10,10 @@ from stages import corpus, tokenize_text
 from stages.lm.core import paths
 from stages.lm.core.errors import UserError
 from stages.lm.data.dataset import TokenData
+from stages.lm.data.sequence_packing import last_answers
 from stages.lm.data.splits import SPLITS
 from stages.lm.text.records import Record, read_records, split_records
-from stages.lm.text.tokenizer import BytePairTokenizer
+from stages.lm.text.stored_tokenizer import load_tokenizer
 
 
 @pytest.fixture
@@ -154,12 +154,13 @@ def test_tokens_are_those_of_each_record_and_hold_it_whole(project):
     tokenize_text.main()
     data = TokenData.load(paths.TOKENS)
     splits = split_records(SOME, 0.05, 0.05)
-    tokenizer = BytePairTokenizer.from_text(data.vocabulary, **asdict(data.meta.tokenizer))
+    tokenizer = load_tokenizer(data.meta.tokenizer.stored(data.vocabulary))
     for split in SPLITS:
-        ids = getattr(data, split)
-        assert tokenizer.decode(ids) == b"".join(record.data() for record in splits[split])
-        assert getattr(data.records, split) == len(splits[split])
+        ids, answers = data.ids(split), last_answers(getattr(data, split))
+        said = b"".join(tokenizer.shown(token) for token in ids.tolist()).decode()
+        whole = (f"{r.prompt}<|assistant|>{r.completion}<|end|>" for r in splits[split])
+        assert said == "".join(whole)
+        assert getattr(data.records, split) == len(splits[split]) == len(answers)
         scored = sum(len(record.completion.encode()) + 1 for record in splits[split])
         assert data.meta.splits[split].bytes == scored
-        assert (ids == data.records.record_end).sum() == len(splits[split])
     assert data.text_bytes() == paths.RECORDS.stat().st_size

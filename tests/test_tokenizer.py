@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiktoken.load import load_tiktoken_bpe
 from tokenizers import Regex
+from tokenizers import Tokenizer as Theirs
 from tokenizers.pre_tokenizers import Split
 
 from stages.lm.core.errors import UserError
-from stages.lm.export.huggingface import hf_tokenizer
+from stages.lm.export.huggingface import tokenizer_json
 from stages.lm.text.tokenizer import PATTERNS, BytePairTokenizer, named_tokenizer, train_bpe
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -80,7 +81,7 @@ def test_ids_equal_those_of_hugging_face(trained, pattern, others, pieces):
 
 @pytest.fixture(scope="module")
 def others(trained):
-    return {name: hf_tokenizer(tokenizer) for name, tokenizer in trained.items()}
+    return {name: Theirs.from_str(tokenizer_json(tokenizer)) for name, tokenizer in trained.items()}
 
 
 def test_training_compresses_the_text_it_saw(trained, text):

@@ -7,6 +7,7 @@ import os
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors.torch import save_file
 
@@ -85,7 +86,7 @@ def places(tmp_path_factory, checkpoint, tokenizer):
     quantize_checkpoint(checkpoint, "int8").save(root / "models/quantized.pt")
     ResumeStore(root / "resume", STORE).save({"step": 5})
     tokens, ids = root / "data" / "tokens", list(range(200))
-    splits = {split: write_split(tokens, split, [ids], 300, 200) for split in SPLITS}
+    splits = {split: write_split(tokens, split, [ids], np.dtype("<u2"), 200) for split in SPLITS}
     name = TokenizerMeta("bpe", tokenizer.pattern)
     write_meta(tokens, name, tokenizer.to_text(), tokenizer.merges(), splits)
     (root / "data/base/old/vocab.json").write_text("{}")
@@ -170,7 +171,7 @@ def test_too_little_memory_is_no_damage(project, name, error, monkeypatch):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(loading.Tokenizer, "from_text", fail)
+    monkeypatch.setattr(loading, "load_tokenizer", fail)
     check(name, load_model, project / name, errno.ENOMEM)
 
 

@@ -67,7 +67,7 @@ def make_files(folder: Path) -> dict[str, Callable[[], str]]:
     init_weights(model, torch.Generator().manual_seed(0))
     ranks = {bytes([byte]): byte for byte in range(256)}
     tokenizer = BytePairTokenizer(ranks, PATTERNS["gpt-2"], "bpe")
-    parts = {"name": "bpe", "pattern": tokenizer.pattern, "vocabulary": tokenizer.to_text()}
+    parts = TokenizerMeta("bpe", tokenizer.pattern).stored(tokenizer.to_text())
     provenance = {"train": {"lr": 0.01}, "metrics": {"epochs": 1, "best_epoch": 1}}
     weights = {name: weight.clone() for name, weight in model.state_dict().items()}
     checkpoint = Checkpoint(config, weights, parts, provenance)

@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stages.lm.data.dataset import TokenData
+from stages.lm.data.meta import TokenizerMeta
 from stages.lm.export.gguf_file import write_gguf
 from stages.lm.inference.decoder import PackedDecoder, TorchDecoder, make_decoder
 from stages.lm.inference.loading import LoadedModel, load_model
@@ -94,7 +95,7 @@ def random_checkpoint(config: ModelConfig) -> Checkpoint:
             float(norm), 0.1 if norm or "embedding" in name else 0.04, generator=generator
         )
     known = vocabulary(config.vocab_size)
-    parts = {"name": known.name, "pattern": known.pattern, "vocabulary": known.to_text()}
+    parts = TokenizerMeta(known.name, known.pattern).stored(known.to_text())
     return Checkpoint(config, tensors, parts, {})
 
 
@@ -248,7 +249,7 @@ def pattern_parity(asked: argparse.Namespace, folder: Path) -> None:
     )  # fmt: skip
     for pattern in PATTERNS:
         known = train_bpe(iter([mixed_text(400_000, 1)]), config.vocab_size, pattern)
-        parts = {"name": known.name, "pattern": known.pattern, "vocabulary": known.to_text()}
+        parts = TokenizerMeta(known.name, known.pattern).stored(known.to_text())
         Checkpoint(config, Transformer(config).state_dict(), parts, {}).save(folder / "cut.pt")
         write_gguf(load_model(folder / "cut.pt"), folder / "cut.gguf", "f32")
         llama = Llama(asked.python)

@@ -175,6 +175,8 @@ def _read_merges(path: Path, meta: TokensMeta) -> np.ndarray:
     with read_errors(path):
         merges: np.ndarray = np.load(path, allow_pickle=False).astype(np.int64)
     merges = merges.reshape(meta.vocab_size, 2)
+    if merges.size and merges.max() >= len(merges):
+        raise ValueError(f"{shown(path)} holds merges of no tokens")
     # Undoing merges ends at tokens that were merged from none.
     ends = (merges == np.arange(len(merges))[:, None]).all(axis=1)
     while (further := ends | ends[merges].all(axis=1)).sum() > ends.sum():

@@ -122,19 +122,21 @@ class HFTokenizer(Tokenizer):
         Some vocabularies put a space before a text; after a new line they do not.
         """
         ids: list[int] = []
+        follows = after_newline
         for piece in valid_pieces(data):
             if isinstance(piece, bytes):
                 for byte in piece:
                     single = self._byte_ids.get(bytes([byte]))
-                    ids += self._encode_text("\ufffd") if single is None else [single]
-            elif after_newline:
-                before, all_ids = self._encode_text("\n"), self._encode_text("\n" + piece)
-                separate = all_ids[: len(before)] == before
-                ids += all_ids[len(before) :] if separate else self._encode_text(piece)
+                    ids += self._following("\ufffd") if single is None else [single]
             else:
-                ids += self._encode_text(piece)
-            after_newline = False
+                ids += self._following(piece) if follows else self._encode_text(piece)
+            follows = True
         return ids
+
+    def _following(self, text: str) -> list[int]:
+        """The ids of a text that follows another one."""
+        line, ids = self._encode_text("\n"), self._encode_text("\n" + text)
+        return ids[len(line) :] if ids[: len(line)] == line else self._encode_text(text)
 
     def encode_rendered(self, parts: list[str]) -> list[int]:
         """See `Tokenizer`."""
@@ -161,8 +163,10 @@ class HFTokenizer(Tokenizer):
         if self.control.keys().isdisjoint(ids):
             return ids
         # A unigram vocabulary lists the names among its pieces: cut them.
-        parts = self._inside_names.split(text)
-        return [i for part in parts for i in self._run(self._runner, part) if i not in self.control]
+        first, *others = self._inside_names.split(text)
+        if not others:
+            return [token for token in ids if token not in self.control]
+        return self._encode_text(first) + [i for part in others for i in self._following(part)]
 
     def _run(self, runner: Runner, text: str) -> list[int]:
         try:
