@@ -23,9 +23,11 @@ from stages.lm.inference.generation import (
     SamplingSettings,
     TokenLogprobs,
     WrittenText,
+    chat_ids,
     generate_steps,
 )
 from stages.lm.inference.loading import LoadedModel, load_model
+from stages.lm.text.chat_template import Message
 
 BATCH = 16
 """Sequences written together; each has keys and values in memory."""
@@ -58,6 +60,12 @@ def parser() -> Parser:
         nargs="?",
         default="",
         help="beginning of the text; empty starts on a new line. Or what is to be answered",
+    )
+    made.add_argument(
+        "--chat",
+        action="store_true",
+        help="answer line after line of standard input; the prompt, if any, is the system message, "
+        "and an empty line begins a new conversation",
     )
     made.add_argument(
         "--written",
@@ -159,6 +167,30 @@ def sequences(
             yield indices[offset] + 1, filter(None, map(itemgetter(offset), copy))
 
 
+def chat(loaded: LoadedModel, asked: argparse.Namespace, sampling: SamplingSettings) -> None:
+    """Answer each line of standard input, in text that appears as it comes.
+
+    Raises:
+        UserError: the model has no chat template.
+    """
+    system: list[Message] = [("system", asked.prompt)] if asked.prompt else []
+    chat_ids(loaded, [*system, ("user", "a")])  # refuses before anything is typed
+    messages = list(system)
+    for line in sys.stdin:
+        said = line.rstrip("\r\n")
+        if not said:
+            messages = list(system)
+            continue
+        messages.append(("user", said.encode("utf-8", "replace").decode()))
+        ids, answer = chat_ids(loaded, messages), ""
+        for (step,) in generate_steps(loaded, ids, asked.length, sampling, asked.seed):
+            assert step
+            print(step.text, end="", flush=True)
+            answer += step.text
+        print(flush=True)
+        messages.append(("assistant", answer))
+
+
 def logprobs_line(loaded: LoadedModel, step: GeneratedToken) -> str:
     """One line: a token and its log-probabilities before and after the samplers."""
 
@@ -179,6 +211,9 @@ def main(arguments: list[str] | None = None) -> int:
         # The model may write any character, whatever the terminal's encoding is.
         sys.stdout.reconfigure(encoding="utf-8", errors="replace")
     loaded = load_model(asked.model)
+    if asked.chat:
+        chat(loaded, asked, sampling)
+        return 0
     start = WrittenText(loaded, sampling, asked.written).start
     try:
         for sequence, steps in sequences(loaded, asked, sampling):

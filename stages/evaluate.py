@@ -111,7 +111,8 @@ def evaluate_records(
 ) -> dict[str, Any]:
     """The results for models of records; writes `metrics/samples.md`."""
     tokenizer = models["float"].tokenizer
-    training, val, test = (questions_in(getattr(data, split), tokenizer) for split in SPLITS)
+    parts = (data.train, data.val, data.test)
+    training, val, test = (questions_in(tokens, tokenizer) for tokens in parts)
     held_out = val + test
     count = min(settings.max_records, len(held_out))
     asked = [held_out[i * len(held_out) // count] for i in range(count)]

@@ -26,6 +26,7 @@ from stages.lm.inference.generation import (
     SamplingSettings,
     TokenLogprobs,
     WrittenText,
+    chat_ids,
     generate_steps,
     generate_text,
 )
@@ -53,15 +54,17 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(paths, name, tmp_path / getattr(paths, name).name)
 
 
+WORDS = train_bpe(iter(["the cat sat on the mat, the rat ran to the hat. " * 5]), 280, "gpt-2")
+ANSWERING = WORDS.for_conversations()
+
+
 def save_models(
     seed: int = 0,
     provenance: dict[str, Any] = PROVENANCE,
     tokenizer: Tokenizer | None = None,
     **shape: int,
 ) -> None:
-    tokenizer = tokenizer or train_bpe(
-        iter(["the cat sat on the mat, the rat ran to the hat. " * 5]), 280, "gpt-2"
-    )
+    tokenizer = tokenizer or WORDS
     small = {"context": 32, "layers": 1, "heads": 2, "kv_heads": 2, "head_size": 8, "width": 16}
     config = ModelConfig(
         arch="qwen3", vocab_size=tokenizer.vocab_size, tie_embeddings=False, dropout=0.0,
@@ -366,6 +369,22 @@ def test_the_card_tells_training_and_evaluation() -> None:
     assert not any("word for word" in caption.value for caption in at.caption)
 
 
+def test_a_conversation_is_answered_as_in_the_terminal_and_markup_stays_text() -> None:
+    save_models(0, {"data": {"records": {"train": 1}}}, ANSWERING)
+    at = page()
+    at.number_input(key="length").set_value(5)
+    loaded, asked = load_model(paths.QUANTIZED), []
+    for said in ("the <b>cat</b> *sat*", "the rat"):
+        at.chat_input(key="message").set_value(said).run()
+        asked.append(("user", said))
+        text = generate_text(loaded, chat_ids(loaded, asked), 5, SamplingSettings(), 1337)
+        asked.append(("assistant", text))
+        assert not at.exception
+        assert [block.value for block in at.text] == [content for _, content in asked]
+    at.button(key="new conversation").click().run()
+    assert not at.text
+
+
 def test_the_card_tells_how_much_is_copied() -> None:
     save_models()
     copied = {"span_bytes": 32, "copied_share": 0.0412, "held_out_copied_share": 0.0}
@@ -531,7 +550,7 @@ def test_the_terminal_command_repeats_the_text(capsys: pytest.CaptureFixture[str
 
 
 def test_an_answer_stands_under_its_prompt_and_is_gone_on_with_after_it() -> None:
-    save_models(provenance={"data": PROVENANCE["data"] | {"records": {"train": 1234}}})
+    save_models(0, {"data": PROVENANCE["data"] | {"records": {"train": 1234}}}, ANSWERING)
     at = page()
     at.number_input(key="length").set_value(5)
     loaded = load_model(paths.QUANTIZED)

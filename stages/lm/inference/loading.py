@@ -55,7 +55,8 @@ class LoadedModel:
     def answers(self) -> bool:
         """Whether it was trained on records: it answers a prompt instead of continuing a text."""
         data = self.provenance.get("data")
-        return isinstance(data, dict) and bool(data.get("records"))
+        records = isinstance(data, dict) and bool(data.get("records"))
+        return records and bool(self.tokenizer.chat.template)
 
     def lead(self, prompt: str) -> str:
         """What is shown before what it writes: an answer begins on a line of its own."""
