@@ -6,15 +6,20 @@ The same prompt, settings and seed give the same text as the page, to the last c
 import argparse
 import io
 import os
+import re
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from itertools import tee
 from operator import itemgetter
 from pathlib import Path
+from typing import NoReturn
 
 from stages.lm.core import paths
 from stages.lm.core.errors import UserError
+from stages.lm.core.files import read_errors
 from stages.lm.core.stage import Parser, run_stage
+from stages.lm.inference.chatting import replies
 from stages.lm.inference.generation import (
     DEFAULT_LENGTH,
     DEFAULT_SEED,
@@ -23,11 +28,10 @@ from stages.lm.inference.generation import (
     SamplingSettings,
     TokenLogprobs,
     WrittenText,
-    chat_ids,
     generate_steps,
+    text_ids,
 )
 from stages.lm.inference.loading import LoadedModel, load_model
-from stages.lm.text.chat_template import Message
 
 BATCH = 16
 """Sequences written together; each has keys and values in memory."""
@@ -48,9 +52,19 @@ def number(kind: type[int] | type[float], low: int, high: int) -> Callable[[str]
     return read
 
 
+class PromptParser(Parser):
+    """Says how to give a prompt that looks like an option."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise a `UserError`."""
+        if "unrecognized arguments: -" in message or "ignored explicit argument" in message:
+            message += f". A prompt with a dash in front comes after --: `{self.prog} -- -x`"
+        super().error(message)
+
+
 def parser() -> Parser:
     """The arguments; defaults are the page's."""
-    made = Parser(
+    made = PromptParser(
         prog="python -m app.generate",
         description="Continue a prompt with the trained model, or answer it where it was trained "
         "on records, in text that appears as it comes.",
@@ -58,8 +72,15 @@ def parser() -> Parser:
     made.add_argument(
         "prompt",
         nargs="?",
-        default="",
-        help="beginning of the text; empty starts on a new line. Or what is to be answered",
+        type=with_new_lines,
+        help="beginning of the text, or what is to be answered; \\n stands for a new line, \\\\n "
+        "for these two characters. Empty starts on a new line. Without a prompt, a pipe is read",
+    )
+    made.add_argument(
+        "--prompt-file",
+        type=Path,
+        help="a file that holds the prompt instead, or - for standard input; as it is, but without "
+        "one new line at its end",
     )
     made.add_argument(
         "--chat",
@@ -147,7 +168,62 @@ def stop_string(text: str) -> str:
     """A string that is not empty, its line ends written out."""
     if not text:
         raise argparse.ArgumentTypeError("'' would stop before the first token; give a string")
-    return text.replace("\\n", "\n")
+    return with_new_lines(text)
+
+
+def with_new_lines(text: str) -> str:
+    r"""`text` with a new line for each `\n`, and `\n` for each `\\n`."""
+    return re.sub(r"(\\?)\\n", lambda found: r"\n" if found[1] else "\n", text)
+
+
+def read_prompt(asked: argparse.Namespace) -> str:
+    """The prompt that was given, or the content of its file or of a pipe; else nothing.
+
+    Raises:
+        UserError: there are two, or the file cannot be read or is not UTF-8.
+    """
+    file: Path | None = asked.prompt_file
+    if asked.prompt is not None:
+        if file:
+            raise UserError(f"--prompt-file {file} and a prompt are given; leave one of them out.")
+        return str(asked.prompt)
+    if not file and not is_piped():
+        return ""
+    piped = file in (None, Path("-"))
+    source = Path("standard input") if piped or not file else file
+    with (
+        read_errors(source, "name the file that holds the prompt."),
+        open(0 if piped else source, "rb", closefd=not piped) as opened,
+    ):
+        data = opened.read()
+    try:
+        return data.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"the prompt in {paths.shown(source)} is not UTF-8 (byte {error.start + 1:,} is "
+            "none of it); save it in that encoding."
+        ) from None
+
+
+def is_piped() -> bool:
+    """Whether standard input is a pipe or a file, rather than a terminal or nothing."""
+    try:
+        mode = os.fstat(0).st_mode
+    except OSError:  # it is closed
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
+
+
+def warn_of_dropped(loaded: LoadedModel, prompt: str) -> None:
+    """Say on standard error which part of a prompt does not fit the model's context."""
+    ids, context = text_ids(loaded, prompt), loaded.config.context
+    if len(ids) > context:
+        seen = loaded.tokenizer.decode(ids[-(context // 2) :]).decode("utf-8", "replace")
+        print(
+            f"note: the prompt has {len(ids):,} tokens, but the model's context {context:,}: the "
+            f"first {len(ids) - context // 2:,} are dropped, and it sees from {seen[:40]!r}... on.",
+            file=sys.stderr,
+        )
 
 
 def sequences(
@@ -167,30 +243,6 @@ def sequences(
             yield indices[offset] + 1, filter(None, map(itemgetter(offset), copy))
 
 
-def chat(loaded: LoadedModel, asked: argparse.Namespace, sampling: SamplingSettings) -> None:
-    """Answer each line of standard input, in text that appears as it comes.
-
-    Raises:
-        UserError: the model has no chat template.
-    """
-    system: list[Message] = [("system", asked.prompt)] if asked.prompt else []
-    chat_ids(loaded, [*system, ("user", "a")])  # refuses before anything is typed
-    messages = list(system)
-    for line in sys.stdin:
-        said = line.rstrip("\r\n")
-        if not said:
-            messages = list(system)
-            continue
-        messages.append(("user", said.encode("utf-8", "replace").decode()))
-        ids, answer = chat_ids(loaded, messages), ""
-        for (step,) in generate_steps(loaded, ids, asked.length, sampling, asked.seed):
-            assert step
-            print(step.text, end="", flush=True)
-            answer += step.text
-        print(flush=True)
-        messages.append(("assistant", answer))
-
-
 def logprobs_line(loaded: LoadedModel, step: GeneratedToken) -> str:
     """One line: a token and its log-probabilities before and after the samplers."""
 
@@ -205,6 +257,7 @@ def logprobs_line(loaded: LoadedModel, step: GeneratedToken) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Write the texts to standard output; returns the exit code."""
     asked = parser().parse_args(arguments)
+    asked.prompt = (asked.prompt or "") if asked.chat else read_prompt(asked)
     values = {name: getattr(asked, name) for name in SAMPLER_VALUES}
     sampling = SamplingSettings(**values, stop=tuple(asked.stop))
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -212,9 +265,12 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.reconfigure(encoding="utf-8", errors="replace")
     loaded = load_model(asked.model)
     if asked.chat:
-        chat(loaded, asked, sampling)
+        said = (asked.prompt, asked.length, sampling, asked.seed)
+        for piece in replies(loaded, sys.stdin, *said):
+            print(piece, end="", flush=True)
         return 0
     start = WrittenText(loaded, sampling, asked.written).start
+    warn_of_dropped(loaded, asked.prompt)
     try:
         for sequence, steps in sequences(loaded, asked, sampling):
             if asked.sequences > 1:

@@ -171,4 +171,5 @@ def command(result: Result, model: str, default_model: str) -> str:
     for stop in sampling.stop:
         words.append("--stop=" + stop.replace("\n", "\\n"))
     # After "--" a prompt that begins with a dash is not taken for an option.
-    return shlex.join([*words, *(["--"] if request.prompt.startswith("-") else []), request.prompt])
+    words += ["--"] if request.prompt.startswith("-") else []
+    return shlex.join([*words, request.prompt.replace("\\n", "\\\\n")])

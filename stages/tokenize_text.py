@@ -7,9 +7,9 @@ the standard library.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from functools import partial
-from itertools import islice
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from stages.lm.core import paths
@@ -26,6 +26,7 @@ from stages.lm.settings.loader import load_section
 from stages.lm.settings.recipes import automatic
 from stages.lm.settings.tokenize import TokenizeSettings
 from stages.lm.text.conversation import conversation_tokens
+from stages.lm.text.parallel import batches, encode_chunks
 from stages.lm.text.records import Record, read_records, split_records
 from stages.lm.text.tokenizer import (
     PATTERNS,
@@ -35,8 +36,8 @@ from stages.lm.text.tokenizer import (
     train_bpe,
 )
 
-BPE_SAMPLE_BYTES = 32 << 20
-"""A vocabulary is learned from about so many bytes, spread evenly over the training split."""
+BPE_SAMPLE_BYTES = 16 << 20
+"""A vocabulary is learned from so many bytes, the same share of each MiB of the training split."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +50,17 @@ class Split:
     """Reads a text in chunks that no token spans."""
     records: Sequence[Record] = ()
 
-    def texts(self, stride: int) -> Iterator[str]:
-        """Texts to learn a vocabulary from, of every `stride`-th chunk or record.
+    def texts(self) -> Iterator[str]:
+        """Texts to learn a vocabulary from, together about `BPE_SAMPLE_BYTES` long at most.
 
         Bytes that are not UTF-8 are left out. Each message is a text of its own.
         """
+        share = min(1.0, BPE_SAMPLE_BYTES / self.size)
         if self.read:
-            for chunk in islice(self.read(), 0, None, stride):
-                yield chunk.decode("utf-8", "ignore")
-        for record in self.records[::stride]:
+            for batch in batches(self.read()):
+                data = b"".join(batch)
+                yield data[: int(len(data) * share)].decode("utf-8", "ignore")
+        for record in self.records[:: int(1 / share)]:
             yield from (content for _, content in record.conversation())
 
 
@@ -114,10 +117,10 @@ def encode_text(name: str, part: Split, tokenizer: Tokenizer, bar: "tqdm[Any]") 
     """Write the token ids of a part of a text."""
     assert part.read
 
-    def encoded(chunks: Iterable[bytes]) -> Iterator[list[int]]:
-        for number, chunk in enumerate(chunks):
-            yield tokenizer.encode(chunk, after_newline=number > 0)
-            bar.update(len(chunk))
+    def encoded(chunks: Iterable[bytes]) -> Iterator[np.ndarray]:
+        for ids, bytes_done in encode_chunks(tokenizer, chunks):
+            yield ids
+            bar.update(bytes_done)
 
     dtype = token_dtype(tokenizer.vocab_size)
     return write_split(paths.TOKENS, name, encoded(part.read()), dtype, part.size)
@@ -173,8 +176,7 @@ def make_tokenizer(settings: TokenizeSettings, training: Split) -> Tokenizer:
     """The tokenizer that `tokenize.tokenizer` names."""
     name = settings.tokenizer
     if name == "bpe":
-        texts = training.texts(stride=-(-training.size // BPE_SAMPLE_BYTES))
-        return train_bpe(texts, settings.vocab_size, settings.pattern)
+        return train_bpe(training.texts(), settings.vocab_size, settings.pattern)
     if not name.endswith(".tiktoken"):
         return named_tokenizer(name)
     path = paths.BASE / name

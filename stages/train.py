@@ -107,8 +107,8 @@ def main() -> int:
                 trainer = build_trainer(model_settings, settings, data, machine, base)
                 if not resume(trainer, store):
                     trainer.initialize(
-                        from_bigrams=model_settings.init == "bigrams",
-                        pretrained=base.state_dict(trainer.model.config) if base else None,
+                        model_settings.init,
+                        base.state_dict(trainer.model.config) if base else None,
                     )
                 return train(trainer, store, model_settings, files, stop, runtime.checkpoint_steps)
             except RuntimeError as error:

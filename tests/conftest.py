@@ -1,6 +1,7 @@
 """Small models, vocabularies and settings that every test builds anew and offline."""
 
 import shutil
+from base64 import b64encode
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -137,6 +138,7 @@ def make_train_settings():
             "beta1": 0.9,
             "beta2": 0.95,
             "grad_clip": 1.0,
+            "share_spellings": False,
             "ema_decay": 0.0,
             "calibrate": False,
             "split_tokens": 0.0,
@@ -162,7 +164,11 @@ def data():
     meta = TokensMeta(75, TokenizerMeta("bpe", ""), splits, "", "")
     merges = np.arange(75).repeat(2).reshape(75, 2)
     merges[60:] = np.arange(30).reshape(15, 2)
-    return TokenData(train, val, test, merges, meta, vocabulary="")
+    letters = b"abcdefghijklm"
+    spelt = [space + bytes([each]) for each in letters + letters.upper() for space in (b"", b" ")]
+    tokens = [*spelt, *(b"%d" % each for each in range(75 - len(spelt)))]
+    vocabulary = "".join(f"{b64encode(each).decode()} {n}\n" for n, each in enumerate(tokens))
+    return TokenData(train, val, test, merges, meta, vocabulary)
 
 
 @pytest.fixture(scope="session")

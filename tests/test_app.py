@@ -545,7 +545,7 @@ def test_the_terminal_command_repeats_the_text(capsys: pytest.CaptureFixture[str
     at.slider(key="temperature").set_value(1.25)
     at.slider(key="penalty").set_value(1.5)
     at.text_area(key="stop").set_value("\\n\\n\n-q")
-    texts = write(at, '-- it\'s\nthe "rat" ')
+    texts = write(at, '-- it\'s\nthe "rat" \\n ')
     assert terminal(at, capsys) == texts[0] + "\n"
 
 

@@ -61,6 +61,20 @@ def test_a_shape_that_does_not_fit_the_weights_is_refused(checkpoint):
         build_model(replace(checkpoint.config, width=64), checkpoint.tensors)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", ["token_embedding.weight", "head.weight", "final_norm.weight"])
+def test_a_weight_that_is_no_number_is_named(checkpoint, name, value):
+    weight = checkpoint.tensors[name].clone()
+    weight.view(-1)[-1] = value
+    with pytest.raises(UserError, match=f"{name} holds a value that is no number"):
+        build_model(checkpoint.config, checkpoint.tensors | {name: weight})
+
+
+def test_numbers_whose_sum_is_too_large_are_numbers(checkpoint):
+    weight = torch.full_like(checkpoint.tensors["head.weight"], 3e38)
+    build_model(checkpoint.config, checkpoint.tensors | {"head.weight": weight})
+
+
 @pytest.mark.parametrize("part", ["config", "tensors", "tokenizer", "provenance"])
 def test_a_checkpoint_without_a_part_is_refused(checkpoint, tmp_path, part):
     content = {

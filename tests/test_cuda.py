@@ -23,7 +23,7 @@ def make_run(initialised_model, make_train_settings, data):
         torch.manual_seed(settings.seed)
         machine = Machine(torch.device(device), settings.precision, 1)
         run = Trainer(initialised_model(arch), data, settings, machine)
-        run.initialize(from_bigrams=False)
+        run.initialize("random")
         return run
 
     return make

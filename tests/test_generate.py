@@ -169,6 +169,78 @@ def test_more_sequences_than_a_batch_holds_are_all_written(
 
 
 @pytest.mark.parametrize(
+    ("content", "prompt"),
+    [
+        ("the cat\n", "the cat"),
+        ("\ufeffthe cat\r\n", "the cat"),
+        ("the\n\n", "the\n"),
+        (r"the \n cat", r"the \n cat"),
+        ("", ""),
+    ],
+)
+@pytest.mark.parametrize("flags", [[], ["--prompt-file", "-"], ["--prompt-file", "{file}"]])
+def test_a_prompt_comes_from_a_file_or_a_pipe_as_it_is(
+    content: str, prompt: str, flags: list[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "prompt"
+    file.write_bytes(content.encode())
+    asked = generate.parser().parse_args([flag.format(file=file) for flag in flags])
+    saved = os.dup(0)
+    with file.open() as piped:
+        os.dup2(piped.fileno(), 0)
+    try:
+        assert generate.read_prompt(asked) == prompt
+    finally:
+        os.dup2(saved, 0)
+        os.close(saved)
+
+
+@pytest.mark.parametrize(
+    ("typed", "text"),
+    [
+        (r"a\nb", "a\nb"),
+        (r"a\\nb", r"a\nb"),
+        (r"\\\n", r"\\n"),
+        (r"C:\dir", r"C:\dir"),
+        ("a\n", "a\n"),
+    ],
+)
+def test_a_new_line_is_written_out_in_prompts_and_stop_strings(typed: str, text: str) -> None:
+    asked = generate.parser().parse_args(["--stop", typed, "--", typed])
+    assert (generate.read_prompt(asked), asked.stop) == (text, [text])
+
+
+def test_what_is_dropped_of_a_long_prompt_is_told(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompt = "".join(f"cat {number} " for number in range(30))
+    generate.main([prompt, "--length", "1", "--model", str(model)])
+    told = capsys.readouterr().err
+    ids = load_model(model).tokenizer.encode(prompt.encode())
+    assert f"has {len(ids)} tokens" in told and f"first {len(ids) - 16} are dropped" in told
+    generate.main(["the cat", "--length", "40", "--model", str(model)])
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("prompt", ["-Hello", "-hello", "--hello"])
+def test_a_prompt_with_a_dash_in_front_is_told_its_place(prompt: str) -> None:
+    with pytest.raises(UserError, match=r"comes after --: `python -m app.generate -- -x`"):
+        generate.main([prompt])
+
+
+def test_a_prompt_that_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
+    file = tmp_path / "prompt"
+    flags = ["--prompt-file", str(file)]
+    with pytest.raises(UserError, match="prompt is missing"):
+        generate.main(flags)
+    file.write_bytes(b"the \xff")
+    with pytest.raises(UserError, match=r"prompt is not UTF-8 \(byte 5"):
+        generate.main(flags)
+    with pytest.raises(UserError, match="leave one of them out"):
+        generate.main([*flags, "the"])
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
         ["--length", "-1"],

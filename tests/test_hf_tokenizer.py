@@ -13,7 +13,7 @@ from tokenizers.trainers import BpeTrainer, UnigramTrainer
 from stages.lm.core.errors import UserError
 from stages.lm.data.meta import TokenizerMeta
 from stages.lm.data.splits import read_chunks
-from stages.lm.pretrained.gguf_metadata import read_metadata
+from stages.lm.pretrained.gguf_reader import read_gguf
 from stages.lm.pretrained.gguf_tokenizer import chat_in, tokenizer_document
 from stages.lm.text import hf_tokenizer, tokenizer_json
 from stages.lm.text.hf_tokenizer import HFTokenizer
@@ -311,7 +311,7 @@ def write_gguf(path, theirs, model, **fields):
 def test_the_tokenizer_of_a_gguf_file_gives_the_same_ids(
     kind, model, fields, trained, text, tmp_path
 ):
-    metadata = read_metadata(write_gguf(tmp_path / "a.gguf", trained[kind], model, **fields))
+    metadata = read_gguf(write_gguf(tmp_path / "a.gguf", trained[kind], model, **fields)).metadata
     found = HFTokenizer(json.dumps(tokenizer_document(metadata)), "x", chat_in(metadata))
     assert list(found.control.values()) == [name for name in SPECIAL if name != "<|im_start|>"]
     assert (found.chat.bos_token, found.chat.eos_token) == ("<s>", "</s>")
@@ -335,12 +335,12 @@ def test_a_damaged_gguf_file_is_refused_in_a_sentence(trained, tmp_path):
         data[:16] + b"\xff" * 99,
     ):
         path.write_bytes(damage)
-        with pytest.raises(UserError, match=r"a\.gguf is no whole GGUF file"):
-            read_metadata(path)
+        with pytest.raises(UserError, match=r"a\.gguf is not readable as GGUF"):
+            read_gguf(path)
     for change in ({"tokenizer.ggml.pre": "new"}, {"tokenizer.ggml.model": "bert"}):
         path.write_bytes(data)
         with pytest.raises(ValueError, match=r"new|bert"):
-            tokenizer_document(read_metadata(path) | change)
+            tokenizer_document(read_gguf(path).metadata | change)
 
 
 def test_an_added_token_that_is_not_special_is_text(trained):

@@ -48,7 +48,7 @@ def begun(make_run, base):
     def make(**fields):
         run = make_run(**fields)
         torch.seed()
-        run.initialize(from_bigrams=False, pretrained=base.state_dict())
+        run.initialize("base", base.state_dict())
         return run
 
     return make

@@ -47,6 +47,7 @@ SET = {
     "train.epochs": 13,
     "train.batch_size": 5,
     "train.accumulate": 3,
+    "train.share_spellings": False,
     "train.ema_decay": 0.4375,
     "train.calibrate": True,
     "train.split_tokens": 0.5625,
@@ -148,7 +149,7 @@ def test_all_automatic_loads_beside_every_choice(write, recipe, size):
         chosen = [key for key in AUTOMATIC if key not in ("model.arch", "model.tie_embeddings")]
         assert sorted(auto.used) == chosen
         assert {key: loaded[key] for key in chosen} == auto.chosen()
-        assert (loaded["model.init"] == "bigrams") == (arch == "qwen3" and not tied)
+        assert (loaded["model.init"] == "looking_back") == (arch == "qwen3" and not tied)
         if optimizer == "adamw":
             assert ADAMW.items() <= loaded.items()
 
@@ -193,7 +194,7 @@ def test_a_shape_that_cannot_be_is_refused_by_its_own_name(write, key, value):
         ({"tokenize.tokenizer": "gpt2"}, "random"),
         ({"tokenize.tokenizer": "own.tiktoken"}, "random"),
         ({"tokenize.vocab_size": LARGEST_BIGRAMS + 1}, "random"),
-        ({"tokenize.vocab_size": LARGEST_BIGRAMS}, "bigrams"),
+        ({"tokenize.vocab_size": LARGEST_BIGRAMS}, "looking_back"),
     ],
 )
 def test_pairs_are_not_counted_where_the_vocabulary_is_large(write, given, init):

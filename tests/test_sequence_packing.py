@@ -203,7 +203,7 @@ def make_run(initialised_model, make_train_settings, machine, data):
         fields = {"accumulate": 2, "split_tokens": 0.1, "epochs": 8} | fields
         model = initialised_model("qwen3", dropout=0.1, context=context)
         run = Trainer(model, data, make_train_settings(**fields), machine)
-        run.initialize(from_bigrams=True)
+        run.initialize("looking_back")
         return run
 
     return make

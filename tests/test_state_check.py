@@ -105,7 +105,7 @@ FORGERIES = [
     (("progress", "step"), 10**9),
     (("progress", "finished"), 1),
     (("progress", "elapsed"), 1e300),
-    (("progress", "temperature"), 0.0),
+    (("factors",), torch.zeros(3)),
     (("progress", "best_val_loss"), float("inf")),
     (("progress", "curve"), []),
     (("progress", "curve", 0, "lr"), "x"),

@@ -1,6 +1,7 @@
 """Any bytes become ids and come back, by the same ids as everybody else's encoder."""
 
 import base64
+import re
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,11 @@ from tiktoken.load import load_tiktoken_bpe
 from tokenizers import Regex
 from tokenizers import Tokenizer as Theirs
 from tokenizers.pre_tokenizers import Split
+from tokenizing import hard_texts
 
 from stages.lm.core.errors import UserError
 from stages.lm.export.huggingface import tokenizer_json
+from stages.lm.text import tokenizer as module
 from stages.lm.text.tokenizer import PATTERNS, BytePairTokenizer, named_tokenizer, train_bpe
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -124,6 +127,38 @@ def test_an_invalid_byte_becomes_one_token_and_leaves_its_neighbours_alone(token
 )
 def test_a_megabyte_without_a_break_works(tokenizer, data):
     assert tokenizer.decode(tokenizer.encode(data)) == data
+
+
+@pytest.mark.parametrize("kind", hard_texts())
+def test_hard_texts_are_learned_from_and_come_back(kind):
+    # Of one line of 60 kB the trainer would need minutes, if it were not cut.
+    data = hard_texts()[kind](60_000)
+    tokenizer = train_bpe(iter([data.decode("utf-8", "ignore")]), 300, "gpt-2")
+    assert max(len(token.decode("utf-8", "ignore")) for token in tokenizer.tokens) <= 256
+    assert tokenizer.decode(tokenizer.encode(data)) == data
+
+
+def test_a_text_of_ordinary_pieces_is_learned_from_as_it_is(text, trained, monkeypatch):
+    monkeypatch.setattr(module, "MAX_LEARNED_PIECE", 1 << 30)
+    for name, tokenizer in trained.items():
+        assert train_bpe(iter([text]), 400, name).to_text() == tokenizer.to_text()
+
+
+@settings(max_examples=50)
+@given(text=st.lists(st.sampled_from(["a", " ", "b" * 7, "\n" * 8, "c" * 13, "\x1c"])).map("".join))
+def test_only_runs_beyond_the_longest_are_cut(text):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "MAX_RUN", 6)
+        patch.setattr(module, "_RUNS", re.compile(r"\s{1,6}|\S{1,6}"))
+        parts = module._bounded_runs(text)
+    runs = [run for part in parts for run in re.findall(r"\s+|\S+", part)]
+    expected = [
+        run[start : start + 6]
+        for run in re.findall(r"\s+|\S+", text)
+        for start in range(0, len(run), 6)
+    ]
+    assert "".join(parts) == text and runs == expected
+    assert len(parts) - 1 <= sum(len(run) == 6 for run in runs)
 
 
 def test_a_long_run_does_not_change_the_words_around_it(tokenizer):

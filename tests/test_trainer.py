@@ -13,7 +13,7 @@ from stages.lm.core.artifact import read_artifact, write_artifact
 from stages.lm.model.runtime import can_compile
 from stages.lm.model.scoring import score
 from stages.lm.training import compilation, trainer
-from stages.lm.training.calibration import MAX_TEMPERATURE, MIN_TEMPERATURE, temperature_scaled
+from stages.lm.training.calibration import rescaled
 from stages.lm.training.history import Progress, log_lines, summary
 from stages.lm.training.trainer import NotFiniteError, Trainer
 
@@ -35,10 +35,10 @@ def make_run(initialised_model, make_train_settings, machine, data):
 def begun(make_run):
     """Makes a run and initializes it; neither the model nor torch's generator was seeded."""
 
-    def make(from_bigrams=True, **fields):
+    def make(init="looking_back", **fields):
         run = make_run(model_seed=99, **fields)
         torch.seed()
-        run.initialize(from_bigrams)
+        run.initialize(init)
         return run
 
     return make
@@ -119,15 +119,16 @@ def test_a_stopped_run_continues_to_the_same_result(make_run, trained, tmp_path,
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-@pytest.mark.parametrize("from_bigrams", [False, True])
+@pytest.mark.parametrize("init", ["random", "looking_back"])
 def test_a_run_stopped_after_every_step_continues_to_the_same_result(
-    begun, make_run, tmp_path, optimizer, from_bigrams
+    begun, make_run, tmp_path, optimizer, init
 ):
     fields = {"optimizer": optimizer, "ema_decay": 0.9, "split_tokens": 0.3, "calibrate": True}
-    straight = begun(from_bigrams, **fields)
+    fields["share_spellings"] = True
+    straight = begun(init, **fields)
     straight.fit(nothing, never)
     assert straight.settings.accumulate == 2 and straight.model.config.dropout > 0
-    piece = begun(from_bigrams, **fields)
+    piece = begun(init, **fields)
     for _ in range(straight.total_steps):
         piece.fit(nothing, after(1))
         write_artifact(tmp_path / "state.pt", "training state", 1, piece.state_dict())
@@ -191,7 +192,7 @@ def test_the_same_settings_train_the_same_weights_and_another_seed_others(traine
 
 def test_the_seed_alone_decides_the_first_weights(make_run, begun, initialised_model, arch):
     run = make_run(arch, model_seed=99, seed=7)
-    run.initialize(from_bigrams=False)
+    run.initialize("random")
     expected = initialised_model(arch, seed=7).state_dict()
     torch.testing.assert_close(run.model.state_dict(), expected, rtol=0, atol=0)
     weights = [begun(seed=seed).model.state_dict() for seed in (7, 7, 8)]
@@ -206,7 +207,7 @@ def test_the_bigram_start_is_validated_before_the_first_step(begun):
     assert run.progress.curve == [{"step": 0, "epoch": 0, "val_loss": loss}]
     (line,) = lines(run)
     assert (
-        f"bigrams  val {loss:.4f}" in line
+        f"looking back  val {loss:.4f}" in line
         and f"{run.validator.bits_per_byte(loss):.4f} bits/" in line
     )
     assert run.progress.step == 0 and run.progress.best_epoch == 0
@@ -224,7 +225,7 @@ def test_the_seconds_of_the_bigram_start_are_counted(begun, monkeypatch):
 
 
 def test_random_weights_are_not_validated_before_the_first_step(begun):
-    progress = begun(from_bigrams=False).progress
+    progress = begun("random").progress
     assert progress == Progress()
 
 
@@ -263,32 +264,42 @@ def test_the_kept_weights_are_calibrated_and_training_is_not_affected(trained, a
     run = trained(arch, ema_decay=average, calibrate=True)
     torch.testing.assert_close(run.model.state_dict(), plain.model.state_dict(), rtol=0, atol=0)
     assert run.progress.best_epoch == plain.progress.best_epoch == 3
-    temperature = run.progress.temperature
-    assert f"temperature {temperature:.3f}" in lines(run)[-1] and temperature != 1.0
-    assert plain.progress.temperature == 1.0 and "temperature" not in lines(plain)[-1]
+    assert plain.factors.eq(1).all() and not run.factors.eq(1).any()
+    for name, weight in plain.best.items():
+        factors = run.factors if name.startswith("final_norm") else 1
+        torch.testing.assert_close(run.best[name], weight * factors, rtol=0, atol=0)
 
     run.model.load_state_dict(run.best)
     plain.model.load_state_dict(plain.best)
-    tokens = torch.arange(12).view(1, -1)
-    cooled, hot = (each.model.eval()(tokens) for each in (run, plain))
-    torch.testing.assert_close(cooled * temperature, hot)
     assert run.validator.loss() == run.progress.best_val_loss < plain.validator.loss()
-    for other in (0.98, 1.02):
-        with temperature_scaled(run.model, other):
+    for other in (0.95, 1.05):
+        with rescaled(run.model, torch.full_like(run.factors, other)):
             assert run.validator.loss() > run.progress.best_val_loss
     assert run.validator.loss() == run.progress.best_val_loss
 
 
-@pytest.mark.parametrize("surer", [1e-6, 0.7, 1.0, 1.5, 1e6])
-def test_the_temperature_is_found_from_either_side_and_within_limits(trained, surer):
+@pytest.mark.parametrize("surer", [0.3, 1.0, 3.0])
+def test_calibration_mends_a_model_that_is_too_sure_of_some_dimensions(trained, surer):
     run = trained(epochs=6)
-    right = run.validator.best_temperature(run.progress.temperature)
+    ones = torch.ones_like(run.factors)
+    right = run.validator.calibrate(ones)
+    with rescaled(run.model, right):
+        lowest = run.validator.loss()
     with torch.no_grad():
-        run.model.final_norm.weight.mul_(surer)
-    limits = MIN_TEMPERATURE, MAX_TEMPERATURE
-    assert run.validator.best_temperature(run.progress.temperature) == pytest.approx(
-        np.clip(right * surer, *limits), rel=0.003
-    )
+        run.model.final_norm.weight[::2] *= surer
+    with rescaled(run.model, run.validator.calibrate(ones)):
+        assert run.validator.loss() == pytest.approx(lowest, rel=0.02)
+
+
+@pytest.mark.parametrize("start", [0.01, 1.0, 100.0])
+def test_calibration_never_ends_worse_than_it_began(trained, start):
+    run = trained()
+    begin = torch.full_like(run.factors, start)
+    losses = []
+    for factors in (begin, run.validator.calibrate(begin)):
+        with rescaled(run.model, factors):
+            losses.append(run.validator.loss())
+    assert losses[1] <= losses[0] and math.isfinite(losses[1])
 
 
 def test_the_point_before_the_first_step_is_no_epoch(begun):
@@ -421,7 +432,7 @@ def test_a_compiled_model_trains_alike_and_continues_to_the_same_bits(
         settings = make_train_settings(accumulate=2, epochs=2, compile=compile)
         run = Trainer(model, data, settings, machine)
         assert run.compiled == (compile == "on")
-        run.initialize(from_bigrams=True)
+        run.initialize("looking_back")
         return run
 
     straight = begun("on")

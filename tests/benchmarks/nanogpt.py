@@ -313,6 +313,7 @@ SETTINGS = TrainSettings(
     beta1=0.9,
     beta2=0.99,
     grad_clip=1.0,
+    share_spellings=False,
     ema_decay=0.0,
     calibrate=False,
     split_tokens=0.0,
@@ -331,7 +332,7 @@ def our_tokens_per_second(steps: int = 200) -> float:
     merges = np.zeros((SHAPE.vocab_size, 2), np.int64)
     data = TokenData(tokens, tokens, tokens, merges, meta, vocabulary="")
     run = Trainer(Transformer(SHAPE), data, SETTINGS, pick_machine(RUNTIME, "auto"))
-    run.initialize(from_bigrams=False)
+    run.initialize("random")
     run.model.train()
     times = []
     for _ in range(min(steps, run.total_steps)):

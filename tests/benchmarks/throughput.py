@@ -172,7 +172,7 @@ def random_trainer(
     merges = np.zeros((config.vocab_size, 2), np.int64)
     data = TokenData(tokens, tokens, tokens, merges, meta, vocabulary="")
     trainer = Trainer(Transformer(config), data, settings, machine)
-    trainer.initialize(from_bigrams=False)
+    trainer.initialize("random")
     trainer.model.train()
     return trainer
 

@@ -1,5 +1,6 @@
 """The output of `tokenize` on disk: token arrays written in chunks, memory-mapped on reading."""
 
+import base64
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
@@ -24,7 +25,7 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
     return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<u4")
 
 
-def write_tokens(path: Path, chunks: Iterable[Any], dtype: np.dtype[Any]) -> int:
+def write_tokens(path: Path, chunks: Iterable[list[int] | np.ndarray], dtype: np.dtype[Any]) -> int:
     """Write ids to a one-dimensional `.npy` as they come; returns how many there were."""
     count = 0
     with atomic_writer(path) as file:
@@ -46,7 +47,11 @@ def _npy_header(dtype: np.dtype[Any], count: int) -> bytes:
 
 
 def write_split(
-    folder: Path, split: str, chunks: Iterable[Any], dtype: np.dtype[Any], size: int
+    folder: Path,
+    split: str,
+    chunks: Iterable[list[int] | np.ndarray],
+    dtype: np.dtype[Any],
+    size: int,
 ) -> SplitMeta:
     """Write the ids of a split that scores `size` bytes of text."""
     path = folder / f"{split}.npy"
@@ -143,6 +148,10 @@ class TokenData:
     def scored_bytes(self, split: str, tokens: int) -> float:
         """Bytes that so many scored tokens stand for, at the split's mean bytes per token."""
         return self.meta.splits[split].bytes * tokens / self.scored_tokens(split)
+
+    def token_bytes(self) -> list[bytes]:
+        """The bytes of each token, by id."""
+        return [base64.b64decode(line.split()[0]) for line in self.vocabulary.splitlines()]
 
     def digest(self) -> str:
         """One digest for all the tokens and the vocabulary."""

@@ -16,10 +16,12 @@ MAX_CHUNK_BYTES = 2 << 20
 """From this length on a chunk is cut between any two characters."""
 
 # The point after a newline that follows a character other than white space and precedes one other
-# than white space and "/": no pattern in `tokenizer.PATTERNS` matches across it. The classes hold
-# bytes, and leave out every byte that can end or begin a white-space character in UTF-8.
+# than white space and "/", or before the space between two letters: no pattern in
+# `tokenizer.PATTERNS` matches across it. The classes hold bytes, and leave out every byte that can
+# end or begin a white-space character in UTF-8.
 _SAFE_CUT = re.compile(
     rb"(?<=[!-~\xab-\xae\xb0-\xbf]\n)(?=[!-.0-~\xc3-\xdf\xe4-\xf4]|\xe3[\x81-\xbf])"
+    rb"|(?<=[A-Za-z])(?= [A-Za-z])"
 )
 
 
@@ -37,7 +39,7 @@ def split_bounds(size: int, val_fraction: float, test_fraction: float) -> dict[s
 def read_chunks(path: Path, part: range) -> Iterator[bytes]:
     """The bytes of `part` of a file, about a MiB at a time, cut where no token can span the cut.
 
-    Text without such a point (a line of more than 2 MiB) is cut between two characters.
+    Text without such a point (2 MiB of base64 in a line) is cut between two characters.
 
     Raises:
         UserError: the file cannot be read, or becomes shorter while it is read.
@@ -51,9 +53,7 @@ def read_chunks(path: Path, part: range) -> Iterator[bytes]:
                 raise UserError(f"{shown(path)} became shorter while it was read; try again.")
             left -= len(fresh)
             pending += fresh
-            cut = 0
-            for match in _SAFE_CUT.finditer(pending, max(0, len(pending) - len(fresh) - 4)):
-                cut = match.start()
+            cut = _last_safe_cut(pending, max(0, len(pending) - len(fresh) - 4))
             if not cut and len(pending) >= MAX_CHUNK_BYTES:
                 cut = len(pending) - 1
                 while cut > len(pending) - 4 and pending[cut] & 0xC0 == 0x80:
@@ -63,3 +63,14 @@ def read_chunks(path: Path, part: range) -> Iterator[bytes]:
                 pending = pending[cut:]
         if pending:
             yield pending
+
+
+def _last_safe_cut(data: bytes, start: int) -> int:
+    """The last place from `start` on where `data` may be cut; 0 if there is none."""
+    reach = 1 << 10  # it is near the end, as a rule
+    while True:
+        begin = max(start, len(data) - reach)
+        cuts = [match.start() for match in _SAFE_CUT.finditer(data, begin)]
+        if cuts or begin == start:
+            return cuts[-1] if cuts else 0
+        reach *= 16

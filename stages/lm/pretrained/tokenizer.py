@@ -16,7 +16,7 @@ from ..text.hf_tokenizer import HFTokenizer
 from ..text.stored_tokenizer import load_tokenizer
 from ..text.tokenizer import PATTERNS, Tokenizer
 from .files import COPY_AGAIN, OTHER_MODEL, base_json, find_base
-from .gguf_metadata import read_metadata
+from .gguf_reader import read_gguf
 from .gguf_tokenizer import byte_level_document, chat_in, tokenizer_document
 
 PRE_OF = {"gpt2": "gpt-2", "qwen2": "qwen2", "qwen3": "qwen2"}
@@ -35,7 +35,7 @@ def base_tokenizer(name: str) -> Tokenizer:
         return _checkpoint_tokenizer(path)
     try:
         if path.is_file():
-            metadata = read_metadata(path)
+            metadata = read_gguf(path).metadata
             document, chat = tokenizer_document(metadata), chat_in(metadata)
         else:
             document, chat = _folder_document(path), _folder_chat(path)

@@ -5,6 +5,9 @@ from typing import Annotated, ClassVar
 
 from .loader import Choice, Range
 
+FITTED = ("bigrams", "looking_back")
+"""The values of `model.init` that fit embedding and head to the text."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
@@ -43,10 +46,11 @@ class ModelSettings:
     dropout: Annotated[float, Range(0, 0.9)]
     """Share of activations set to zero in training, after the embedding and after each sublayer."""
 
-    init: Annotated[str, Choice(("bigrams", "random", "base"))]
+    init: Annotated[str, Choice(("looking_back", "bigrams", "random", "base"))]
     """The initial weights. `bigrams` fits embedding and head to the counts of token pairs before
-    the first step; needs `qwen3` with untied embeddings. `base` takes the weights that `init_from`
-    names, and their head size."""
+    the first step; needs `qwen3` with untied embeddings. `looking_back` also lets some heads begin
+    by attending to the tokens one, two and three places before. `base` takes the weights that
+    `init_from` names, and their head size."""
 
     def __post_init__(self) -> None:
         if self.init != "base" and self.width % self.heads:
@@ -69,9 +73,9 @@ class ModelSettings:
                 f"model.kv_heads is {self.kv_heads}, but GPT-2 has as many as model.heads; "
                 f"set model.kv_heads to {self.heads}."
             )
-        if self.init == "bigrams" and (self.arch != "qwen3" or self.tie_embeddings):
+        if self.init in FITTED and (self.arch != "qwen3" or self.tie_embeddings):
             raise ValueError(
-                "model.init is bigrams, which needs model.arch qwen3 and model.tie_embeddings "
+                f"model.init is {self.init}, which needs model.arch qwen3 and model.tie_embeddings "
                 f"false, but they are {self.arch} and {str(self.tie_embeddings).lower()}; set "
                 "model.init to random or auto."
             )

@@ -26,7 +26,7 @@ COMMON: Values = {
     "model.width": 256,
     "model.context": 128,
     "model.dropout": 0.0,
-    "model.init": "bigrams",
+    "model.init": "looking_back",
     "train.batch_size": 16,
     "train.accumulate": 2,
     "train.lr": 0.02,
@@ -37,8 +37,9 @@ COMMON: Values = {
     "train.weight_decay": 0.0,
     "train.beta1": 0.8,
     "train.beta2": 0.95,
+    "train.share_spellings": True,
     "train.ema_decay": 0.0,
-    "train.calibrate": False,
+    "train.calibrate": True,
     "train.split_tokens": 0.0,
 }
 """Values that every recipe begins with. Two passes of 16 windows need half the memory of one of 32,
@@ -52,7 +53,6 @@ REGULARIZED: Values = {
     "train.batch_size": 8,
     "train.weight_decay": 0.3,
     "train.ema_decay": 0.98,
-    "train.calibrate": True,
     "train.split_tokens": 0.15,
 }
 """For many passes over a text, which would otherwise overfit."""
@@ -83,7 +83,6 @@ BY_SIZE: dict[str, list[tuple[int, Values]]] = {
             {
                 "tokenize.vocab_size": 512,
                 "model.dropout": 0.1,
-                "train.calibrate": True,
                 "train.epochs": 5,
             },
         ),
@@ -143,6 +142,7 @@ small models; the rates of wide ones are common practice and were not measured h
 FEW_PASSES: Values = {
     "model.dropout": 0.0,
     "train.split_tokens": 0.0,
+    "train.share_spellings": False,
     "train.calibrate": False,
 }
 """Fine-tuning runs few epochs: regularization costs more than it saves."""

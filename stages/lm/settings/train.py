@@ -77,14 +77,19 @@ class TrainSettings:
     grad_clip: Annotated[float, Range(0, 1_000)]
     """Gradients with a larger norm are scaled down to it. 0 is off."""
 
+    share_spellings: bool
+    """Let the rows of the embedding and of the head learn together for the spellings of a word:
+    with and without a capital, with and without the space before. No effect with `adamw` or
+    `lora`."""
+
     ema_decay: Annotated[float, Range(0, 0.99999)]
     """Decay of an exponential moving average of the weights over the steps. The averages are
     validated and kept instead of the weights themselves. 0 is off."""
 
     calibrate: bool
-    """Divide the logits by the temperature with the lowest validation loss (Guo et al. 2017). It is
-    chosen anew after every epoch: many passes over a text make a model overconfident. The final
-    norm's weights in the checkpoint include it; training itself is not affected."""
+    """Multiply the final norm's weights by the factors with the lowest validation loss. They are
+    fitted anew after every epoch: many passes over a text make a model overconfident. Training
+    itself is not affected."""
 
     split_tokens: Annotated[float, Range(0, 0.9)]
     """Probability that a token of a batch is split into the two it was merged from, so that epochs

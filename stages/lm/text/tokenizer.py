@@ -6,13 +6,14 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from heapq import heappop, heappush
+from itertools import chain
 from typing import NoReturn
 
 import tiktoken
 from tokenizers import Regex
 from tokenizers import Tokenizer as BPETrainable
 from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
+from tokenizers.pre_tokenizers import ByteLevel, FixedLength, Sequence, Split
 from tokenizers.trainers import BpeTrainer
 
 from ..core.errors import UserError
@@ -42,9 +43,12 @@ any other pattern cannot be exported to GGUF, which stores the name."""
 MAX_RUN = 25_000
 """Longest run of white space, or of other characters, that tiktoken is given at once. It fails on a
 megabyte of spaces; Llama 3's tokenizer cuts at the same length."""
+MAX_LEARNED_PIECE = 256
+"""A vocabulary is learned from pieces of at most so many characters; longer ones (a line of
+base64 or of DNA) are cut for it, because the trainer needs the square of a piece's length for each.
+No token is longer. Encoding does not cut there, so ids are those of other programs."""
 
 _INVALID = re.compile("([\udc80-\udcff]+)")
-_LONG_SPACE = re.compile(rf"\s{{{MAX_RUN + 1}}}")
 _RUNS = re.compile(rf"\s{{1,{MAX_RUN}}}|\S{{1,{MAX_RUN}}}")
 
 
@@ -153,13 +157,20 @@ class BytePairTokenizer(Tokenizer):
 
     def encode(self, data: bytes, after_newline: bool = False) -> list[int]:
         """See `Tokenizer`; `decode` is the exact inverse."""
+        try:
+            return self._encode_text(data.decode())
+        except UnicodeDecodeError:
+            pass
         ids: list[int] = []
+        known: dict[str | bytes, list[int]] = {}  # of noise, short pieces come again and again
         for piece in valid_pieces(data):
-            if isinstance(piece, bytes):
-                ids += [self._byte_ids[byte] for byte in piece]
-            else:
-                for part in _bounded_runs(piece):
-                    ids += self._encode_text(part)
+            if piece not in known:
+                known[piece] = (
+                    [self._byte_ids[byte] for byte in piece]
+                    if isinstance(piece, bytes)
+                    else self._encode_text(piece)
+                )
+            ids += known[piece]
         return ids
 
     def encode_rendered(self, parts: list[str]) -> list[int]:
@@ -178,6 +189,11 @@ class BytePairTokenizer(Tokenizer):
         return BytePairTokenizer(self.ranks, self.pattern, self.name, OWN_CHAT)
 
     def _encode_text(self, text: str) -> list[int]:
+        if len(text) <= MAX_RUN:
+            return self._encode_part(text)
+        return list(chain.from_iterable(map(self._encode_part, _bounded_runs(text))))
+
+    def _encode_part(self, text: str) -> list[int]:
         try:
             return self._encoding.encode_ordinary(text)
         except BaseException as error:
@@ -277,16 +293,20 @@ def raise_panic(error: BaseException, name: str) -> NoReturn:
 
 def _bounded_runs(text: str) -> list[str]:
     """`text` in parts without a run of more than `MAX_RUN` characters."""
-    longest = max((len(word) for word in text.split()), default=0)
-    if longest <= MAX_RUN and not _LONG_SPACE.search(text):
+    half = MAX_RUN // 2
+    blocks = (text[start : start + half] for start in range(0, len(text), half))
+    # A longer run fills a block, and of ordinary text only a block's first word is looked at.
+    if not any(block.isspace() or len(block.split(None, 1)) == 1 for block in blocks):
         return [text]
     # Cut inside long runs only: elsewhere a cut would change how the pattern matches.
     parts, start = [], 0
     for run in _RUNS.finditer(text):
-        if run.end() - run.start() == MAX_RUN:
-            parts.append(text[start : run.end()])
-            start = run.end()
-    return [*parts, text[start:]] if start < len(text) else parts
+        end = run.end()
+        goes_on = text[end - 1].isspace() == text[end : end + 1].isspace()
+        if end - run.start() == MAX_RUN and goes_on:
+            parts.append(text[start:end])
+            start = end
+    return [*parts, text[start:]]
 
 
 def train_bpe(texts: Iterator[str], vocab_size: int, pattern_name: str) -> BytePairTokenizer:
@@ -301,6 +321,7 @@ def train_bpe(texts: Iterator[str], vocab_size: int, pattern_name: str) -> ByteP
     trainable.pre_tokenizer = Sequence(
         [
             Split(Regex(PATTERNS[pattern_name]), behavior="isolated"),
+            FixedLength(MAX_LEARNED_PIECE),
             ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

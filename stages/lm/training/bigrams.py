@@ -48,9 +48,15 @@ def discounted_counts(tokens: np.ndarray, vocab_size: int) -> Tensor:
 
 
 def fit_bigrams(
-    model: Transformer, tokens: np.ndarray, machine: Machine, generator: torch.Generator
+    model: Transformer,
+    tokens: np.ndarray,
+    machine: Machine,
+    generator: torch.Generator,
+    reserved: int = 0,
 ) -> None:
     """Fit the token embedding and the head of an untrained `model` to the pairs in `tokens`.
+
+    The first `reserved` dimensions stay as they are.
 
     Raises:
         UserError: the vocabulary is too large for a square table.
@@ -62,19 +68,20 @@ def fit_bigrams(
             f"vocabulary has {config.vocab_size:,}; set model.init to random."
         )
     counts = discounted_counts(tokens, config.vocab_size).to(machine.device)
-    shape = (config.vocab_size, config.width)
+    width = config.width - reserved
+    shape = (config.vocab_size, width)
     embedding = torch.randn(shape, generator=generator).to(machine.device).requires_grad_()
     head = torch.zeros(shape, device=machine.device, requires_grad=True)
     adam = torch.optim.Adam([embedding, head], betas=(0.9, 0.95))
     for step in range(STEPS):
         adam.param_groups[0]["lr"] = LEARNING_RATE * min(1.0, 2 * (1 - step / STEPS))
         with machine.autocast():
-            logits = F.linear(F.rms_norm(embedding, (config.width,)), head)
+            logits = F.linear(F.rms_norm(embedding, (width,)), head)
         loss = -(counts * logits.float().log_softmax(dim=-1)).sum() / counts.sum()
         adam.zero_grad()
         loss.backward()
         adam.step()
     with torch.no_grad():
-        scaled = EMBEDDING_RMS * F.rms_norm(embedding, (config.width,))
-        model.token_embedding.weight[: config.vocab_size] = scaled
-        model.head.weight[: config.vocab_size] = head
+        scaled = EMBEDDING_RMS * F.rms_norm(embedding, (width,))
+        model.token_embedding.weight[: config.vocab_size, reserved:] = scaled
+        model.head.weight[: config.vocab_size, reserved:] = head

@@ -1,30 +1,39 @@
-"""Temperature scaling (Guo et al. 2017): correct overconfidence with a single number.
+"""Calibration: the final norm's weights, fitted to the validation split.
 
-A model trained for many epochs is overconfident on unseen text. Dividing all logits by a
-temperature chosen on the validation split corrects that.
+After many passes over a short text a model is too certain of what it predicts elsewhere, and of
+some things more than of others. Dividing all logits by one temperature corrects the first (Guo et
+al. 2017, arXiv 1706.04599); a factor for each dimension of the last vector corrects both. The
+factors become part of the final norm, so that the model's graph stays as it is.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..model.fused import head_loss
 from ..model.transformer import Transformer
 
-CALIBRATION_TOKENS = 16_384
-"""Validation tokens on which the temperature is chosen; one number needs no more."""
-RATIO = 1.06
-"""Ratio of neighbouring temperatures in the search; a parabola through the best three refines."""
-MIN_TEMPERATURE, MAX_TEMPERATURE = 0.5, 2.0
-"""Limits, in case the validation split is very short or unlike the training split."""
+CALIBRATION_TOKENS = 32_768
+"""Validation tokens, at most, to which the factors are fitted."""
+RIDGE = 0.02
+"""Weight of the squared distance between the factors and their mean, in nats: with few tokens the
+factors come closer to one temperature."""
+ITERATIONS = 12
+"""Of L-BFGS. It starts from the factors of the epoch before."""
+LOGITS_PER_PASS = 1 << 25
+"""Logits computed at once; bounds the memory."""
 
 
 @contextmanager
-def temperature_scaled(model: Transformer, temperature: float) -> Iterator[None]:
-    """Within the block, divide the logits by `temperature` by scaling the final norm's weights."""
+def rescaled(model: Transformer, factors: Tensor) -> Iterator[None]:
+    """Within the block, the final norm's weights (W,) are multiplied by `factors` (W,)."""
     norm = list(model.final_norm.parameters())
     weights = [weight.data for weight in norm]
     for parameter, weight in zip(norm, weights, strict=True):
-        parameter.data = weight / temperature
+        parameter.data = weight * factors
     try:
         yield
     finally:
@@ -32,25 +41,34 @@ def temperature_scaled(model: Transformer, temperature: float) -> Iterator[None]
             parameter.data = weight
 
 
-def best_temperature(loss_at: Callable[[float], float], start: float) -> float:
-    """The temperature with the lowest loss, searched from `start` in steps of `RATIO`.
+def fit_factors(states: Tensor, targets: Tensor, model: Transformer, start: Tensor) -> Tensor:
+    """The factors (W,) of the final norm with the lowest loss on unseen tokens.
 
-    `loss_at` returns the loss at a temperature. It is convex in 1 / temperature, so the first local
-    minimum is the global one.
+    states (N, W) are the model's last vectors, float32, before the head; targets (N,) the tokens
+    that followed. The search begins at `start` (W,) and never ends with a higher loss.
     """
+    head = model.token_embedding if model.config.tie_embeddings else model.head
+    weight, vocab_size = head.weight.detach(), model.config.vocab_size
+    factors = start.clone().requires_grad_()
+    optimizer = torch.optim.LBFGS([factors], max_iter=ITERATIONS, line_search_fn="strong_wolfe")
+    size = max(1, LOGITS_PER_PASS // vocab_size)
+    lowest, best = torch.inf, start
 
-    def temperature(exponent: float) -> float:
-        unbounded: float = start * RATIO**exponent
-        return min(max(unbounded, MIN_TEMPERATURE), MAX_TEMPERATURE)
+    @torch.enable_grad()
+    def loss() -> float:
+        nonlocal lowest, best
+        optimizer.zero_grad()
+        total = 0.0
+        for part, ids in zip(states.split(size), targets.split(size), strict=True):
+            share = head_loss(part * factors, weight, ids, vocab_size) * (len(ids) / len(targets))
+            share.backward()
+            total += share.item()
+        penalty = RIDGE * F.mse_loss(factors, factors.mean().detach().expand_as(factors))
+        penalty.backward()
+        total += penalty.item()
+        if total < lowest:
+            lowest, best = total, factors.detach().clone()
+        return total
 
-    @cache
-    def loss(exponent: int) -> float:
-        return loss_at(temperature(exponent))
-
-    best = 0
-    while loss(neighbour := min(best - 1, best + 1, key=loss)) < loss(best):
-        best = neighbour
-    before, here, after = (loss(best + offset) for offset in (-1, 0, 1))
-    curvature = before - 2 * here + after
-    vertex = (before - after) / (2 * curvature) if curvature > 0 else 0.0
-    return temperature(best + vertex)
+    optimizer.step(loss)
+    return best

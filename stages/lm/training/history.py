@@ -24,8 +24,6 @@ class Progress:
     step: int = 0
     elapsed: float = 0.0
     """Seconds of training, over all resumes."""
-    temperature: float = 1.0
-    """Temperature of the last validation, see `train.calibrate`; 1 before the first."""
     point_losses: list[float] = field(default_factory=list)
     """Training losses of the steps since the last point of the curve."""
     epoch_losses: list[float] = field(default_factory=list)
@@ -58,7 +56,6 @@ class Progress:
             train_loss=train_loss,
             lr=self.curve[-1]["lr"],
             tokens_per_second=tokens_per_second,
-            temperature=self.temperature,
             no_better_since=self.best_epoch if self.finished else None,
         )
 
@@ -96,8 +93,6 @@ def _log_line(entry: dict[str, Any], settings: TrainSettings, bits_per_byte: flo
         elapsed,
         "checkpoint written",
     ]
-    if settings.calibrate:
-        parts.append(f"temperature {entry['temperature']:.3f}")
     if entry["no_better_since"] is not None:
         parts.append(f"stopped: no better epoch since {entry['no_better_since']}")
     return "  ".join(parts)

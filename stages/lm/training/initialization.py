@@ -7,7 +7,9 @@ from ..data.dataset import TokenData
 from ..model.initialization import init_weights
 from ..model.runtime import Machine
 from ..model.transformer import Transformer
+from ..settings.model import FITTED
 from .bigrams import fit_bigrams
+from .looking_back import look_back, reserved_dimensions
 from .lora import init_adapters
 
 
@@ -16,21 +18,23 @@ def set_initial_weights(
     data: TokenData,
     machine: Machine,
     seed: int,
-    from_bigrams: bool,
+    init: str,
     pretrained: dict[str, Tensor] | None,
-) -> str:
-    """Load `pretrained`, or draw random weights and, if `from_bigrams`, fit them to token pairs.
+) -> None:
+    """Load `pretrained`, or draw random weights and change them as `init` (`model.init`) says.
 
-    Returns "base", "bigrams", or "" for random weights. `seed` seeds the weights and dropout.
+    `seed` seeds the weights and dropout.
     """
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)  # dropout
     if pretrained is not None:
         init_adapters(model, generator)
         model.load_state_dict(model.state_dict() | pretrained)
-        return "base"
+        return
     init_weights(model, generator)
-    if not from_bigrams:
-        return ""
-    fit_bigrams(model, data.ids("train"), machine, generator)
-    return "bigrams"
+    if init in FITTED:
+        looking_back = init == "looking_back"
+        reserved = reserved_dimensions(model.config) if looking_back else 0
+        fit_bigrams(model, data.ids("train"), machine, generator, reserved)
+        if looking_back:
+            look_back(model, generator)

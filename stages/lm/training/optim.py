@@ -12,6 +12,7 @@ from torch.optim import AdamW, Optimizer
 from ..model.transformer import Transformer
 from ..settings.train import TrainSettings
 from .lora import adapter_matrices
+from .spellings import SharedRowsAdam, shared_rows
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic iteration (Jordan 2024, as in `torch.optim.Muon`)."""
@@ -120,13 +121,17 @@ class Optimizers:
 
 
 def build_optimizers(
-    model: Transformer, settings: TrainSettings, precision: str = "float32"
+    model: Transformer,
+    settings: TrainSettings,
+    precision: str = "float32",
+    tokens: list[bytes] | None = None,
 ) -> Optimizers:
     """Muon for the matrices of the blocks and AdamW (Loshchilov & Hutter 2019) for the rest.
 
     With `train.optimizer: adamw`, AdamW for everything, at one learning rate. Weight decay applies
     to the matrices of the blocks, and under AdamW to the head too. LoRA adapters always use AdamW:
-    Muon fitted them more slowly.
+    Muon fitted them more slowly. `tokens` are the bytes of the vocabulary, for
+    `train.share_spellings`.
     """
     lr, decay = settings.lr, settings.weight_decay
     betas = (settings.beta1, settings.beta2)
@@ -162,7 +167,17 @@ def build_optimizers(
         {"params": embeddings, "lr": settings.embedding_lr},
         {"params": others, "lr": settings.head_lr},
     ]
-    adamw = AdamW(groups, betas=betas, eps=ADAM_EPSILON, weight_decay=0.0, fused=True)
+    options: dict[str, Any] = {"betas": betas, "eps": ADAM_EPSILON, "weight_decay": 0.0}
+    options["fused"] = True
+    adamw = AdamW(groups, **options)
+    if settings.share_spellings and tokens:
+        tables: list[tuple[Tensor, float]]
+        tables = [(model.token_embedding.weight, settings.embedding_lr)]
+        if not model.config.tie_embeddings:
+            tables.append((model.head.weight, settings.head_lr))
+        shared = shared_rows(tokens, model.config.padded_vocab)
+        # Before AdamW, which clears the gradients of the tables.
+        return Optimizers([muon, SharedRowsAdam(tables, shared, **options), adamw])
     return Optimizers([muon, adamw])
 
 

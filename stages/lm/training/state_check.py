@@ -1,7 +1,6 @@
 """Whether a state file holds what `Trainer.state_dict` gives, whoever wrote it."""
 
 import json
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +20,7 @@ def check_state(state: dict[str, Any], trainer: Trainer) -> None:
         ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError: it is
             one.
     """
-    parts = {"progress", "model", "optimizers", "best", "ema", "random", "machine"}
+    parts = {"progress", "model", "optimizers", "best", "ema", "factors", "random", "machine"}
     _require(set(state) == parts, "its parts are others")
     weights = trainer.model.state_dict()
     merged = {name: each for name, each in weights.items() if ".lora_" not in name}
@@ -30,6 +29,7 @@ def check_state(state: dict[str, Any], trainer: Trainer) -> None:
         _check_weights(state["best"], merged)
     if state["ema"] != []:
         _check_weights(dict(enumerate(state["ema"])), dict(enumerate(trainer.trained)))
+    _check_weights({"": state["factors"]}, {"": trainer.factors})
     _check_optimizers(state["optimizers"], trainer.optimizers)
     _require(type(state["random"]) is dict, "its random generators")
     torch.Generator().set_state(state["random"]["cpu"])
@@ -72,7 +72,7 @@ def _check_progress(progress: Progress, trainer: Trainer, has_best: bool) -> Non
         and all(type(row) is dict for row in progress.curve + progress.log),
         "its progress has other parts",
     )
-    numbers = [progress.elapsed, progress.temperature, progress.best_val_loss]
+    numbers = [progress.elapsed, progress.best_val_loss]
     numbers += [*progress.point_losses, *progress.epoch_losses]
     numbers += [value for row in progress.curve for value in row.values()]
     whole = [progress.step, progress.best_epoch]
@@ -82,8 +82,7 @@ def _check_progress(progress: Progress, trainer: Trainer, has_best: bool) -> Non
         and type(progress.finished) is bool
         and 0 <= progress.step <= trainer.total_steps
         and 0 <= progress.best_epoch <= trainer.settings.epochs
-        and 0 <= progress.elapsed < 1e10
-        and 0 < progress.temperature < math.inf,
+        and 0 <= progress.elapsed < 1e10,
         "its progress is impossible",
     )
     sums, counts = progress.epoch_losses[0::2], progress.epoch_losses[1::2]

@@ -16,7 +16,7 @@ from ..model.runtime import Machine, changes_warning, random_state, restore_rand
 from ..model.transformer import Transformer
 from ..settings.train import TrainSettings
 from .batches import Batches
-from .calibration import temperature_scaled
+from .calibration import rescaled
 from .compilation import compile_if_it_pays
 from .ema import Ema
 from .history import POINTS_PER_EPOCH, Progress, log_lines
@@ -55,10 +55,12 @@ class Trainer:
         self.settings = settings
         self.machine = machine
         self.batches = Batches(data, model.config.context, settings, machine.device)
-        self.optimizers = build_optimizers(model, settings, machine.precision)
+        self.optimizers = build_optimizers(model, settings, machine.precision, data.token_bytes())
         self.ema = Ema(self.trained, settings.ema_decay)
         self.validator = Validator(self.model, data, machine, settings.val_tokens)
         self.progress = Progress()
+        self.factors = torch.ones(model.config.width, device=machine.device)
+        """Of the final norm's weights at the last validation, see `train.calibrate`."""
         self.best: dict[str, Tensor] = {}
         """The weights with the lowest validation loss so far."""
         self.total_steps = self.batches.total_steps
@@ -73,19 +75,17 @@ class Trainer:
 
     # State -----------------------------------------------------------------------------------
 
-    def initialize(self, from_bigrams: bool, pretrained: dict[str, Tensor] | None = None) -> None:
-        """Set the initial weights; validate them unless they are random."""
+    def initialize(self, init: str, pretrained: dict[str, Tensor] | None = None) -> None:
+        """Set the initial weights as `model.init` says; validate them unless they are random."""
         began, seed = time.monotonic(), self.settings.seed
-        start = set_initial_weights(
-            self.model, self.data, self.machine, seed, from_bigrams, pretrained
-        )
-        if not start:
+        set_initial_weights(self.model, self.data, self.machine, seed, init, pretrained)
+        if init == "random":
             return
         self.progress.elapsed = time.monotonic() - began
         val_loss = self.validator.loss()
         self.progress.curve.append({"step": 0, "epoch": 0, "val_loss": val_loss})
         self._keep_if_best(val_loss, epoch=0)
-        self.progress.log_validation(0, val_loss, start=start)
+        self.progress.log_validation(0, val_loss, start=init.replace("_", " "))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue exactly: tensors and plain values.
@@ -102,6 +102,7 @@ class Trainer:
             "optimizers": self.optimizers.state_dict(),
             "best": self.best,
             "ema": self.ema.averages,
+            "factors": self.factors,
             "random": random_state(self.machine.device),
             "machine": self.describe_machine(),
         }
@@ -113,6 +114,7 @@ class Trainer:
         self.optimizers.load_state_dict(state["optimizers"])
         self.best = state["best"]
         self.ema.averages = [tensor.to(self.machine.device) for tensor in state["ema"]]
+        self.factors = state["factors"].to(self.machine.device)
         restore_random_state(state["random"], self.machine.device)
         return changes_warning(state["machine"], self.describe_machine())
 
@@ -221,8 +223,8 @@ class Trainer:
         epoch = self.batches.epochs_done(progress.step)
         with self.ema.ema_weights():
             if self.settings.calibrate:
-                progress.temperature = self.validator.best_temperature(progress.temperature)
-            with temperature_scaled(self.model, progress.temperature):
+                self.factors = self.validator.calibrate(self.factors)
+            with rescaled(self.model, self.factors):
                 val_loss = self._check_finite(self.validator.loss(), "validation loss")
                 self._keep_if_best(val_loss, epoch)
         progress.finished = bool(patience) and epoch - progress.best_epoch >= patience
