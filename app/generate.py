@@ -85,8 +85,7 @@ def parser() -> Parser:
     made.add_argument(
         "--chat",
         action="store_true",
-        help="answer line after line of standard input; the prompt, if any, is the system message, "
-        "and an empty line begins a new conversation",
+        help="answer line by line; the prompt is the system message, an empty line begins anew",
     )
     made.add_argument(
         "--written",
@@ -265,8 +264,8 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.reconfigure(encoding="utf-8", errors="replace")
     loaded = load_model(asked.model)
     if asked.chat:
-        said = (asked.prompt, asked.length, sampling, asked.seed)
-        for piece in replies(loaded, sys.stdin, *said):
+        more = (asked.length, sampling, asked.seed)
+        for piece in replies(loaded, sys.stdin, asked.prompt, *more):
             print(piece, end="", flush=True)
         return 0
     start = WrittenText(loaded, sampling, asked.written).start

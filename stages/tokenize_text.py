@@ -26,15 +26,10 @@ from stages.lm.settings.loader import load_section
 from stages.lm.settings.recipes import automatic
 from stages.lm.settings.tokenize import TokenizeSettings
 from stages.lm.text.conversation import conversation_tokens
+from stages.lm.text.interface import Tokenizer
 from stages.lm.text.parallel import batches, encode_chunks
 from stages.lm.text.records import Record, read_records, split_records
-from stages.lm.text.tokenizer import (
-    PATTERNS,
-    BytePairTokenizer,
-    Tokenizer,
-    named_tokenizer,
-    train_bpe,
-)
+from stages.lm.text.tokenizer import PATTERNS, BytePairTokenizer, named_tokenizer, train_bpe
 
 BPE_SAMPLE_BYTES = 16 << 20
 """A vocabulary is learned from so many bytes, the same share of each MiB of the training split."""

@@ -34,7 +34,8 @@ from stages.lm.inference.loading import LoadedModel, load_model
 from stages.lm.model.checkpoint import Checkpoint
 from stages.lm.model.transformer import ModelConfig, Transformer
 from stages.lm.quantization.quantized_model import quantize_checkpoint
-from stages.lm.text.tokenizer import PATTERNS, BytePairTokenizer, Tokenizer, train_bpe
+from stages.lm.text.interface import Tokenizer
+from stages.lm.text.tokenizer import PATTERNS, BytePairTokenizer, train_bpe
 
 PAGE = str(Path(__file__).resolve().parents[1] / "app" / "app.py")
 BYTES = BytePairTokenizer({bytes([byte]): byte for byte in range(256)}, PATTERNS["gpt-2"], "bytes")

@@ -27,6 +27,7 @@ MIXED = (
     "Привет, мир! Ёжик. 我们在这里学习语言模型。 नमस्ते दुनिया مرحبا\n<b>bold</b>\n"
     "🙂👨‍👩‍👧 naïve \x00\x1f\u2028 'Ll ﬁ Å  </s><s>x<|im_end|>"
 )
+SPACES = pre_tokenizers.Split("▁", "merged_with_next")
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 
@@ -95,7 +96,12 @@ def trained(text):
     made = {}
     for name, make in KINDS.items():
         tokenizer, trainer = make()
-        tokenizer.train_from_iterator([text, MIXED[:-30]] * 3, trainer)
+        if name in ("llama 2", "gemma", "mistral"):  # SentencePiece learns from words
+            cuts, tokenizer.pre_tokenizer = tokenizer.pre_tokenizer, SPACES
+            tokenizer.train_from_iterator([text.replace("\n", " ").replace(" ", "▁")], trainer)
+            tokenizer.pre_tokenizer = cuts or pre_tokenizers.Sequence([])
+        else:
+            tokenizer.train_from_iterator([text, MIXED[:-30]] * 3, trainer)
         document = json.loads(tokenizer.to_str())
         # Trainers call everything special, the bytes too.
         document["added_tokens"] = [t for t in document["added_tokens"] if t["content"] in SPECIAL]
@@ -158,7 +164,7 @@ def test_chunks_give_the_ids_of_the_whole(kind, trained, text, tmp_path, monkeyp
     path.write_bytes(text.encode())
     monkeypatch.setattr("stages.lm.data.splits.CHUNK_BYTES", 200)
     found, chunks = ours(trained[kind]), list(read_chunks(path, range(len(text.encode()))))
-    ids = [found.encode(chunk, after_newline=n > 0) for n, chunk in enumerate(chunks)]
+    ids = [found.encode(chunk, follows=n > 0) for n, chunk in enumerate(chunks)]
     assert len(chunks) > 5 and list(chain(*ids)) == found.encode(text.encode())
 
 
@@ -197,7 +203,7 @@ def test_what_has_no_token_is_the_replacement_character(trained):
     document["model"]["byte_fallback"] = False
     found = HFTokenizer(json.dumps(document), "x")
     assert "<unk>" not in found.control.values()
-    assert found.decode(found.encode("a🙂".encode())).decode() == " a\ufffd"
+    assert found.decode(found.encode("aʘ".encode())).decode() == " a\ufffd"
 
 
 # What is refused ----------------------------------------------------------------------------------

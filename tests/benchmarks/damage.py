@@ -31,6 +31,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from isolation import held, run_isolated, watched
 
@@ -80,7 +81,7 @@ def make_files(folder: Path) -> dict[str, Callable[[], str]]:
     splits = {}
     for split, size in zip(SPLITS, (1500, 100, 100), strict=True):
         ids = random.Random(1).choices(range(256), k=size)
-        splits[split] = write_split(tokens, split, [ids], 256, size)
+        splits[split] = write_split(tokens, split, [ids], np.dtype("<u2"), size)
     name = TokenizerMeta("bpe", tokenizer.pattern)
     write_meta(tokens, name, tokenizer.to_text(), tokenizer.merges(), splits)
     # torch imports parts of itself at first use.

@@ -38,7 +38,8 @@ from stages.lm.model.runtime import Machine
 from stages.lm.model.transformer import ModelConfig, Transformer
 from stages.lm.quantization.quantized_model import quantize_checkpoint
 from stages.lm.quantization.schemes import QuantizedWeight
-from stages.lm.text.tokenizer import PATTERNS, BytePairTokenizer, Tokenizer, train_bpe
+from stages.lm.text.interface import Tokenizer
+from stages.lm.text.tokenizer import PATTERNS, BytePairTokenizer, train_bpe
 from stages.quantize import Trials
 
 SHAPES = {

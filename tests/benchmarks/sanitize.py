@@ -39,7 +39,8 @@ from stages.lm.inference.native import library
 from stages.lm.model.transformer import ModelConfig
 from stages.lm.quantization.quantized_model import QuantizedModel, shapes_of
 from stages.lm.quantization.schemes import GROUP_SIZE, QuantizedWeight, StoredWeight
-from stages.lm.text.tokenizer import Tokenizer, train_bpe
+from stages.lm.text.interface import Tokenizer
+from stages.lm.text.tokenizer import train_bpe
 
 ROOT = Path(__file__).parents[2]
 TESTS = ["tests/test_engine.py", "tests/test_rans.py", "tests/test_quantized_model.py"]

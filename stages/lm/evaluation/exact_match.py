@@ -9,7 +9,7 @@ import numpy as np
 from ..data.sequence_packing import last_answers
 from ..inference.generation import SamplingSettings, generate_steps, generate_text
 from ..inference.loading import LoadedModel
-from ..text.tokenizer import Tokenizer
+from ..text.interface import Tokenizer
 
 GREEDY = SamplingSettings(temperature=0.0, top_p=1.0)
 """Always takes the most likely token, whatever the seed."""

@@ -17,7 +17,7 @@ from ..model.metrics import loss_units
 from ..model.runtime import Machine
 from ..model.scoring import score, score_split
 from ..settings.evaluate import EvaluateSettings
-from ..text.tokenizer import Tokenizer
+from ..text.interface import Tokenizer
 
 SPLITS = ("val", "test")
 
@@ -104,7 +104,7 @@ def file_losses(
         size = min(path.stat().st_size, settings.max_bytes)
     tokenizer = models["float"].tokenizer
     chunks = [
-        tokenizer.encode(chunk, after_newline=number > 0)
+        tokenizer.encode(chunk, follows=number > 0)
         for number, chunk in enumerate(read_chunks(path, range(size)))
     ]
     tokens = np.concatenate([np.array(ids, np.uint32) for ids in chunks])

@@ -21,7 +21,8 @@ from ..quantization.schemes import to_f16
 from ..text.byte_level import printed_merges, printed_tokens
 from ..text.conversation import end_token
 from ..text.hf_tokenizer import HFTokenizer
-from ..text.tokenizer import BytePairTokenizer, Tokenizer
+from ..text.interface import Tokenizer
+from ..text.tokenizer import BytePairTokenizer
 from .pattern_names import pattern_name
 
 NAMES = {

@@ -22,7 +22,8 @@ from ..model.transformer import ModelConfig
 from ..pretrained.hf_weights import LAYER_NORM_EPSILON, huggingface_tensors
 from ..text.byte_level import printed_merges, printed_tokens
 from ..text.conversation import end_token
-from ..text.tokenizer import PATTERNS, BytePairTokenizer, Tokenizer
+from ..text.interface import Tokenizer
+from ..text.tokenizer import PATTERNS, BytePairTokenizer
 from .pattern_names import pattern_name
 
 

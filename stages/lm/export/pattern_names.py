@@ -6,7 +6,8 @@ Other programs know these ways by name only; a model that cuts otherwise cannot 
 from ..core.errors import UserError
 from ..pretrained.gguf_tokenizer import PATTERN_OF_PRE, SINGLE_DIGITS
 from ..text.hf_tokenizer import HFTokenizer
-from ..text.tokenizer import PATTERNS, Tokenizer
+from ..text.interface import Tokenizer
+from ..text.tokenizer import PATTERNS
 
 PUBLISHED = {
     "gpt2": "gpt-2",

@@ -22,8 +22,8 @@ from ..model.transformer import ModelConfig, Transformer
 from ..quantization import quantized_model
 from ..quantization.quantized_model import QuantizedModel
 from ..quantization.schemes import StoredWeight
+from ..text.interface import Tokenizer
 from ..text.stored_tokenizer import load_tokenizer
-from ..text.tokenizer import Tokenizer
 from .engine import Engine, make_engine
 from .native import decode
 from .token_step import TokenStep, make_token_step

@@ -13,8 +13,9 @@ from ..core.files import read_errors
 from ..core.paths import shown
 from ..text.chat import NO_CHAT, Chat
 from ..text.hf_tokenizer import HFTokenizer
+from ..text.interface import Tokenizer
 from ..text.stored_tokenizer import load_tokenizer
-from ..text.tokenizer import PATTERNS, Tokenizer
+from ..text.tokenizer import PATTERNS
 from .files import COPY_AGAIN, OTHER_MODEL, base_json, find_base
 from .gguf_reader import read_gguf
 from .gguf_tokenizer import byte_level_document, chat_in, tokenizer_document

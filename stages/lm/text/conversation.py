@@ -8,7 +8,7 @@ from ..core.errors import UserError
 from ..data.sequence_packing import LAST, LEARNED, ids_of
 from .chat import without_names
 from .chat_template import Message
-from .tokenizer import Tokenizer
+from .interface import Tokenizer
 
 
 def prompt_ids(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:

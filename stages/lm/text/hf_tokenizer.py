@@ -11,7 +11,7 @@ from tokenizers import Tokenizer as Runner
 from ..core.errors import UserError
 from .byte_level import byte_characters
 from .chat import NO_CHAT, PLAIN_TEMPLATE, Chat
-from .tokenizer import Tokenizer, raise_panic, valid_pieces
+from .interface import Tokenizer, raise_panic, valid_pieces
 from .tokenizer_json import MAX_TEXT, check_document, components
 
 SPACE = "\u2581"
@@ -116,13 +116,12 @@ class HFTokenizer(Tokenizer):
 
         return written
 
-    def encode(self, data: bytes, after_newline: bool = False) -> list[int]:
+    def encode(self, data: bytes, follows: bool = False) -> list[int]:
         """See `Tokenizer`. A vocabulary that normalizes text gives the ids of the normalized one.
 
-        Some vocabularies put a space before a text; after a new line they do not.
+        Some vocabularies put a space before a text, but not before what follows other text.
         """
         ids: list[int] = []
-        follows = after_newline
         for piece in valid_pieces(data):
             if isinstance(piece, bytes):
                 for byte in piece:

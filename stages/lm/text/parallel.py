@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 
 from ..data.dataset import token_dtype
-from .tokenizer import Tokenizer
+from .interface import Tokenizer
 
 WORKERS = min(os.cpu_count() or 1, 8)
 """About an eighth of the work, making Python's numbers of ids, is done by one thread at a time."""
@@ -25,14 +25,14 @@ def encode_chunks(
 ) -> Iterator[tuple[np.ndarray, int]]:
     """The ids of successive chunks, one after the other, and how many bytes they stand for.
 
-    Each but the first follows a new line. At most two batches for each worker are held in memory.
+    At most two batches for each worker are held in memory.
     """
 
     dtype = token_dtype(tokenizer.vocab_size)
 
     def encode(batch: list[bytes], first: bool) -> tuple[np.ndarray, int]:
         lists = (
-            tokenizer.encode(chunk, after_newline=not first or number > 0)
+            tokenizer.encode(chunk, follows=not first or number > 0)
             for number, chunk in enumerate(batch)
         )
         arrays = [np.fromiter(ids, dtype, len(ids)) for ids in lists]

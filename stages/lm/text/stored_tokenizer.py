@@ -5,7 +5,8 @@ import zlib
 
 from .chat import Chat
 from .hf_tokenizer import HFTokenizer
-from .tokenizer import BytePairTokenizer, Tokenizer
+from .interface import Tokenizer
+from .tokenizer import BytePairTokenizer
 from .tokenizer_json import MAX_TEXT
 
 

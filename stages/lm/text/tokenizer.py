@@ -1,13 +1,11 @@
-"""Bytes to token ids and back: what every tokenizer does, and our own, byte pairs by tiktoken."""
+"""Our own tokenizer: byte-pair encoding without loss, always by tiktoken."""
 
 import base64
 import binascii
 import re
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from heapq import heappop, heappush
 from itertools import chain
-from typing import NoReturn
 
 import tiktoken
 from tokenizers import Regex
@@ -19,6 +17,7 @@ from tokenizers.trainers import BpeTrainer
 from ..core.errors import UserError
 from .byte_level import byte_characters
 from .chat import MARKS, NO_CHAT, OWN_CHAT, Chat
+from .interface import Tokenizer, raise_panic, valid_pieces
 
 _SPACES = r"\s+(?!\S)|\s+"
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -48,70 +47,7 @@ MAX_LEARNED_PIECE = 256
 base64 or of DNA) are cut for it, because the trainer needs the square of a piece's length for each.
 No token is longer. Encoding does not cut there, so ids are those of other programs."""
 
-_INVALID = re.compile("([\udc80-\udcff]+)")
 _RUNS = re.compile(rf"\s{{1,{MAX_RUN}}}|\S{{1,{MAX_RUN}}}")
-
-
-class Tokenizer(ABC):
-    """A vocabulary, and how text is cut into its tokens."""
-
-    name: str
-    tokens: list[bytes]
-    """What each token writes, by id; nothing, for a control token."""
-    control: dict[int, str]
-    """Names of the tokens that are never made from text, by id."""
-    chat: Chat
-    """How conversations are written."""
-    pattern = ""
-    """The regular expression that cuts text before merging, if the vocabulary is stored apart."""
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of ids."""
-        return len(self.tokens)
-
-    @abstractmethod
-    def encode(self, data: bytes, after_newline: bool = False) -> list[int]:
-        """The token ids of any bytes; of those that follow a new line, if `after_newline`.
-
-        Bytes that are not UTF-8 become one token each, where the vocabulary has such tokens.
-        """
-
-    @abstractmethod
-    def encode_rendered(self, parts: list[str]) -> list[int]:
-        """The ids of a text that a template made, in which names of control tokens stand for them.
-
-        The text is in parts, so that a name which is not for a control token is cut.
-        """
-
-    @abstractmethod
-    def for_conversations(self) -> "Tokenizer":
-        """The same with a chat template, one of ours if it has none.
-
-        Raises:
-            UserError: no control token of the vocabulary can end an answer.
-        """
-
-    def decode(self, ids: Iterable[int]) -> bytes:
-        """The bytes of token ids, which must be in the vocabulary."""
-        return b"".join(self.tokens[token] for token in ids)
-
-    def named(self, name: str) -> int | None:
-        """The control token of a name."""
-        return next((token for token, own in self.control.items() if own == name), None)
-
-    def shown(self, token: int) -> bytes:
-        """What stands for a token in a list of tokens: its bytes, or a control token's name."""
-        name = self.control.get(token)
-        return self.tokens[token] if name is None else name.encode()
-
-    @abstractmethod
-    def to_text(self) -> str:
-        """The vocabulary as text, to be stored with its `name` and `pattern`."""
-
-    @abstractmethod
-    def merges(self) -> list[tuple[int, int]]:
-        """For each id, the ids of the two tokens that are merged into it, or its own id twice."""
 
 
 class BytePairTokenizer(Tokenizer):
@@ -155,7 +91,7 @@ class BytePairTokenizer(Tokenizer):
         for token in self.control:
             self.tokens[token] = b""
 
-    def encode(self, data: bytes, after_newline: bool = False) -> list[int]:
+    def encode(self, data: bytes, follows: bool = False) -> list[int]:
         """See `Tokenizer`; `decode` is the exact inverse."""
         try:
             return self._encode_text(data.decode())
@@ -270,25 +206,6 @@ class BytePairTokenizer(Tokenizer):
                     "base64 and its id; the file is damaged or not a .tiktoken file."
                 ) from None
         return cls(ranks, pattern, name, chat)
-
-
-def valid_pieces(data: bytes) -> Iterator[str | bytes]:
-    """`data` in parts, in turn: text, and bytes that are not UTF-8."""
-    # "surrogateescape" turns each invalid byte into a character that valid text cannot have.
-    for piece in _INVALID.split(data.decode("utf-8", "surrogateescape")):
-        if piece:
-            invalid = _INVALID.match(piece)
-            yield piece.encode("utf-8", "surrogateescape") if invalid else piece
-
-
-def raise_panic(error: BaseException, name: str) -> NoReturn:
-    """Raise again what the Rust code of a tokenizer raised, a panic (no `Exception`) explained."""
-    if type(error).__module__ != "pyo3_runtime":
-        raise error
-    raise UserError(
-        f"the vocabulary {name} cannot encode the text ({error}): what is stored with it is "
-        "damaged or forged. Run `dvc repro` to make it again."
-    ) from error
 
 
 def _bounded_runs(text: str) -> list[str]:
