@@ -13,14 +13,20 @@ from tokenizers.trainers import BpeTrainer, UnigramTrainer
 from stages.lm.core.errors import UserError
 from stages.lm.data.meta import TokenizerMeta
 from stages.lm.data.splits import read_chunks
+from stages.lm.export.gguf_file import add_tokenizer
 from stages.lm.pretrained.gguf_reader import read_gguf
 from stages.lm.pretrained.gguf_tokenizer import chat_in, tokenizer_document
 from stages.lm.text import hf_tokenizer, tokenizer_json
+from stages.lm.text.chat import Chat
 from stages.lm.text.hf_tokenizer import HFTokenizer
 from stages.lm.text.stored_tokenizer import load_tokenizer
 from stages.lm.text.tokenizer import PATTERNS
 from stages.lm.text.tokenizer_json import check_pattern
 
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 SPECIAL = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
 MIXED = (
     "Hello world, IT'S a don'tcare — 3.14159 and 1234567!\r\n\r\n  if (x):\n\t\treturn  y   \n\n\n"
@@ -328,6 +334,29 @@ def test_the_tokenizer_of_a_gguf_file_gives_the_same_ids(
             assert found.decode(ids) == theirs.decode(theirs.encode(piece.encode()))
         else:
             assert ids == theirs.encode(piece.encode())
+
+
+@pytest.mark.parametrize("kind", ["gpt-2", "llama 3", "smollm", "llama 2", "gemma"])
+def test_a_tokenizer_comes_back_from_the_gguf_file_that_is_written_of_it(
+    kind, trained, text, tmp_path
+):
+    trained = Tokenizer.from_str(trained[kind].to_str())
+    trained.add_tokens([AddedToken("<tool>", normalized=False)])
+    found = ours(trained, chat=Chat(CHATML, "<s>", "<|im_end|>"))
+    writer = gguf.GGUFWriter(tmp_path / "a.gguf", "llama")
+    add_tokenizer(writer, found)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    metadata = read_gguf(tmp_path / "a.gguf").metadata
+    assert metadata["tokenizer.ggml.eos_token_id"] == found.named("<|im_end|>")
+    again = HFTokenizer(json.dumps(tokenizer_document(metadata)), "x", chat_in(metadata))
+    assert (again.tokens, again.control, again.chat) == (found.tokens, found.control, found.chat)
+    for piece in [text, *MIXED.splitlines(), "a <tool>b 12"]:
+        ids = again.encode(piece.encode())
+        if metadata["tokenizer.ggml.model"] != "llama":
+            assert ids == found.encode(piece.encode())
+        assert found.decode(ids) == found.decode(found.encode(piece.encode()))
 
 
 def test_a_damaged_gguf_file_is_refused_in_a_sentence(trained, tmp_path):

@@ -6,6 +6,7 @@ and tensor names are those of its `gguf/constants.py`.
 """
 
 from pathlib import Path
+from typing import TypeGuard
 
 import gguf
 import numpy as np
@@ -20,7 +21,7 @@ from ..pretrained.hf_weights import LAYER_NORM_EPSILON, rename_tensors, unfuse_w
 from ..quantization.schemes import to_f16
 from ..text.byte_level import printed_merges, printed_tokens
 from ..text.conversation import end_token
-from ..text.hf_tokenizer import HFTokenizer
+from ..text.hf_tokenizer import BYTE_NAME, HFTokenizer
 from ..text.interface import Tokenizer
 from ..text.tokenizer import BytePairTokenizer
 from .pattern_names import pattern_name
@@ -108,11 +109,18 @@ def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer) -> None:
         merges = printed_merges(printed, tokenizer.merges())
         for token, name in tokenizer.control.items():
             printed[token] = name
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pattern_name(tokenizer))
-    writer.add_token_list(printed)
-    writer.add_token_types([token_type(tokenizer, token) for token in range(len(printed))])
-    writer.add_token_merges([" ".join(pair) for pair in merges])
+    # llama.cpp wants a name for gaps too.
+    writer.add_token_list([name or f"[UNUSED{token}]" for token, name in enumerate(printed)])
+    writer.add_token_types(
+        [token_type(tokenizer, token, name) for token, name in enumerate(printed)]
+    )
+    if is_sentencepiece(tokenizer):
+        add_scores(writer, printed, merges, tokenizer)
+    else:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(pattern_name(tokenizer))
+        writer.add_token_merges([" ".join(pair) for pair in merges])
+        writer.add_add_space_prefix(False)
     if tokenizer.chat.template:
         writer.add_chat_template(tokenizer.chat.template)
     end = end_token(tokenizer)
@@ -125,14 +133,45 @@ def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer) -> None:
     writer.add_eos_token_id(end)
     writer.add_add_bos_token(False)
     writer.add_add_eos_token(False)
-    writer.add_add_space_prefix(False)
 
 
-def token_type(tokenizer: Tokenizer, token: int) -> gguf.TokenType:
+def is_sentencepiece(tokenizer: Tokenizer) -> TypeGuard[HFTokenizer]:
+    """Whether it merges characters instead of bytes, as SentencePiece's BPE does."""
+    if not isinstance(tokenizer, HFTokenizer):
+        return False
+    kinds = {part["type"] for part in tokenizer.parts("decoder")}
+    return "ByteFallback" in kinds and bool(tokenizer.printed_merges())
+
+
+def add_scores(
+    writer: gguf.GGUFWriter,
+    printed: list[str],
+    merges: list[tuple[str, str]],
+    tokenizer: HFTokenizer,
+) -> None:
+    """Add a SentencePiece vocabulary, in which the token with the highest score is merged first."""
+    ranks = {"".join(pair): rank for rank, pair in reversed([*enumerate(merges)])}
+    writer.add_tokenizer_model("llama")
+    writer.add_token_scores([-float(ranks.get(token, len(merges))) for token in printed])
+    parts = [*tokenizer.parts("normalizer"), *tokenizer.parts("pre_tokenizer")]
+    writer.add_add_space_prefix(
+        any(
+            part["type"] == "Prepend" or part.get("prepend_scheme", "never") != "never"
+            for part in parts
+        )
+    )
+
+
+def token_type(tokenizer: Tokenizer, token: int, printed: str) -> gguf.TokenType:
     """llama.cpp's type of a token: control tokens have one of their own, and so have gaps."""
     if token in tokenizer.control:
         return gguf.TokenType.CONTROL
-    return gguf.TokenType.NORMAL if tokenizer.tokens[token] else gguf.TokenType.UNUSED
+    if not tokenizer.tokens[token]:
+        return gguf.TokenType.UNUSED
+    if isinstance(tokenizer, HFTokenizer) and token in tokenizer.added:
+        return gguf.TokenType.USER_DEFINED
+    is_byte = is_sentencepiece(tokenizer) and BYTE_NAME.fullmatch(printed)
+    return gguf.TokenType.BYTE if is_byte else gguf.TokenType.NORMAL
 
 
 def stored_kind(name: str, tensor: Tensor, kind: str, config: ModelConfig) -> Kind:

@@ -17,7 +17,8 @@ from .tokenizer_json import MAX_TEXT, check_document, components
 SPACE = "\u2581"
 """Stands for a space in SentencePiece's tokens."""
 UNKNOWN = "\ufffd".encode()
-_BYTE = re.compile("<0x([0-9A-F]{2})>")
+BYTE_NAME = re.compile("<0x([0-9A-F]{2})>")
+"""Of a byte among SentencePiece's tokens."""
 
 
 class HFTokenizer(Tokenizer):
@@ -50,6 +51,8 @@ class HFTokenizer(Tokenizer):
     def _all_tokens(self) -> tuple[list[bytes], dict[int, str]]:
         vocabulary = self._runner.get_vocab(with_added_tokens=False)
         added = self._runner.get_added_tokens_decoder()
+        self.added = {number for number, other in added.items() if not other.special}
+        """Tokens that text makes wherever it has them, before anything else."""
         size = 1 + max([*vocabulary.values(), *added])
         if size > 2 * (len(vocabulary) + len(added)) + 1024:
             raise ValueError(f"it has ids up to {size - 1:,} for {len(vocabulary):,} tokens")
@@ -111,7 +114,7 @@ class HFTokenizer(Tokenizer):
             )
 
         def written(token: str) -> bytes:
-            byte = _BYTE.fullmatch(token) if "ByteFallback" in decoders else None
+            byte = BYTE_NAME.fullmatch(token) if "ByteFallback" in decoders else None
             return bytes([int(byte[1], 16)]) if byte else token.replace(SPACE, " ").encode()
 
         return written
