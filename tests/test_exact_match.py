@@ -106,7 +106,7 @@ def test_the_pipeline_teaches_a_task(tmp_path):
     figures = json.loads((folder / "metrics" / "evaluate.json").read_text("utf-8"))
     assert figures["majority"] < 0.7 and figures["asked_records"] == 120
     assert figures["float"]["exact_match"] > 0.9 and figures["quantized"]["exact_match"] > 0.9
-    assert 0 < figures["float"]["held_out"]["bits_per_byte"] < 0.3
+    assert 0 <= figures["float"]["held_out"]["bits_per_byte"] < 0.3
     assert not figures.keys() & {"baselines", "memorisation"}
     shown = (folder / "metrics" / "samples.md").read_text("utf-8")
     assert shown.count("Wanted:") == shown.count("Written:") == 2
