@@ -105,6 +105,7 @@ def sampling_widgets() -> SamplingSettings:
         min_p = st.slider("Min-p", 0.0, 1.0, defaults.min_p, 0.01, key="min_p", help=HELP["min_p"])
         default, hint = defaults.repetition_penalty, HELP["repetition_penalty"]
         penalty = st.slider("Repetition penalty", 1.0, 2.0, default, 0.05, key="penalty", help=hint)
+        cache = st.number_input("Cache", 0, 30_000, 0, 500, key="cache", help=HELP["cache"])
         stop = st.text_area("Stop strings", key="stop", height=68, help=STOP)
     return SamplingSettings(
         temperature=temperature,
@@ -112,6 +113,7 @@ def sampling_widgets() -> SamplingSettings:
         top_p=top_p,
         min_p=min_p,
         repetition_penalty=penalty,
+        cache=cache,
         stop=tuple(line.replace("\\n", "\n") for line in stop.split("\n") if line),
     )
 

@@ -246,6 +246,7 @@ def summary(result: Result) -> str:
     extras = {
         f"min-p {chosen.min_p:g}": chosen.min_p > 0,
         f"repetition penalty {chosen.repetition_penalty:g}": chosen.repetition_penalty != 1,
+        f"cache {chosen.cache:,}": chosen.cache > 0,
         f"{len(chosen.stop)} stop strings": len(chosen.stop) > 0,
     }
     return (

@@ -161,6 +161,7 @@ def command(result: Result, model: str, default_model: str) -> str:
         "--top-p": (sampling.top_p, defaults.top_p),
         "--min-p": (sampling.min_p, defaults.min_p),
         "--repetition-penalty": (sampling.repetition_penalty, defaults.repetition_penalty),
+        "--cache": (sampling.cache, defaults.cache),
         "--seed": (request.seed, DEFAULT_SEED),
         "--model": (model, default_model),
     }

@@ -14,6 +14,7 @@ from stages.lm.core.errors import UserError
 from stages.lm.core.files import read_errors, read_json, write_json, write_text
 from stages.lm.core.stage import run_stage
 from stages.lm.data.dataset import TokenData
+from stages.lm.evaluation.adaptive import adaptive_losses
 from stages.lm.evaluation.compressors import WINDOW_BYTES, baselines
 from stages.lm.evaluation.exact_match import answer, exact_match, majority, questions_in
 from stages.lm.evaluation.held_out import (
@@ -53,6 +54,9 @@ def main() -> None:
         results[name] = {"model": models[name].id} | results[name]
     write_json(paths.EVALUATE_METRICS, results)
     report_losses("held-out", {name: results[name]["held_out"] for name in models})
+    if adaptive := results.get("adaptive"):
+        by_model = {name: adaptive[name]["held_out"] for name in ("float", "quantized")}
+        report_losses("held-out, adaptive", by_model)
     report_losses(settings.also, results.get("also", {}))
     if data.records:
         report_answers(models, results)
@@ -99,6 +103,10 @@ def evaluate_text(
         for name, loaded in models.items()
     }
     results["baselines"] = compressor_figures(data, parts)
+    if settings.cache:
+        trained = {name: models[name] for name in ("float", "quantized")}
+        asked = (machine, settings.min_context, settings.cache)
+        results["adaptive"] = adaptive_losses(trained, data, parts, *asked)
     samples = draw_samples(models["quantized"], settings)
     train_bytes = data.meta.splits["train"].bytes
     results["memorisation"] = copied_shares(paths.INPUT, train_bytes, samples)

@@ -221,17 +221,18 @@ def test_every_setting_reaches_the_sampler(monkeypatch: pytest.MonkeyPatch) -> N
     at.slider(key="top_p").set_value(0.5)
     at.slider(key="min_p").set_value(0.25)
     at.slider(key="penalty").set_value(1.5)
+    at.number_input(key="cache").set_value(3000)
     at.text_area(key="stop").set_value("END\n\\n\\n")
     at.number_input(key="seed").set_value(99)
     assert write(at, "hello") == ["hellook"] * 3
     settings = SamplingSettings(
         temperature=1.5, top_k=11, top_p=0.5, min_p=0.25, repetition_penalty=1.5,
-        stop=("END", "\n\n"),
+        cache=3000, stop=("END", "\n\n"),
     )  # fmt: skip
     assert [call[1:] for call in calls] == [("hello", 7, settings, 99, range(3), TOP_LOGPROBS, ())]
     assert {call[0].scheme for call in calls} == {"float32"}
     told = at.caption[0].value
-    assert "min-p 0.25, repetition penalty 1.5, 2 stop strings, seed 99" in told
+    assert "min-p 0.25, repetition penalty 1.5, cache 3,000, 2 stop strings, seed 99" in told
 
 
 def test_the_summary_is_silent_about_samplers_that_are_off() -> None:
@@ -545,6 +546,7 @@ def test_the_terminal_command_repeats_the_text(capsys: pytest.CaptureFixture[str
     at.number_input(key="length").set_value(30)
     at.slider(key="temperature").set_value(1.25)
     at.slider(key="penalty").set_value(1.5)
+    at.number_input(key="cache").set_value(20)
     at.text_area(key="stop").set_value("\\n\\n\n-q")
     texts = write(at, '-- it\'s\nthe "rat" \\n ')
     assert terminal(at, capsys) == texts[0] + "\n"

@@ -103,6 +103,7 @@ def test_logits_are_those_of_the_dequantized_weights(make_loaded, compiled, shap
     expected = loaded.model(torch.tensor([tokens]))[0].double().log_softmax(dim=1)
     decoder = EngineDecoder(Engine(compiled, loaded.config, loaded.weights), 1)
     found = torch.cat([decoder.feed([[token]]) for token in tokens]).double().log_softmax(dim=1)
+    assert not hasattr(decoder, "states")  # which take time
     nats = (expected.exp() * (expected - found)).sum(dim=1)
     assert nats.mean() < 1e-4
     chosen = expected.gather(1, found.argmax(dim=1, keepdim=True))[:, 0]
@@ -184,17 +185,31 @@ def test_batch_threads_and_the_split_of_a_prompt_change_no_bit(make_loaded, comp
     loaded = make_loaded(shape, kind)
     tokens = tokens_of(loaded, CONTEXT - 1)
     shared = Engine(compiled, loaded.config, loaded.weights)
-    expected = EngineDecoder(shared, 1).feed([tokens])
+    alone = EngineDecoder(shared, 1, keep_states=True)
+    expected = alone.feed([tokens])
     for batch, threads, cuts in ((1, 3, (1, 2, 100)), (3, 1, (255, 257)), (7, 2, (16, 144, 290))):
         torch.set_num_threads(threads)
         try:
-            decoder = EngineDecoder(shared, batch)
+            decoder = EngineDecoder(shared, batch, keep_states=True)
             for first, end in zip((0, *cuts), (*cuts, len(tokens)), strict=True):
                 found = decoder.feed([tokens[first:end]])
+                states = alone.states[:, first:end]
+                assert torch.equal(decoder.states, states.expand_as(decoder.states))
         finally:
             torch.set_num_threads(1)
         assert decoder.length == len(tokens) and found.shape == (batch, expected.size(1))
         assert all(torch.equal(row, expected[0]) for row in found)
+
+
+def test_final_states_are_those_of_the_dequantized_weights(make_loaded, compiled):
+    for shape in SHAPES:
+        loaded = make_loaded(shape)
+        tokens = [tokens_of(loaded, 100)]
+        decoder = EngineDecoder(Engine(compiled, loaded.config, loaded.weights), 1, True)
+        decoder.feed(tokens)
+        states = loaded.model.states(torch.tensor(tokens))
+        assert decoder.states.shape == states.shape
+        assert torch.cosine_similarity(decoder.states, states, dim=2).min() > 0.999
 
 
 def test_structs_that_differ_from_the_librarys_are_refused(make_loaded, compiled, monkeypatch):

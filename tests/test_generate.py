@@ -130,9 +130,10 @@ def test_every_sampler_and_stop_string_has_its_flag(
     model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = SamplingSettings(
-        temperature=2, top_p=1, min_p=0.01, repetition_penalty=1.2, stop=("cat", "\n")
+        temperature=2, top_p=1, min_p=0.01, repetition_penalty=1.2, cache=9, stop=("cat", "\n")
     )
-    flags = "--temperature 2 --top-p 1 --min-p 0.01 --repetition-penalty 1.2 --stop cat --stop \\n"
+    flags = "--temperature 2 --top-p 1 --min-p 0.01 --repetition-penalty 1.2 --cache 9"
+    flags += " --stop cat --stop \\n"
     generate.main(["the", *flags.split(), "--length", "150", "--model", str(model)])
     text = generate_text(load_model(model), "the", 150, settings, 1337)
     assert capsys.readouterr().out == f"the{text}\n"

@@ -34,6 +34,7 @@ SETTINGS = {
     "everything": SamplingSettings(
         temperature=1.5, top_k=90, top_p=0.95, min_p=0.001, repetition_penalty=1.3
     ),
+    "cache": SamplingSettings(temperature=1.0, cache=25),  # soon full
     "stops": SamplingSettings(temperature=3.0, stop=("e", "ab", "\x07\x05")),
 }
 CUTS = [(1, 14, 15, 16), (17, 39), tuple(range(2, LENGTH, 3))]

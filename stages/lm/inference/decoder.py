@@ -13,6 +13,7 @@ from torch import Tensor
 from ..model.transformer import KVCache
 from .engine import EngineDecoder
 from .loading import LoadedModel
+from .neural_cache import NeuralCache
 from .token_step import TokenStep
 
 
@@ -23,6 +24,8 @@ class Decoder(Protocol):
     """Tokens a sequence may have."""
     splits_freely: bool
     """Tokens give the same bits fed at once and one by one."""
+    states: Tensor
+    """Final states (1 or B, T, width) of the rows that were fed last, if they are kept."""
 
     @property
     def length(self) -> int:
@@ -50,6 +53,7 @@ class TorchDecoder:
     """
 
     splits_freely = False
+    states: Tensor
 
     def __init__(self, loaded: LoadedModel, batch: int) -> None:
         self.model = loaded.model
@@ -68,14 +72,21 @@ class TorchDecoder:
         rows = torch.tensor(tokens, device=self.model.token_embedding.weight.device)
         first, *others = self.caches
         if len(tokens) == 1 and not self.length:  # a prompt that all sequences share is read once
-            logits: Tensor = self.model(rows, first)[:, -1].float()
+            self.states, logits = self._read(rows, first)
             for cache in others:
                 cache.keys.copy_(first.keys)
                 cache.values.copy_(first.values)
                 cache.length = first.length
             return logits.expand(len(self.caches), -1)
         pairs = zip(rows.expand(len(self.caches), -1), self.caches, strict=True)
-        return torch.cat([self.model(row[None], cache)[:, -1] for row, cache in pairs]).float()
+        read = (self._read(row[None], cache) for row, cache in pairs)
+        self.states, logits = map(torch.cat, zip(*read, strict=True))
+        return logits
+
+    def _read(self, row: Tensor, cache: KVCache) -> tuple[Tensor, Tensor]:
+        """Append tokens (1, T) to a sequence: their final states (1, T, width), logits (1, V)."""
+        states = self.model.states(row, cache)
+        return states, self.model.logits(states)[:, -1].float()
 
     def reset(self) -> None:
         """See `Decoder`."""
@@ -90,20 +101,17 @@ class PackedDecoder(TorchDecoder):
         super().__init__(loaded, batch)
         self.step = step
 
-    @torch.inference_mode()
-    def feed(self, tokens: list[list[int]]) -> Tensor:
-        """See `Decoder`."""
-        if not self.length or len(tokens[0]) > 1:
-            return super().feed(tokens)
-        rows = tokens if len(tokens) > 1 else tokens * len(self.caches)
-        pairs = zip(rows, self.caches, strict=True)
-        return torch.cat([self.step(row[0], cache) for row, cache in pairs])
+    def _read(self, row: Tensor, cache: KVCache) -> tuple[Tensor, Tensor]:
+        if not cache.length or row.size(1) > 1:
+            return super()._read(row, cache)
+        state, logits = self.step(int(row), cache)
+        return state[None], logits
 
 
-def make_decoder(loaded: LoadedModel, batch: int = 1) -> Decoder:
+def make_decoder(loaded: LoadedModel, batch: int = 1, keep_states: bool = False) -> Decoder:
     """A new decoder of `batch` empty sequences. Many may share `loaded`."""
     if loaded.engine is not None:
-        return EngineDecoder(loaded.engine, batch)
+        return EngineDecoder(loaded.engine, batch, keep_states)
     if loaded.token_step is not None:
         return PackedDecoder(loaded, batch, loaded.token_step)
     return TorchDecoder(loaded, batch)
@@ -112,32 +120,52 @@ def make_decoder(loaded: LoadedModel, batch: int = 1) -> Decoder:
 class ContextWindow:
     """A decoder's sequences without the tokens that no longer fit its context.
 
-    When they exceed it, their older half is dropped and the cache is recomputed from the rest. What
-    the decoder is fed, and so every bit of the logits, does not depend on when they are asked for.
+    When they exceed it, their older half is dropped and the rest is read anew. What the decoder is
+    fed, and so every bit of the logits, does not depend on when they are asked for. With a neural
+    `cache`, all of a long prompt that fits it is read, in overlapping windows.
     """
 
-    def __init__(self, decoder: Decoder, prompt: list[int]) -> None:
-        self.decoder = decoder
-        fits = len(prompt) <= decoder.context
-        self.rows = [prompt if fits else prompt[-(decoder.context // 2) :]]
-        self.unread = [self.rows]
+    def __init__(
+        self, decoder: Decoder, prompt: list[int], cache: NeuralCache | None = None
+    ) -> None:
+        self.decoder, self.cache = decoder, cache
+        context, half = decoder.context, decoder.context // 2
+        if len(prompt) > context:
+            prompt = prompt[-(half + (cache.size if cache else 0)) :]
+        self._start([prompt[:context]], min(len(prompt), context))
+        for start in range(context - half, len(prompt) - half, context - half):
+            self.logits()
+            window = prompt[start : start + context]
+            self._start([window], len(window) - half)
+
+    def _start(self, rows: list[list[int]], new: int) -> None:
+        """Replace the sequences by `rows`, whose last `new` tokens the cache has not seen."""
+        self.rows = rows
+        self.unread = [(rows, new)]
+        if self.decoder.length:
+            self.decoder.reset()
 
     def append(self, tokens: list[int]) -> None:
         """Append a token to each sequence; a single one is appended to every sequence."""
         rows = self.rows * (len(tokens) // len(self.rows))
-        self.rows = [[*row, token] for row, token in zip(rows, tokens, strict=True)]
-        if len(self.rows[0]) <= self.decoder.context:
-            self.unread.append([[token] for token in tokens])
+        rows = [[*row, token] for row, token in zip(rows, tokens, strict=True)]
+        if len(rows[0]) <= self.decoder.context:
+            self.rows = rows
+            self.unread.append(([[token] for token in tokens], 1))
             return
-        self.rows = [row[-(self.decoder.context // 2) :] for row in self.rows]
-        self.unread = [self.rows]
-        self.decoder.reset()
+        if self.cache and self.unread:
+            self.logits()  # the cache takes in what is dropped
+        self._start([row[-(self.decoder.context // 2) :] for row in rows], 1)
 
     def logits(self) -> Tensor:
-        """Float32 logits (B, V) after the tokens; some must have been appended since the last."""
+        """Logits (B, V) after the tokens; some must have been appended since the last."""
         if self.decoder.splits_freely:
-            self.unread = [[[*chain(*parts)] for parts in zip(*self.unread, strict=True)]]
-        for rows in self.unread:
+            parts, counts = zip(*self.unread, strict=True)
+            rows = [[*chain(*each)] for each in zip(*parts, strict=True)]
+            self.unread = [(rows, sum(counts))]
+        for rows, new in self.unread:
             logits = self.decoder.feed(rows)
+            if self.cache:
+                self.cache.read(rows, self.decoder.states, new)
         self.unread = []
-        return logits
+        return self.cache.mixed(logits) if self.cache else logits

@@ -52,9 +52,10 @@ static void forward_blocks(Chunk *s) {
 }
 
 /* Appends `tokens` (sequences, count) to the first `sequences` sequences of the state, each `start`
-   tokens long; writes the logits (sequences, padded_vocab) after the last of them. */
+   tokens long; writes the logits (sequences, padded_vocab) after the last of them and, unless it is
+   NULL, the final states of all to `states` (sequences, count, width). */
 void feed(const Model *model, const State *state, const int32_t *tokens, int32_t sequences,
-          int32_t count, int32_t start, float *logits, int32_t threads) {
+          int32_t count, int32_t start, float *logits, float *states, int32_t threads) {
     Chunk s = {.model = model, .state = state, .sequences = sequences, .token_stride = count};
     s.threads = pool_acquire(threads);
     int max_count = CHUNK_ROWS / sequences > 1 ? CHUNK_ROWS / sequences : 1;
@@ -63,6 +64,9 @@ void feed(const Model *model, const State *state, const int32_t *tokens, int32_t
         s.count = count - done < max_count ? count - done : max_count;
         s.tokens = tokens + done;
         forward_blocks(&s);
+        if (!states) continue;
+        s.norm = model->final_norm, s.states = states + (int64_t)done * model->width;
+        each_row(&s, sequences * s.count, final_state_row);
     }
     s.norm = model->final_norm, s.first = s.count - 1, s.every = s.count;
     each_row(&s, sequences, norm_row);

@@ -218,9 +218,11 @@ class EngineDecoder:
     """A `Decoder` that runs on an `Engine`. Its results do not depend on batch or threads."""
 
     splits_freely = True
+    states: Tensor
 
-    def __init__(self, engine: Engine, batch: int) -> None:
+    def __init__(self, engine: Engine, batch: int, keep_states: bool = False) -> None:
         self.engine = engine
+        self.keep_states = keep_states
         self.batch = batch
         self.context = engine.config.context
         self.length = 0
@@ -257,6 +259,8 @@ class EngineDecoder:
         count, end = rows.size(1), self.length + rows.size(1)
         assert len(rows) in (1, self.batch) and count > 0 and end <= self.context
         logits = torch.empty(len(rows), config.padded_vocab)
+        if self.keep_states:
+            self.states = torch.empty(len(rows), count, config.width)
         useful_threads = 1 + self.engine.packed_bytes * rows.numel() // BYTES_A_THREAD
         self.engine.library.feed(
             byref(self.engine.model),
@@ -266,6 +270,7 @@ class EngineDecoder:
             count,
             self.length,
             logits.data_ptr(),
+            self.states.data_ptr() if self.keep_states else None,
             min(useful_threads, torch.get_num_threads()),
         )
         if len(rows) < self.batch:  # a prompt that all sequences share is read once

@@ -17,6 +17,7 @@ from ..text.chat_template import Message
 from ..text.conversation import prompt_ids
 from .decoder import ContextWindow, make_decoder
 from .loading import LoadedModel
+from .neural_cache import NeuralCache
 from .samplers import (
     StopStrings,
     draw,
@@ -59,6 +60,11 @@ class SamplingSettings:
     repetition_penalty: float = sampler_value(
         1.0, 1, 100, "Above 1, tokens that the text already has become less likely. 1 is off."
     )
+    cache: int = sampler_value(
+        0, 0, 30_000, "Let the last tokens of the text, so many, vote for what follows where the "
+        "text is as it was there: long texts stay in voice. 0 is off."
+    )  # fmt: skip
+    """Size of a `NeuralCache`."""
     stop: tuple[str, ...] = ()
     """The text ends before the first of these to appear in it."""
 
@@ -240,7 +246,9 @@ def generate_steps(
             "means. Take one that `dvc repro` wrote."
         )
     states = [SequenceState(loaded, ids, settings, seed, index, written) for index in indices]
-    window = ContextWindow(make_decoder(loaded, len(states)), ids)
+    size, batch = settings.cache, len(states)
+    cache = NeuralCache(size, batch, loaded.config.width) if size else None
+    window = ContextWindow(make_decoder(loaded, batch, size > 0), ids, cache)
     for token in written:
         window.append([token])
     for step in range(max_new_tokens):

@@ -47,7 +47,7 @@ def library(native: tuple[str, ...] = NATIVE) -> ctypes.CDLL | None:
             engine = ctypes.CDLL(str(built(compiler(), native, folder)))
         engine.fits_4_bits.argtypes = (c_void_p, c_int64)
         engine.pack.argtypes = (c_void_p, c_void_p, *[c_int32] * 4)
-        engine.feed.argtypes = (*[c_void_p] * 3, *[c_int32] * 3, c_void_p, c_int32)
+        engine.feed.argtypes = (*[c_void_p] * 3, *[c_int32] * 3, c_void_p, c_void_p, c_int32)
         engine.decode.argtypes = (
             *(c_void_p, c_void_p, c_void_p, c_int32, c_void_p, c_int32, c_void_p, c_int64),
         )

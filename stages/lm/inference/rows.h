@@ -59,6 +59,7 @@ typedef struct {
     int block_index, sequences, token_stride, start, count, threads;
     Norm norm;
     int every, first; /* normed row i is row `first + i * every` of `residual` */
+    float *states;    /* where the final states go: that of a sequence's first token, and so on */
 } Chunk;
 
 INLINE void embed(const Table *table, int row, int width, float *to, int add) {
@@ -88,6 +89,14 @@ static void norm_row(void *task, int row) {
     const float *x = s->state->residual + (int64_t)(s->first + row * s->every) * width;
     normalize(s->norm, x, normed, width, 1);
     quantize_row(s->state, row, width, normed);
+}
+
+static void final_state_row(void *task, int row) {
+    const Chunk *s = task;
+    int width = s->model->width;
+    int64_t token = (int64_t)(row / s->count) * s->token_stride + row % s->count;
+    const float *x = s->state->residual + (int64_t)row * width;
+    normalize(s->norm, x, s->states + token * width, width, 1);
 }
 
 static void attention_out_row(void *task, int row) {

@@ -60,8 +60,11 @@ class TokenStep:
             half = config.head_size // 2
             self.sines = torch.cat((-sines[:, :half], sines[:, half:]), dim=1)
 
-    def __call__(self, token: int, cache: KVCache) -> Tensor:
-        """Append a token to the only sequence of a float32 `cache`; logits (1, vocab_size)."""
+    def __call__(self, token: int, cache: KVCache) -> tuple[Tensor, Tensor]:
+        """Append a token to the only sequence of a float32 `cache`.
+
+        Returns its final state (1, width) and the logits (1, vocab_size).
+        """
         config, position = self.config, cache.length
         rotated_heads = config.heads + config.kv_heads
         rotate = config.arch == "qwen3"
@@ -90,7 +93,8 @@ class TokenStep:
                 inner = F.gelu(inner, approximate="tanh")
             x = x + layer.down(inner)
         cache.length += 1
-        return self.head(self.final_norm(x))[:, : config.vocab_size]
+        state = self.final_norm(x)
+        return state, self.head(state)[:, : config.vocab_size]
 
     def _layer(self, block: str) -> BlockFunctions:
         qwen3 = self.config.arch == "qwen3"

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
@@ -54,6 +54,21 @@ class RMSNormFunction(Function):
         inner = (product @ weight).mul_(-1 / x.size(-1)).unsqueeze(-1)
         grad_x = (grad * weight).addcmul_(normed, inner).mul_(scale)
         return grad_x, grad_weight, None
+
+
+class RMSNorm(nn.Module):
+    """Scale each vector to unit root mean square (Zhang & Sennrich 2019), in float32."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape as `x`, in the data type of the matrix product that follows."""
+        normed: Tensor = RMSNormFunction.apply(  # type: ignore[no-untyped-call]
+            x.to(self.weight.dtype), self.weight, product_dtype(x)
+        )
+        return normed
 
 
 class QKNormRoPEFunction(Function):

@@ -5,11 +5,12 @@ functions. Knows nothing about bytes, files or settings.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from ..data.dataset import TokenData
 from ..data.sequence_packing import IGNORE_INDEX, ids_of, targets_and_segments
@@ -51,6 +52,36 @@ def score(
     windows, evenly spaced, are used that about `max_tokens` tokens are scored. `min_context` is
     that of `sliding_windows`; `progress` is called with the number of tokens of each batch.
     """
+    nats, count = 0.0, 0
+    for batch in scored_batches(model, tokens, lead, machine, min_context, max_tokens):
+        losses = F.cross_entropy(batch.logits, batch.targets, reduction="none")
+        nats += losses.double().sum().item()
+        count += losses.numel()
+        progress(losses.numel())
+    return nats, count
+
+
+class ScoredBatch(NamedTuple):
+    """Consecutive tokens of a text, N, and what a model makes of those before each of them."""
+
+    states: Tensor
+    """Its final states (N, W), float32."""
+    logits: Tensor
+    """(N, V), float32."""
+    targets: Tensor
+    """The tokens' ids (N,), int64."""
+
+
+@torch.no_grad()
+def scored_batches(
+    model: Transformer,
+    tokens: np.ndarray,
+    lead: np.ndarray,
+    machine: Machine,
+    min_context: int = 0,
+    max_tokens: int | None = None,
+) -> Iterator[ScoredBatch]:
+    """All that `score` counts, in the order of the text. Arguments as there."""
     if not len(lead):
         lead, tokens = tokens[:1], tokens[1:]
     sequence = np.concatenate([lead, tokens])
@@ -62,21 +93,19 @@ def score(
         windows = windows[np.arange(keep) * len(windows) // keep]
     was_training = model.training
     model.eval()
-    nats, count = 0.0, 0
     for batch in _batches(windows, context):
         length = batch[0, 2] - 1 - batch[0, 0]
         rows = sequence[batch[:, :1] + np.arange(length + 1)].astype(np.int64)
         rows = torch.from_numpy(rows).to(machine.device)
         with machine.autocast():
-            logits = model(rows[:, :-1])
+            states = model.states(rows[:, :-1])
+            logits = model.logits(states)
         scored = batch[0, 2] - batch[0, 1]
-        logits, targets = logits[:, -scored:].float(), rows[:, -scored:]
-        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-        nats += losses.double().sum().item()
-        count += losses.numel()
-        progress(losses.numel())
+        states, logits, targets = (
+            part[:, -scored:].flatten(0, 1) for part in (states, logits, rows)
+        )
+        yield ScoredBatch(states.float(), logits.float(), targets)
     model.train(was_training)
-    return nats, count
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import attend
-from .fused import QKNormRoPEFunction, RMSNormFunction, SwiGLUFunction, head_loss, product_dtype
+from .fused import QKNormRoPEFunction, RMSNorm, SwiGLUFunction, head_loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,21 +59,6 @@ class KVCache:
 
 CacheAppend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """`KVCache.append` of one layer."""
-
-
-class RMSNorm(nn.Module):
-    """Scale each vector to unit root mean square (Zhang & Sennrich 2019), in float32."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Same shape as `x`, in the data type of the matrix product that follows."""
-        normed: Tensor = RMSNormFunction.apply(  # type: ignore[no-untyped-call]
-            x.to(self.weight.dtype), self.weight, product_dtype(x)
-        )
-        return normed
 
 
 def rotary_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
@@ -218,18 +203,31 @@ class Transformer(nn.Module):
         never decrease along a row, tell texts packed in one row apart: tokens attend within their
         own only, and negative targets do not count.
         """
-        x = self.final_norm(self.hidden(tokens, cache, segments))
-        head = self.token_embedding if self.config.tie_embeddings else self.head
-        # The padding of the vocabulary is never trained and never sampled.
+        states = self.states(tokens, cache, segments)
         if targets is None:
-            return F.linear(x, head.weight)[..., : self.config.vocab_size]
-        return head_loss(
-            x.flatten(0, 1),
-            head.weight,
-            targets.flatten(),
-            self.config.vocab_size,
-            partial=segments is not None,
-        )
+            return self.logits(states)
+        rows, size = states.flatten(0, 1), self.config.vocab_size
+        packed = segments is not None
+        return head_loss(rows, self.head_weight, targets.flatten(), size, partial=packed)
+
+    def states(
+        self, tokens: Tensor, cache: KVCache | None = None, segments: Tensor | None = None
+    ) -> Tensor:
+        """Final states (B, T, W): what the head makes logits of. Arguments as in `forward`."""
+        normed: Tensor = self.final_norm(self.hidden(tokens, cache, segments))
+        return normed
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Logits (B, T, vocab_size) of final states (B, T, W)."""
+        # The padding of the vocabulary is never trained and never sampled.
+        return F.linear(states, self.head_weight)[..., : self.config.vocab_size]
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The head's matrix, (padded_vocab, W)."""
+        tied = self.config.tie_embeddings
+        weight: Tensor = self.token_embedding.weight if tied else self.head.weight
+        return weight
 
     def hidden(
         self,

@@ -27,6 +27,10 @@ class EvaluateSettings:
     """Fewest tokens of context before a scored token (sliding window). More is slower and scores
     better; at most `model.context - 1` is used."""
 
+    cache: Annotated[int, Range(0, 30_000)]
+    """Tokens that a neural cache remembers; 0 is off. The loss with it is adaptive, and stands as
+    such beside the others. About 3,000 serve most texts. No effect with records."""
+
     samples: Annotated[int, Range(0, 1_000)]
     """Texts that are generated, written to `metrics/samples.md` and searched for copies of the
     training text; with records, held-out ones written there with the model's answers."""

@@ -57,8 +57,7 @@ class Validator:
                 torch.from_numpy(array).to(self._machine.device) for array in arrays
             )
             with self._machine.autocast():
-                hidden = self._model.hidden(inputs, segments=segments[0] if segments else None)
-                last = self._model.final_norm(hidden)
+                last = self._model.states(inputs, segments=segments[0] if segments else None)
             states.append(last[wanted >= 0].float())
             targets.append(wanted[wanted >= 0])
         self._model.train(was_training)
