@@ -13,12 +13,13 @@ from stages.lm.core.files import write_json
 from stages.lm.core.stage import run_stage
 from stages.lm.data.dataset import TokenData
 from stages.lm.data.windows import gather
+from stages.lm.inference.native import encode
 from stages.lm.model.checkpoint import Checkpoint, build_model
 from stages.lm.model.metrics import loss_units
 from stages.lm.model.runtime import Machine, pick_machine
 from stages.lm.model.scoring import score_split
 from stages.lm.model.transformer import Transformer
-from stages.lm.quantization.gptq import Calibration, calibrate, gptq
+from stages.lm.quantization.gptq import GPTQ, Calibration, calibrate
 from stages.lm.quantization.quantized_model import QuantizedModel, quantize_checkpoint
 from stages.lm.settings.loader import load_section
 from stages.lm.settings.quantize import QuantizeSettings
@@ -29,6 +30,10 @@ CALIBRATION_TOKENS = 16_384
 CHOOSING_TOKENS = 32_768
 """Tokens to compare schemes on, spread evenly over the validation split; the chosen scheme is then
 measured on all of it."""
+LEAST_TOKENS = 4_096
+MOST_WORK = 1 << 39
+"""Tokens times weights: a larger model is calibrated and compared on fewer tokens, down to
+`LEAST_TOKENS`."""
 MIN_BITS_PER_BYTE = 0.1
 """Floor of the denominator in `relative_increase`, so that a nearly solved task cannot fail on a
 tiny absolute loss."""
@@ -45,7 +50,7 @@ class Tried:
     """Size of the coded weights; the rest of the file is about equal in every scheme."""
     bits_per_weight: float
     val_bits_per_byte: float
-    """On `CHOOSING_TOKENS` of the validation split."""
+    """On the validation split, or a part of it."""
     increase: float
     """Of bits per byte, relative to the float model."""
 
@@ -113,8 +118,10 @@ class Trials:
     ) -> None:
         self.checkpoint, self.data, self.machine = checkpoint, data, machine
         self.max_increase = max_increase
-        self.float_loss = val_bits_per_byte(checkpoint.build(), data, machine, CHOOSING_TOKENS)
-        self.calibration: Calibration | None = None
+        model = checkpoint.build()
+        self.tokens = affordable(CHOOSING_TOKENS, model)
+        self.float_loss = val_bits_per_byte(model, data, machine, self.tokens)
+        self.gptq: GPTQ | None = None
         self.best: QuantizedModel | None = None
         """The first scheme tried, then the smallest that fits: not quantized again if chosen. The
         others are dropped, so that memory holds one quantized model."""
@@ -124,17 +131,17 @@ class Trials:
         if self.best is not None and self.best.scheme == scheme:
             return self.best
         if not scheme.startswith("gptq"):
-            return quantize_checkpoint(self.checkpoint, scheme)
-        if self.calibration is None:
-            self.calibration = calibration(self.checkpoint, self.data)
-        bits = float(scheme.removeprefix("gptq"))
-        coded = gptq(self.checkpoint.tensors, self.calibration, bits)
-        return quantize_checkpoint(self.checkpoint, scheme, coded)
+            return quantize_checkpoint(self.checkpoint, scheme, encode=encode)
+        if self.gptq is None:
+            known = calibration(self.checkpoint, self.data)
+            self.gptq = GPTQ(self.checkpoint.tensors, known)
+        coded = self.gptq.codes(float(scheme.removeprefix("gptq")))
+        return quantize_checkpoint(self.checkpoint, scheme, coded, encode)
 
     def run(self, scheme: str) -> Tried:
         """Measure a scheme and print the result."""
         quantized = self.quantized(scheme)
-        loss = val_bits_per_byte(restored(quantized), self.data, self.machine, CHOOSING_TOKENS)
+        loss = val_bits_per_byte(restored(quantized), self.data, self.machine, self.tokens)
         size, bits = len(quantized.packed), round(quantized.bits_per_weight(), 3)
         increase = round(relative_increase(loss, self.float_loss), 6)
         print(f"{scheme:<12}{size:>12,} B{bits:>13.2f}{loss:>15.4f}{100 * increase:>+9.2f}%")
@@ -142,6 +149,11 @@ class Trials:
         if self.best is None or (fits and size < len(self.best.packed)):
             self.best = quantized
         return Tried(scheme, size, bits, loss, increase)
+
+
+def affordable(tokens: int, model: Transformer) -> int:
+    """So many tokens, or fewer if the model is too large for them."""
+    return max(LEAST_TOKENS, min(tokens, MOST_WORK // model.parameter_count()))
 
 
 def relative_increase(after: float, before: float) -> float:
@@ -165,14 +177,14 @@ def search(run: Callable[[str], Tried], max_increase: float) -> list[Tried]:
 
 def calibration(checkpoint: Checkpoint, data: TokenData) -> Calibration:
     """Statistics of the checkpoint's matrices on the training split."""
-    config, ids = checkpoint.config, data.ids("train")
+    config, model, ids = checkpoint.config, checkpoint.build(), data.ids("train")
     length = min(config.context, len(ids) - 1)
-    count = max(1, min(CALIBRATION_TOKENS, len(ids)) // length)
+    count = max(1, min(affordable(CALIBRATION_TOKENS, model), len(ids)) // length)
     starts = np.arange(count) * (len(ids) - length) // count
     windows = torch.from_numpy(gather(ids, starts, length))
     some = ids[:: 1 + len(ids) // 2**22]
     frequencies = np.bincount(some, minlength=config.padded_vocab) / len(some)
-    return calibrate(checkpoint.build(), windows, torch.from_numpy(frequencies).float())
+    return calibrate(model, windows, torch.from_numpy(frequencies).float())
 
 
 def restored(quantized: QuantizedModel) -> Transformer:

@@ -18,9 +18,10 @@ from stages.lm.core.inputs import FileVersions
 from stages.lm.core.stage import run_stage
 from stages.lm.data.dataset import TokenData
 from stages.lm.model.checkpoint import Checkpoint
+from stages.lm.model.config import FAMILIES, ModelConfig
 from stages.lm.model.metrics import append_missing_lines, timestamp, write_tsv
 from stages.lm.model.runtime import Machine, pick_machine
-from stages.lm.model.transformer import ModelConfig, Transformer
+from stages.lm.model.transformer import Transformer
 from stages.lm.pretrained.model import PretrainedModel
 from stages.lm.settings.init_from import SCRATCH, load_init_from
 from stages.lm.settings.loader import load_section
@@ -144,7 +145,8 @@ def build_trainer(
     else:
         head_size = model_settings.width // model_settings.heads
         shape = {key: value for key, value in asdict(model_settings).items() if key != "init"}
-        config = ModelConfig(**shape, vocab_size=vocab_size, head_size=head_size)
+        eps = FAMILIES[model_settings.arch].norm_eps
+        config = ModelConfig(**shape, vocab_size=vocab_size, head_size=head_size, norm_eps=eps)
     model = Transformer(config)
     trainer = Trainer(model, data, settings, machine)
     print(

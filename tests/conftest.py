@@ -15,9 +15,10 @@ from hypothesis import settings as hypothesis_settings
 from stages.lm.data.dataset import TokenData
 from stages.lm.data.meta import SplitMeta, TokenizerMeta, TokensMeta
 from stages.lm.model.checkpoint import Checkpoint
+from stages.lm.model.config import FAMILIES, ModelConfig
 from stages.lm.model.initialization import init_weights
 from stages.lm.model.runtime import Machine
-from stages.lm.model.transformer import ModelConfig, Transformer
+from stages.lm.model.transformer import Transformer
 from stages.lm.settings.train import TrainSettings
 from stages.lm.text.tokenizer import train_bpe
 from stages.sample_text import sample_text
@@ -72,6 +73,7 @@ def make_config():
             "ff_width": 48,
             "tie_embeddings": False,
             "dropout": 0.0,
+            "norm_eps": FAMILIES[arch].norm_eps,
         }
         return ModelConfig(arch=arch, **defaults | fields)
 

@@ -32,7 +32,8 @@ from stages.lm.inference.generation import (
 )
 from stages.lm.inference.loading import LoadedModel, load_model
 from stages.lm.model.checkpoint import Checkpoint
-from stages.lm.model.transformer import ModelConfig, Transformer
+from stages.lm.model.config import ModelConfig
+from stages.lm.model.transformer import Transformer
 from stages.lm.quantization.quantized_model import quantize_checkpoint
 from stages.lm.text.interface import Tokenizer
 from stages.lm.text.tokenizer import PATTERNS, BytePairTokenizer, train_bpe

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from stages.lm.inference import engine, token_step
+from stages.lm.inference import engine, engine_structs, token_step
 from stages.lm.inference.decoder import PackedDecoder, TorchDecoder, make_decoder
 from stages.lm.inference.engine import Engine, EngineDecoder
 from stages.lm.inference.loading import LoadedModel, load_model
 from stages.lm.inference.native import NATIVE, library
 from stages.lm.inference.token_step import TokenStep, make_token_step
+from stages.lm.model.attention import KVCache
 from stages.lm.model.checkpoint import Checkpoint
 from stages.lm.model.transformer import Transformer
 from stages.lm.quantization.quantized_model import quantize_checkpoint
@@ -25,6 +27,20 @@ SHAPES = {
     "qwen3": {"arch": "qwen3"},
     "grouped queries, tied": {"arch": "qwen3", "kv_heads": 2, "tie_embeddings": True},
     "gpt2": {"arch": "gpt2", "tie_embeddings": True},
+}
+FAMILIES = {
+    "llama": {"arch": "llama", "kv_heads": 2, "norm_eps": 1e-5, "sliding_window": 40},
+    "llama 3": {
+        **{"arch": "llama", "rope_scaling": "llama3", "rope_factor": 8.0},
+        **{"rope_original_context": 64, "tie_embeddings": True},
+    },
+    "qwen2": {
+        **{"arch": "qwen2", "kv_heads": 1, "rope_scaling": "yarn", "rope_factor": 4.0},
+        **{"rope_original_context": 64, "rope_high": 32.0, "rope_attention": 1.1},
+    },
+    "gemma3": {"arch": "gemma3", "kv_heads": 1, "layers": 6, "sliding_window": 100},
+    "smollm3": {"arch": "smollm3", "layers": 4},
+    "olmo2": {"arch": "olmo2", "kv_heads": 2},
 }
 WEIGHTS = {"int8": (127, False), "int8 in groups": (127, True), "int4": (7, False)}
 WEIGHTS["int4 in groups"] = (7, True)
@@ -51,7 +67,7 @@ def make_loaded(make_config, tokenizer):
 
     def make(shape="qwen3", kind="int8", **fields):
         sizes = {"width": 128, "head_size": 32, "ff_width": 192, "context": CONTEXT}
-        fields = sizes | {"vocab_size": tokenizer.vocab_size} | SHAPES[shape] | fields
+        fields = sizes | {"vocab_size": tokenizer.vocab_size} | (SHAPES | FAMILIES)[shape] | fields
         model = Transformer(make_config(**fields)).eval().requires_grad_(False)
         generator = torch.Generator().manual_seed(1)
         weights = {}
@@ -108,6 +124,22 @@ def test_logits_are_those_of_the_dequantized_weights(make_loaded, compiled, shap
     assert nats.mean() < 1e-4
     chosen = expected.gather(1, found.argmax(dim=1, keepdim=True))[:, 0]
     assert (expected.amax(dim=1) - chosen).max() < 0.1  # another token only where they are close
+
+
+@pytest.mark.parametrize("shape", FAMILIES)
+def test_every_family_is_decoded_as_its_graph(make_loaded, shape):
+    loaded = make_loaded(shape, "int8 in groups")
+    tokens = tokens_of(loaded, CONTEXT)
+    expected = loaded.model(torch.tensor([tokens]))[0].log_softmax(dim=1)
+    decoder = EngineDecoder(Engine(library(), loaded.config, loaded.weights), 1)
+    step = TokenStep(loaded.config, loaded.weights)
+    cache = KVCache(loaded.config, 1, torch.empty(0))
+    decoder.feed([tokens[:-3]])
+    loaded.model(torch.tensor([tokens[:-3]]), cache)
+    for index in (-3, -2, -1):
+        for logits in (decoder.feed([[tokens[index]]]), step(tokens[index], cache)[1]):
+            given = logits.log_softmax(dim=1)[0], expected[index]
+            assert F.kl_div(*given, reduction="sum", log_target=True).abs() < 3e-4
 
 
 @pytest.mark.parametrize("shape", ["qwen3", "gpt2"])
@@ -213,12 +245,12 @@ def test_final_states_are_those_of_the_dequantized_weights(make_loaded, compiled
 
 
 def test_structs_that_differ_from_the_librarys_are_refused(make_loaded, compiled, monkeypatch):
-    class _Norm(ctypes.Structure):
+    class Norm(ctypes.Structure):
         _fields_ = (("bias", ctypes.c_void_p), ("weight", ctypes.c_void_p))  # in another order
 
     assert engine.layout_in(compiled) == engine.layout_here()
     loaded = make_loaded()
-    monkeypatch.setattr(engine, "STRUCTS", (*engine.STRUCTS, _Norm))
+    monkeypatch.setattr(engine_structs, "STRUCTS", (*engine_structs.STRUCTS, Norm))
     with pytest.raises(AssertionError, match=r"model\.h"):
         Engine(compiled, loaded.config, loaded.weights)
 

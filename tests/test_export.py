@@ -12,7 +12,7 @@ import tiktoken_ext.openai_public
 import torch
 from gguf.quants import quantize
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stages import export
 from stages.lm.core.errors import UserError
@@ -34,6 +34,19 @@ SHAPES = {
     "qwen3 one kv head, tied": {"arch": "qwen3", "kv_heads": 1, "tie_embeddings": True},
     "gpt2": {"arch": "gpt2", "tie_embeddings": True},
     "gpt2 untied": {"arch": "gpt2"},
+}
+SCALED = {"rope_factor": 4.0, "rope_original_context": 32}
+FAMILIES = {
+    "llama": {"arch": "llama", "kv_heads": 2, "tie_embeddings": True, "norm_eps": 1e-5},
+    "llama 3": {"arch": "llama", "rope_scaling": "llama3", "rope_base": 5e5} | SCALED,
+    "mistral": {"arch": "llama", "head_size": 16, "sliding_window": 20},
+    "qwen2": {"arch": "qwen2", "kv_heads": 1, "rope_scaling": "yarn", "rope_high": 32.0}
+    | {"rope_attention": 1.3}
+    | SCALED,
+    "qwen3, linear": {"arch": "qwen3", "rope_scaling": "linear", "rope_factor": 2.0},
+    "gemma3": {"arch": "gemma3", "layers": 6, "sliding_window": 20, "tie_embeddings": True},
+    "smollm3": {"arch": "smollm3", "layers": 4, "kv_heads": 2},
+    "olmo2": {"arch": "olmo2", "kv_heads": 2},
 }
 EACH_SHAPE = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 MIXED = (
@@ -74,13 +87,14 @@ def model_file(tmp_path, checkpoint):
 # Hugging Face -------------------------------------------------------------------------------------
 
 
-@EACH_SHAPE
-def test_transformers_gives_the_same_logits(make_loaded, shape, tmp_path):
-    loaded = make_loaded(shape)
+@pytest.mark.parametrize("kind", SHAPES | FAMILIES)
+def test_transformers_gives_the_same_logits(make_loaded, kind, tmp_path):
+    loaded = make_loaded((SHAPES | FAMILIES)[kind])
     write_huggingface(loaded, tmp_path)
     model, told = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not told["missing_keys"] and not told["unexpected_keys"]
-    assert type(model) is (Qwen3ForCausalLM if shape["arch"] == "qwen3" else GPT2LMHeadModel)
+    family = kind.split(" ")[0].removesuffix(",")
+    assert model.config.model_type.removesuffix("_text") == family
     size = loaded.model.config.vocab_size
     assert model.get_input_embeddings().weight.shape[0] == size < loaded.model.config.padded_vocab
     generator = torch.Generator().manual_seed(1)
@@ -233,6 +247,7 @@ def test_gguf_tells_the_shape(make_loaded, tmp_path):
         "attention.key_length": 16,
         "attention.value_length": 16,
         "attention.layer_norm_rms_epsilon": pytest.approx(1e-6),
+        "rope.dimension_count": 16,
         "rope.freq_base": 500_000,
         "vocab_size": 300,
     }

@@ -16,7 +16,8 @@ from stages.lm.data.meta import TokenizerMeta
 from stages.lm.inference.generation import SamplingSettings, chat_ids, generate_steps, generate_text
 from stages.lm.inference.loading import load_model
 from stages.lm.model.checkpoint import Checkpoint
-from stages.lm.model.transformer import ModelConfig, Transformer
+from stages.lm.model.config import ModelConfig
+from stages.lm.model.transformer import Transformer
 from stages.lm.quantization.quantized_model import quantize_checkpoint
 from stages.lm.text.tokenizer import train_bpe
 

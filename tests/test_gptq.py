@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stages.lm.quantization.gptq import Calibration, calibrate, gptq
+from stages.lm.quantization.gptq import GPTQ, Calibration, calibrate
 from stages.lm.quantization.schemes import QuantizedWeight, dequantize
 
 COLUMNS, ROWS = 96, 130
@@ -11,6 +11,10 @@ COLUMNS, ROWS = 96, 130
 
 def draw(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def gptq(tensors, known, bits):
+    return GPTQ(tensors, known).codes(bits)
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,7 @@ def attention_weights(model, block, tokens):
     """(H, T, T) of a block, whose input is that of a model that has not been trained yet."""
     attention = model.blocks[block].attention
     x = model.blocks[block].attention_norm(model.hidden(tokens, depth=block))
-    query, key, _ = attention.heads(x, model.rope(0, tokens.size(1)))
+    query, key, _ = attention.heads(x, model.rope(0, 0, tokens.size(1)))
     key = key.repeat_interleave(query.size(1) // key.size(1), dim=1)
     scores = (query @ key.mT / attention.head_size**0.5)[0]
     hidden = torch.ones(LENGTH, LENGTH).triu(1).bool()

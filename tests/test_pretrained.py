@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -15,14 +16,7 @@ from safetensors.torch import load_file, save_file
 from test_end_to_end import digests, new_project, python, set_params, wait_for_state
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Theirs
-from transformers import (
-    AutoModelForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    Qwen2Tokenizer,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Tokenizer
 
 from stages.corpus import base_settings, check_other_text
 from stages.evaluate import starting_model
@@ -56,39 +50,59 @@ def folder(tmp_path, monkeypatch):
     return paths.BASE
 
 
-def gpt2(**fields):
-    shape = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 24, "vocab_size": ROWS}
-    return GPT2LMHeadModel(GPT2Config(**shape | fields))
-
-
-def qwen3(**fields):
-    shape = {
-        **{"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 16},
-        **{"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 24},
-        **{"vocab_size": ROWS, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
-    }
-    return Qwen3ForCausalLM(Qwen3Config(**shape | fields))
-
-
-MODELS = {
-    "gpt2": (gpt2, {}),
-    "gpt2 untied": (gpt2, {"tie_word_embeddings": False, "n_inner": 40}),
-    "qwen3": (qwen3, {}),
-    "qwen3 tied": (qwen3, {"tie_word_embeddings": True}),
-    "qwen3 one kv head": (qwen3, {"num_key_value_heads": 1, "head_dim": 4}),
+GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 24, "vocab_size": ROWS}
+ROTARY = {
+    **{"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 16},
+    **{"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 24},
+    **{"vocab_size": ROWS, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
 }
+LINEAR = {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}
+LLAMA3 = {
+    **{"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0},
+    **{"high_freq_factor": 4.0, "original_max_position_embeddings": 8192},
+}
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}
+YARN["original_max_position_embeddings"] = 16
+NARROW = {"head_dim": 8}
+GEMMA = NARROW | {
+    **{"query_pre_attn_scalar": 8, "sliding_window": 5, "num_hidden_layers": 6},
+    "rope_parameters": {
+        "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    },
+}
+MODELS = {
+    "gpt2": ("gpt2", {}),
+    "gpt2 untied": ("gpt2", {"tie_word_embeddings": False, "n_inner": 40}),
+    "qwen3": ("qwen3", {}),
+    "qwen3 tied": ("qwen3", {"tie_word_embeddings": True}),
+    "qwen3 one kv head": ("qwen3", {"num_key_value_heads": 1, "head_dim": 4}),
+    "llama": ("llama", NARROW | {"rms_norm_eps": 1e-5, "tie_word_embeddings": True}),
+    "llama 3": ("llama", {"rope_parameters": LLAMA3}),
+    "llama, linear": ("llama", NARROW | {"rope_parameters": LINEAR}),
+    "mistral": ("mistral", {"sliding_window": 7}),
+    "qwen2": ("qwen2", NARROW | {"tie_word_embeddings": True}),
+    "qwen2, yarn": ("qwen2", NARROW | {"rope_parameters": YARN}),
+    "gemma3": ("gemma3_text", GEMMA),
+    "smollm3": ("smollm3", NARROW | {"num_hidden_layers": 4}),
+    "olmo2": ("olmo2", NARROW | {"rms_norm_eps": 1e-5}),
+}
+"""transformers' name of the family, and what is special."""
 EACH_MODEL = pytest.mark.parametrize("kind", MODELS)
 
 
 def saved(kind, dtype=torch.float32, **how):
     """A model of transformers with random weights, norms and biases too, in `data/base/theirs`."""
-    make, fields = MODELS[kind]
+    family, fields = MODELS[kind]
     torch.manual_seed(1)
-    model = make(**fields)
+    shape = (GPT2 if family == "gpt2" else ROTARY) | fields
+    config = AutoConfig.for_model(family, pad_token_id=None, **shape)
+    model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             is_norm = ("norm" in name or "ln_" in name) and name.endswith("weight")
-            parameter.normal_(1.0 if is_norm else 0.0, 0.2)
+            mean = 1.0 if is_norm and family != "gemma3_text" else 0.0
+            parameter.normal_(mean, 0.2)
     model.to(dtype).save_pretrained(paths.BASE / "theirs", **how)
     return AutoModelForCausalLM.from_pretrained(paths.BASE / "theirs", dtype=torch.float32).eval()
 
@@ -207,6 +221,76 @@ def test_the_start_is_scored_only_for_a_model_that_began_there(checkpoint, folde
     Checkpoint(checkpoint.config, changed, checkpoint.tokenizer, {}).save(folder / "mine.pt")
     message = refusal(starting_model, "mine.pt", load_model(folder / "trained.pt"), machine)
     assert "did not start from these weights" in message
+
+
+def adapter(base, rank=3, alpha=6, **config):
+    """PEFT's files of random adapters; by the name of the weight, what they add to it."""
+    place = paths.BASE / "adapted"
+    place.mkdir(exist_ok=True)
+    described = {"peft_type": "LORA", "base_model_name_or_path": "owner/theirs", "r": rank}
+    described |= {"lora_alpha": alpha, "bias": "none", "modules_to_save": None} | config
+    (place / "adapter_config.json").write_text(json.dumps(described))
+    generator, tensors, added = torch.Generator().manual_seed(1), {}, {}
+    scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
+    for name, weight in base.items():
+        if re.search(r"(q_proj|down_proj|c_attn)\.weight", name):
+            shape = weight.T.shape if "c_attn" in name else weight.shape
+            a = torch.randn(rank, shape[1], generator=generator) / 5
+            b = torch.randn(shape[0], rank, generator=generator) / 5
+            module = f"base_model.model.{name.removesuffix('.weight')}"
+            tensors |= {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}
+            added[name] = (scale * b @ a).T if "c_attn" in name else scale * b @ a
+    save_file(tensors, place / "adapter_model.safetensors")
+    return added
+
+
+@pytest.mark.parametrize(("kind", "config"), [("llama", {}), ("gpt2", {"use_rslora": True})])
+def test_adapters_of_peft_are_merged_on_reading(kind, config):
+    theirs = saved(kind)
+    added = adapter(theirs.state_dict(), **config)
+    before = PretrainedModel.open("theirs").digest()
+    with torch.no_grad():
+        for name, change in added.items():
+            theirs.get_parameter(name).add_(change)
+    base = PretrainedModel.open("adapted")
+    model = build_model(base.config, base.state_dict(base.config))
+    tokens = some_tokens()
+    with torch.inference_mode():
+        assert (model(tokens) - theirs(tokens).logits).abs().max() < 1e-5
+    assert base.digest() != before and len(added) in (2, 4)
+
+
+ADAPTERS = {
+    "DoRA": ({"use_dora": True}, "use_dora is True, but must be False"),
+    "whole modules": ({"modules_to_save": ["lm_head"]}, "modules_to_save is"),
+    "no rank": ({"r": None}, "r is None"),
+    "other base": ({"base_model_name_or_path": "owner/other"}, "does not hold that model"),
+    "no base": ({"base_model_name_or_path": "../theirs/.."}, "does not hold that model"),
+}
+
+
+@pytest.mark.parametrize("case", ADAPTERS)
+def test_adapters_that_cannot_be_merged_are_refused(case):
+    config, words = ADAPTERS[case]
+    adapter(saved("llama").state_dict(), **config)
+
+    def read():
+        base = PretrainedModel.open("adapted")
+        base.state_dict(base.config)
+
+    message = refusal(read)
+    assert words in message and "adapted" in message, message
+
+
+def test_adapters_of_another_shape_are_refused():
+    saved("llama")
+    adapter(saved("qwen3").state_dict())
+    shutil.copytree(paths.BASE / "theirs", paths.BASE / "other")
+    saved("llama")
+    for name, words in (("q_proj", "does not fit a matrix of shape"),):
+        with pytest.raises(UserError, match=words) as caught:
+            list(PretrainedModel.open("adapted").tensors())
+        assert name in str(caught.value)
 
 
 # Vocabularies -------------------------------------------------------------------------------------
@@ -330,26 +414,39 @@ def test_a_vocabulary_that_cannot_be_used_is_refused(case, text):
 
 CONFIGS = {
     "qwen3": [
-        ("model_type", "llama", "gpt2 or qwen3"),
-        ("model_type", None, "gpt2 or qwen3"),
+        ("model_type", "gpt_neox", "one of gemma3_text, gpt2, llama"),
+        ("model_type", None, "one of gemma3_text, gpt2, llama"),
         ("hidden_act", "gelu", "'silu'"),
-        ("rms_norm_eps", 1e-5, "1e-06"),
+        ("rms_norm_eps", "1e-6", "a number from 0 to 0.1"),
         ("attention_bias", True, "False"),
         ("use_sliding_window", True, "False"),
         ("layer_types", ["full_attention", "sliding_attention"], "full_attention in every layer"),
         ("layer_types", 5, "full_attention in every layer"),
-        ("rope_parameters", {"rope_type": "yarn", "rope_theta": 1e4}, "of the type default"),
+        ("rope_parameters", {"rope_type": "longrope", "rope_theta": 1e4}, "linear, llama3 or yarn"),
+        ("rope_parameters", {"rope_type": "yarn", "rope_theta": 1e4}, "positive number as factor"),
+        ("rope_parameters", YARN | {"mscale": 1.0}, "without mscale"),
+        ("rope_parameters", LLAMA3 | {"low_freq_factor": 8.0}, "an impossible model"),
+        ("rope_parameters", {"partial_rotary_factor": 0.5}, "without partial_rotary_factor"),
         ("rope_parameters", {"rope_type": "default", "rope_theta": "x"}, "rope_theta is 'x'"),
-        ("rope_scaling", {"type": "linear", "factor": 2.0}, "of the type default"),
+        ("rope_scaling", {"type": "dynamic", "factor": 2.0}, "linear, llama3 or yarn"),
         ("quantization_config", {"bits": 4}, "None"),
         ("hidden_size", 0, "a positive whole number"),
         ("head_dim", None, "a positive whole number"),
         ("head_dim", 15, "an impossible model"),
         ("tie_word_embeddings", "no", "true or false"),
     ],
+    "llama": [("mlp_bias", True, "False")],
+    "mistral": [("sliding_window", "x", "a whole number or null")],
+    "gemma3": [
+        ("query_pre_attn_scalar", 32, "8, the size of a head"),
+        ("final_logit_softcapping", 30.0, "None"),
+        ("layer_types", ["sliding_attention"] * 6, "the usual ones"),
+        ("rope_parameters", {"sliding_attention": {}}, "in layers with a window"),
+    ],
+    "smollm3": [("no_rope_layers", [1, 1, 1, 1], "the usual ones")],
     "gpt2": [
         ("activation_function", "relu", "'gelu_new'"),
-        ("layer_norm_epsilon", 1e-6, "1e-05"),
+        ("layer_norm_epsilon", 0.0, "a number from 0 to 0.1"),
         ("scale_attn_weights", False, "True"),
         ("scale_attn_by_inverse_layer_idx", True, "False"),
         ("add_cross_attention", True, "False"),

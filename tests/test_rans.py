@@ -44,6 +44,12 @@ def entropy_bytes(array):
 
 
 @given(ARRAYS)
+def test_the_engine_encodes_to_the_same_stream(parts):
+    arrays = from_bytes(parts)
+    assert np.array_equal(pack(arrays, native.encode), pack(arrays))
+
+
+@given(ARRAYS)
 def test_any_arrays_come_back(parts):
     arrays = from_bytes(parts)
     unpacked = unpack(pack(arrays), sizes(arrays))

@@ -13,9 +13,10 @@ from dvc.utils.serialize import load_yaml
 from stages.corpus import SECTIONS
 from stages.lm.core.errors import UserError
 from stages.lm.core.paths import PARAMS
+from stages.lm.model.config import FAMILIES
 from stages.lm.settings.evaluate import EvaluateSettings
 from stages.lm.settings.loader import load_section, load_sections
-from stages.lm.settings.model import ModelSettings
+from stages.lm.settings.model import ARCHES, ModelSettings
 from stages.lm.settings.recipes import automatic
 from stages.lm.settings.runtime import RuntimeSettings
 from stages.lm.settings.tokenize import TokenizeSettings
@@ -102,7 +103,7 @@ def test_the_shipped_settings_arrive_with_their_values():
         (TrainSettings, "optimizer", "sgd"),
         (TrainSettings, "compile", True),
         (ModelSettings, "init", "zero"),
-        (ModelSettings, "arch", "llama"),
+        (ModelSettings, "arch", "mamba"),
         (ModelSettings, "tie_embeddings", 1),
         (ModelSettings, "tie_embeddings", "yes"),
         (EvaluateSettings, "prompt", 5),
@@ -261,3 +262,7 @@ def test_a_folder_in_its_place_is_a_sentence(tmp_path):
 def test_a_missing_file_is_named_with_a_remedy(tmp_path):
     message = refusal(TrainSettings, tmp_path / "params.yaml")
     assert "params.yaml is missing" in message and "git checkout" in message
+
+
+def test_every_family_of_the_model_is_a_setting():
+    assert set(ARCHES) == set(FAMILIES)

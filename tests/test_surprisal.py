@@ -14,7 +14,7 @@ from test_app import page, save_models
 from stages.lm.core import paths
 from stages.lm.evaluation.surprisal import LEAD, attention, token_surprisals
 from stages.lm.inference.loading import LoadedModel, load_model
-from stages.lm.model import transformer
+from stages.lm.model import attention as attention_module
 from stages.lm.model.runtime import Machine
 from stages.lm.model.scoring import score
 
@@ -69,14 +69,14 @@ def test_attention_is_what_the_model_mixes_by(
     seen = {}
 
     def attend(
-        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: None
+        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: None, window: int
     ) -> torch.Tensor:
         mixed = attended(query, key, value)
         seen[len(seen)] = value, mixed
         return mixed
 
-    attended = transformer.attend
-    monkeypatch.setattr(transformer, "attend", attend)
+    attended = attention_module.attend
+    monkeypatch.setattr(attention_module, "attend", attend)
     text = b"the cat sat on the mat"
     tokens, shares = attention(loaded, text, layer)
     loaded.model(torch.tensor([loaded.tokenizer.encode(text)]))

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen3Config, Qwen3ForCausalLM
 
 from stages.lm.model import fused
-from stages.lm.model.transformer import KVCache
+from stages.lm.model.attention import KVCache
 
 SHAPES = {
     "qwen3": {"arch": "qwen3"},
@@ -286,9 +286,16 @@ def test_cached_pieces_give_the_logits_of_the_whole(make_model, tokens, shape, l
     torch.testing.assert_close(torch.cat(pieces, dim=1), model(tokens), atol=1e-4, rtol=0)
 
 
-def test_a_cache_of_grouped_heads_holds_only_those(make_config):
-    cache = KVCache(make_config(kv_heads=2), 3, torch.empty(0))
-    assert cache.keys.shape == cache.values.shape == (2, 3, 2, 16, 8)
+def test_a_cache_holds_key_value_heads_only_and_grows_with_the_text(make_config):
+    cache = KVCache(make_config(kv_heads=2, context=5000), 3, torch.empty(0))
+    parts = torch.randn(2, 3, 2, 700, 8).split([200, 100, 1, 399], dim=3)
+    for part, room in zip(parts, (256, 512, 512, 1024), strict=True):
+        for layer in (0, 1):
+            keys, values = cache.append(layer, part[layer], part[layer] + 1)
+        cache.length += part.size(3)
+        assert cache.keys.shape == cache.values.shape == (2, 3, 2, room, 8)
+    expected = torch.cat(parts, dim=3)[1]
+    assert torch.equal(keys, expected) and torch.equal(values, expected + 1)
 
 
 @EACH_SHAPE

@@ -45,8 +45,9 @@ from stages.lm.inference.generation import SamplingSettings, generate_text
 from stages.lm.inference.loading import load_model
 from stages.lm.model import checkpoint
 from stages.lm.model.checkpoint import Checkpoint
+from stages.lm.model.config import ModelConfig
 from stages.lm.model.initialization import init_weights
-from stages.lm.model.transformer import ModelConfig, Transformer
+from stages.lm.model.transformer import Transformer
 from stages.lm.quantization import quantized_model
 from stages.lm.quantization.quantized_model import quantize_checkpoint
 from stages.lm.text.tokenizer import PATTERNS, BytePairTokenizer

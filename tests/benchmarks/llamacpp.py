@@ -34,8 +34,9 @@ from stages.lm.export.gguf_file import write_gguf
 from stages.lm.inference.decoder import PackedDecoder, TorchDecoder, make_decoder
 from stages.lm.inference.loading import LoadedModel, load_model
 from stages.lm.model.checkpoint import Checkpoint
+from stages.lm.model.config import ModelConfig
 from stages.lm.model.runtime import Machine
-from stages.lm.model.transformer import ModelConfig, Transformer
+from stages.lm.model.transformer import Transformer
 from stages.lm.quantization.quantized_model import quantize_checkpoint
 from stages.lm.quantization.schemes import QuantizedWeight
 from stages.lm.text.interface import Tokenizer

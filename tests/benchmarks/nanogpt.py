@@ -34,10 +34,11 @@ sys.path.insert(0, str(ROOT))
 
 from stages.lm.data.dataset import TokenData  # noqa: E402
 from stages.lm.data.meta import TokenizerMeta, TokensMeta  # noqa: E402
+from stages.lm.model.config import ModelConfig  # noqa: E402
 from stages.lm.model.initialization import init_weights  # noqa: E402
 from stages.lm.model.runtime import pick_machine  # noqa: E402
 from stages.lm.model.scoring import score  # noqa: E402
-from stages.lm.model.transformer import ModelConfig, Transformer  # noqa: E402
+from stages.lm.model.transformer import Transformer  # noqa: E402
 from stages.lm.settings.runtime import RuntimeSettings  # noqa: E402
 from stages.lm.settings.train import TrainSettings  # noqa: E402
 from stages.lm.training.bigrams import fit_bigrams  # noqa: E402

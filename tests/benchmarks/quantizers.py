@@ -22,11 +22,12 @@ from torch import Tensor, nn
 
 from stages.lm.data.dataset import TokenData
 from stages.lm.inference.loading import load_model
+from stages.lm.model.attention import KVCache
 from stages.lm.model.checkpoint import Checkpoint
 from stages.lm.model.metrics import loss_units
 from stages.lm.model.runtime import Machine
 from stages.lm.model.scoring import score
-from stages.lm.model.transformer import KVCache, Transformer
+from stages.lm.model.transformer import Transformer
 from stages.quantize import RATES, Trials
 
 DECODED = 100

@@ -36,7 +36,7 @@ from stages.lm.inference.decoder import make_decoder
 from stages.lm.inference.generation import SamplingSettings, generate_text
 from stages.lm.inference.loading import load_model
 from stages.lm.inference.native import library
-from stages.lm.model.transformer import ModelConfig
+from stages.lm.model.config import ModelConfig
 from stages.lm.quantization.quantized_model import QuantizedModel, shapes_of
 from stages.lm.quantization.schemes import GROUP_SIZE, QuantizedWeight, StoredWeight
 from stages.lm.text.interface import Tokenizer

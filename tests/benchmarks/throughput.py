@@ -25,8 +25,9 @@ sys.path.insert(0, str(ROOT))
 
 from stages.lm.data.dataset import TokenData  # noqa: E402
 from stages.lm.data.meta import TokenizerMeta, TokensMeta  # noqa: E402
+from stages.lm.model.config import ModelConfig  # noqa: E402
 from stages.lm.model.runtime import Machine, pick_machine  # noqa: E402
-from stages.lm.model.transformer import ModelConfig, Transformer  # noqa: E402
+from stages.lm.model.transformer import Transformer  # noqa: E402
 from stages.lm.settings.loader import load_section  # noqa: E402
 from stages.lm.settings.model import ModelSettings  # noqa: E402
 from stages.lm.settings.recipes import derive  # noqa: E402

@@ -82,11 +82,14 @@ def attention(loaded: LoadedModel, text: bytes, layer: int) -> tuple[list[bytes]
     ids = loaded.tokenizer.encode(text)[: model.config.context]
     x = model.hidden(torch.tensor([ids], device=device_of(loaded)), depth=layer)
     last: Any = model.blocks[layer]
-    query, key, _ = last.attention.heads(last.attention_norm(x), model.rope(0, len(ids)))
+    rope = model.rope(layer, 0, len(ids))
+    query, key, _ = last.attention.heads(last.attention_norm(x), rope)
     key = key.repeat_interleave(query.size(1) // key.size(1), dim=1)
     scores = query @ key.mT * query.size(3) ** -0.5
-    future = torch.ones_like(scores[0, 0], dtype=torch.bool).triu(1)
-    shares = scores.masked_fill(future, float("-inf")).softmax(dim=-1)[0]
+    seen = torch.ones_like(scores[0, 0], dtype=torch.bool).tril()
+    if window := model.config.window(layer):
+        seen = seen.triu(1 - window)
+    shares = scores.masked_fill(~seen, float("-inf")).softmax(dim=-1)[0]
     return [loaded.tokenizer.tokens[token] for token in ids], shares
 
 

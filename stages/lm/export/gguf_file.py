@@ -15,9 +15,9 @@ from gguf.quants import quantize
 from torch import Tensor
 
 from ..inference.loading import LoadedModel
-from ..model.fused import EPSILON
-from ..model.transformer import ModelConfig
-from ..pretrained.hf_weights import LAYER_NORM_EPSILON, rename_tensors, unfuse_weights
+from ..model.config import ModelConfig
+from ..model.rope import yarn_attention
+from ..pretrained.gguf_weights import ROPE_FREQUENCIES, gguf_tensors, interleaved, rope_divisors
 from ..quantization.schemes import to_f16
 from ..text.byte_level import printed_merges, printed_tokens
 from ..text.conversation import end_token
@@ -25,26 +25,6 @@ from ..text.hf_tokenizer import BYTE_NAME, HFTokenizer
 from ..text.interface import Tokenizer
 from ..text.tokenizer import BytePairTokenizer
 from .pattern_names import pattern_name
-
-NAMES = {
-    "token_embedding": "token_embd",
-    "position_embedding": "position_embd",
-    "final_norm": "output_norm",
-    "head": "output",
-    "attention_norm": "blk.{}.attn_norm",
-    "attention.qkv": "blk.{}.attn_qkv",
-    "attention.query": "blk.{}.attn_q",
-    "attention.key": "blk.{}.attn_k",
-    "attention.value": "blk.{}.attn_v",
-    "attention.query_norm": "blk.{}.attn_q_norm",
-    "attention.key_norm": "blk.{}.attn_k_norm",
-    "attention.out": "blk.{}.attn_output",
-    "feed_forward_norm": "blk.{}.ffn_norm",
-    "feed_forward.gate": "blk.{}.ffn_gate",
-    "feed_forward.up": "blk.{}.ffn_up",
-    "feed_forward.down": "blk.{}.ffn_down",
-}
-"""llama.cpp's module names for both architectures; `{}` is the number of the layer."""
 
 KINDS = {
     "f32": (Kind.F32, gguf.LlamaFileType.ALL_F32),
@@ -67,10 +47,13 @@ def write_gguf(loaded: LoadedModel, path: Path, kind: str) -> None:
     add_tokenizer(writer, loaded.tokenizer)
     writer.add_file_type(KINDS[kind][1])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    tensors = rename_tensors(unfuse_weights(config, loaded.model.state_dict()), NAMES)
-    for name, tensor in tensors.items():
+    if config.rope_scaling == "llama3":
+        writer.add_tensor(ROPE_FREQUENCIES, rope_divisors(config).numpy())
+    for name, tensor in gguf_tensors(config, loaded.model.state_dict()).items():
         stored = stored_kind(name, tensor, kind, config)
-        writer.add_tensor(name, stored_numbers(tensor, stored), raw_dtype=stored)
+        writer.add_tensor(
+            name, stored_numbers(interleaved(config, name, tensor), stored), raw_dtype=stored
+        )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -86,13 +69,29 @@ def add_shape(writer: gguf.GGUFWriter, config: ModelConfig) -> None:
     writer.add_head_count(config.heads)
     writer.add_head_count_kv(config.kv_heads)
     writer.add_vocab_size(config.vocab_size)
-    if config.arch == "qwen3":
-        writer.add_key_length(config.head_size)
-        writer.add_value_length(config.head_size)
-        writer.add_layer_norm_rms_eps(EPSILON)
-        writer.add_rope_freq_base(config.rope_base)
+    if config.family.layer_norm:
+        writer.add_layer_norm_eps(config.norm_eps)
     else:
-        writer.add_layer_norm_eps(LAYER_NORM_EPSILON)
+        writer.add_layer_norm_rms_eps(config.norm_eps)
+    if config.family.learned_positions:
+        return
+    writer.add_key_length(config.head_size)
+    writer.add_value_length(config.head_size)
+    writer.add_rope_dimension_count(config.head_size)
+    writer.add_rope_freq_base(config.rope_base)
+    if config.sliding_window:
+        writer.add_sliding_window(config.sliding_window)
+    if config.rope_scaling in ("linear", "yarn"):
+        writer.add_rope_scaling_type(gguf.RopeScalingType(config.rope_scaling))
+        writer.add_rope_scaling_factor(config.rope_factor)
+    if config.rope_scaling == "yarn":
+        writer.add_rope_scaling_orig_ctx_len(config.rope_original_context)
+        writer.add_rope_scaling_yarn_beta_slow(config.rope_low)
+        writer.add_rope_scaling_yarn_beta_fast(config.rope_high)
+        # llama.cpp multiplies it by the usual value.
+        writer.add_rope_scaling_attn_factors(
+            config.rope_attention / yarn_attention(config.rope_factor)
+        )
 
 
 def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer) -> None:

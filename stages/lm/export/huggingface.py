@@ -1,7 +1,7 @@
 """Writes a model folder in Hugging Face's format, which transformers, vLLM, MLX and others read.
 
 `model.safetensors` (weights; format: huggingface.co/docs/safetensors), `config.json` (the keys of
-transformers' `GPT2Config` and `Qwen3Config`), `tokenizer.json` (written by `tokenizers`) with
+transformers' own classes), `tokenizer.json` (written by `tokenizers`) with
 `tokenizer_config.json`, `generation_config.json` (sampling defaults), and a model card.
 """
 
@@ -17,14 +17,14 @@ from tokenizers.models import BPE
 from ..core.files import write_json, write_text
 from ..inference.generation import DEFAULT_LENGTH, SamplingSettings
 from ..inference.loading import LoadedModel
-from ..model.fused import EPSILON
-from ..model.transformer import ModelConfig
-from ..pretrained.hf_weights import LAYER_NORM_EPSILON, huggingface_tensors
+from ..model.config import ModelConfig
+from ..pretrained.hf_weights import huggingface_tensors, shift_norms
 from ..text.byte_level import printed_merges, printed_tokens
 from ..text.conversation import end_token
 from ..text.interface import Tokenizer
 from ..text.tokenizer import PATTERNS, BytePairTokenizer
 from .pattern_names import pattern_name
+from .rotary_json import rotary_json
 
 
 def write_huggingface(loaded: LoadedModel, folder: Path) -> None:
@@ -35,7 +35,10 @@ def write_huggingface(loaded: LoadedModel, folder: Path) -> None:
     """
     config = loaded.config
     tensors = huggingface_tensors(config, loaded.model.state_dict())
-    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    tensors = {
+        name: shift_norms(config, name, tensor, -1.0).contiguous()
+        for name, tensor in tensors.items()
+    }
     vocabulary, chat = tokenizer_json(loaded.tokenizer), loaded.tokenizer.chat
     try:
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
@@ -80,26 +83,11 @@ def config_json(config: ModelConfig, end: int | None) -> dict[str, Any]:
         "vocab_size": config.vocab_size,
         "tie_word_embeddings": config.tie_embeddings,
         "bos_token_id": None,
+        "pad_token_id": None,
         "eos_token_id": end,
     }
-    if config.arch == "qwen3":
-        return shared | {
-            "architectures": ["Qwen3ForCausalLM"],
-            "model_type": "qwen3",
-            "hidden_size": config.width,
-            "intermediate_size": config.ff_width,
-            "num_hidden_layers": config.layers,
-            "num_attention_heads": config.heads,
-            "num_key_value_heads": config.kv_heads,
-            "head_dim": config.head_size,
-            "hidden_act": "silu",
-            "max_position_embeddings": config.context,
-            "rms_norm_eps": EPSILON,
-            # transformers 5 reads `rope_parameters`; older ones and other programs, `rope_theta`.
-            "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_base},
-            "rope_theta": config.rope_base,
-            "attention_bias": False,
-        }
+    if config.arch != "gpt2":
+        return shared | rotary_json(config)
     return shared | {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -109,7 +97,7 @@ def config_json(config: ModelConfig, end: int | None) -> dict[str, Any]:
         "n_head": config.heads,
         "n_positions": config.context,
         "activation_function": "gelu_new",
-        "layer_norm_epsilon": LAYER_NORM_EPSILON,
+        "layer_norm_epsilon": config.norm_eps,
         "embd_pdrop": config.dropout,
         "resid_pdrop": config.dropout,
         "attn_pdrop": 0.0,

@@ -42,11 +42,13 @@ INLINE void weigh_values(const int queries, const int strip, float *const *out,
         UNROLL for (int v = 0; v < strip; v++) *(F *)(out[q] + v * LANES) = sum[q][v];
 }
 
-/* Softmax attention of queries that see the first `visible[q]` keys each. The softmax is online
+/* Softmax attention of queries that see the first `visible[q]` keys each, but of these only the
+   last `window` if there is one. The softmax is online
    (Milakov & Gimelshein 2018): scores come CHUNK_KEYS at a time, and what has been summed so far is
    scaled down whenever a larger score appears. */
 INLINE void attend(const int queries, const float *const *query, float *const *out,
-                   const int *visible, const Half *keys, const Half *values, int size) {
+                   const int *visible, const Half *keys, const Half *values, int size,
+                   int window) {
     float scores[QUERIES][CHUNK_KEYS] __attribute__((aligned(64)));
     float max_score[QUERIES], total[QUERIES], keep[QUERIES];
     I lane_index;
@@ -56,7 +58,8 @@ INLINE void attend(const int queries, const float *const *query, float *const *o
         memset(out[q], 0, sizeof(float) * size);
     }
     int longest = visible[queries - 1];
-    for (int first = 0; first < longest; first += CHUNK_KEYS) {
+    int begin = window && visible[0] > window ? (visible[0] - window) / CHUNK_KEYS * CHUNK_KEYS : 0;
+    for (int first = begin; first < longest; first += CHUNK_KEYS) {
         int length = longest - first < CHUNK_KEYS ? longest - first : CHUNK_KEYS;
         int blocks = (length + LANES - 1) / LANES, b = 0;
         const int together = queries == 1 ? 4 : 2;
@@ -68,14 +71,15 @@ INLINE void attend(const int queries, const float *const *query, float *const *o
         for (int q = 0; q < queries; q++) {
             F best = splat(-INFINITY), sum = {0};
             const I limit = (I){0} + (visible[q] - first);
+            const I least = (I){0} + (window ? visible[q] - window - first : 0);
             for (b = 0; b < blocks; b++) {
-                I mask = lane_index + b * LANES < limit;
+                I mask = (lane_index + b * LANES < limit) & (lane_index + b * LANES >= least);
                 best = maximum(blend(mask, load(scores[q] + b * LANES), best), best);
             }
             float before = max_score[q], now = max_lane(best);
             max_score[q] = now = now > before ? now : before;
             for (b = 0; b < blocks; b++) {
-                I mask = lane_index + b * LANES < limit;
+                I mask = (lane_index + b * LANES < limit) & (lane_index + b * LANES >= least);
                 F exps = exp_approx(load(scores[q] + b * LANES) - now);
                 exps = (F)((I)exps & mask);
                 sum += exps;
@@ -100,29 +104,39 @@ INLINE void attend(const int queries, const float *const *query, float *const *o
         for (int i = 0; i < size; i += LANES) *(F *)(out[q] + i) = load(out[q] + i) / total[q];
 }
 
+/* Norms all query heads of a row of qkv products as one vector, and all key heads. */
+static void norm_heads_row(void *task, int row) {
+    const Chunk *s = task;
+    const Model *m = s->model;
+    int size = m->head_size, stride = (m->heads + 2 * m->kv_heads) * size;
+    float *query = s->state->hidden + (int64_t)row * stride, *key = query + m->heads * size;
+    normalize(s->block->query_norm, m->norm_eps, query, query, m->heads * size, 1);
+    normalize(s->block->key_norm, m->norm_eps, key, key, m->kv_heads * size, 1);
+}
+
 /* Normalizes and rotates the queries and keys of a chunk on one key/value head, in `rows`, the qkv
    products of its sequence; appends the keys and values to the cache. */
 static void prepare_head(const Chunk *s, float *rows, int head, Half *keys, Half *values) {
     const Model *m = s->model;
     int size = m->head_size, shared = m->heads / m->kv_heads;
     int stride = (m->heads + 2 * m->kv_heads) * size;
+    const Norm none = {0};
+    Norm query_norm = m->norm_all_heads ? none : s->block->query_norm;
+    Norm key_norm = m->norm_all_heads ? none : s->block->key_norm;
     for (int i = 0; i < s->count; i++) {
         int position = s->start + i;
         float *query = rows + (int64_t)i * stride + head * shared * size;
         float *key = rows + (int64_t)i * stride + (m->heads + head) * size;
         float *value = key + m->kv_heads * size;
         float scale = 1 / sqrtf((float)size);
-        if (m->cosines) {
-            const float *cosines = m->cosines + (int64_t)position * size;
-            const float *sines = m->sines + (int64_t)position * size;
-            for (int q = 0; q < shared; q++) {
-                normalize(s->block->query_norm, query + q * size, query + q * size, size, scale);
-                rotate(query + q * size, cosines, sines, size);
-            }
-            normalize(s->block->key_norm, key, key, size, 1);
+        for (int q = 0; q < shared; q++)
+            normalize(query_norm, m->norm_eps, query + q * size, query + q * size, size, scale);
+        normalize(key_norm, m->norm_eps, key, key, size, 1);
+        if (s->block->cosines) {
+            const float *cosines = s->block->cosines + (int64_t)position * size;
+            const float *sines = s->block->sines + (int64_t)position * size;
+            for (int q = 0; q < shared; q++) rotate(query + q * size, cosines, sines, size);
             rotate(key, cosines, sines, size);
-        } else {
-            for (int q = 0; q < shared * size; q++) query[q] *= scale;
         }
         Half *column = keys + (int64_t)(position / LANES) * size * LANES + position % LANES;
         for (int j = 0; j < size; j += LANES) {
@@ -140,14 +154,13 @@ static void attend_head(void *task, int item) {
     const Model *m = s->model;
     int sequence = item / m->kv_heads, head = item % m->kv_heads, size = m->head_size;
     int shared = m->heads / m->kv_heads, stride = (m->heads + 2 * m->kv_heads) * size;
-    int64_t context = (m->context + LANES - 1) / LANES * LANES;
     int64_t cache = (int64_t)s->block_index * s->state->batch * m->kv_heads + item;
-    Half *keys = s->state->keys + cache * context * size;
-    Half *values = s->state->values + cache * context * size;
+    Half *keys = s->state->keys + cache * s->state->room * size;
+    Half *values = s->state->values + cache * s->state->room * size;
     float *rows = s->state->hidden + (int64_t)sequence * s->count * stride;
     float *attention_out = s->state->attention_out + (int64_t)sequence * s->count * m->heads * size;
     prepare_head(s, rows, head, keys, values);
-    int all = s->count * shared;
+    int all = s->count * shared, window = s->block->window;
     for (int i = 0; i < all;) {
         const float *query[QUERIES];
         float *out[QUERIES];
@@ -158,8 +171,8 @@ static void attend_head(void *task, int item) {
             out[q] = attention_out + (int64_t)token * m->heads * size + offset;
             visible[q] = s->start + token + 1;
         }
-        if (together == 1) attend(1, query, out, visible, keys, values, size);
-        else attend(QUERIES, query, out, visible, keys, values, size);
+        if (together == 1) attend(1, query, out, visible, keys, values, size, window);
+        else attend(QUERIES, query, out, visible, keys, values, size, window);
         i += together;
     }
 }

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..model.transformer import KVCache
+from ..model.attention import KVCache
 from .engine import EngineDecoder
 from .loading import LoadedModel
 from .neural_cache import NeuralCache
@@ -74,8 +74,7 @@ class TorchDecoder:
         if len(tokens) == 1 and not self.length:  # a prompt that all sequences share is read once
             self.states, logits = self._read(rows, first)
             for cache in others:
-                cache.keys.copy_(first.keys)
-                cache.values.copy_(first.values)
+                cache.keys, cache.values = first.keys.clone(), first.values.clone()
                 cache.length = first.length
             return logits.expand(len(self.caches), -1)
         pairs = zip(rows.expand(len(self.caches), -1), self.caches, strict=True)

@@ -28,6 +28,18 @@
 
 static void each_row(Chunk *s, int rows, Work *work) { pool_run(s->threads, rows, work, s); }
 
+/* Adds matrix x activations to the residual stream, after a norm if the family has one there. */
+static void add_to_residual(Chunk *s, const Matrix *matrix, Norm norm) {
+    int rows = s->sequences * s->count, width = s->model->width;
+    if (!norm.weight) {
+        matmul(matrix, s->state, rows, s->state->residual, width, 1, s->threads);
+        return;
+    }
+    matmul(matrix, s->state, rows, s->state->hidden, width, 0, s->threads);
+    s->norm = norm;
+    each_row(s, rows, add_normed_row);
+}
+
 static void forward_blocks(Chunk *s) {
     const Model *m = s->model;
     const State *state = s->state;
@@ -40,14 +52,15 @@ static void forward_blocks(Chunk *s) {
         s->norm = b->attention_norm;
         each_row(s, rows, norm_row);
         matmul(&b->qkv, state, rows, state->hidden, b->qkv.rows, 0, s->threads);
+        if (m->norm_all_heads) each_row(s, rows, norm_heads_row);
         pool_run(s->threads, s->sequences * m->kv_heads, attend_head, s);
         each_row(s, rows, attention_out_row);
-        matmul(&b->out, state, rows, state->residual, m->width, 1, s->threads);
+        add_to_residual(s, &b->out, b->attention_post_norm);
         s->norm = b->feed_forward_norm;
         each_row(s, rows, norm_row);
         matmul(&b->up, state, rows, state->hidden, b->up.rows, 0, s->threads);
         each_row(s, rows, activate_row);
-        matmul(&b->down, state, rows, state->residual, m->width, 1, s->threads);
+        add_to_residual(s, &b->down, b->feed_forward_post_norm);
     }
 }
 

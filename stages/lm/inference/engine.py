@@ -5,99 +5,33 @@
 
 import ctypes
 import mmap
-from ctypes import POINTER, Structure, byref, c_char_p, c_int32, c_int64, c_void_p, sizeof
+from ctypes import byref
 
 import torch
 from torch import Tensor
 
-from ..model.transformer import ModelConfig, rotary_tables
+from ..model.attention import CACHE_START
+from ..model.config import ModelConfig
+from ..model.rope import rotary_tables
 from ..quantization.schemes import GROUP_SIZE, QuantizedWeight, StoredWeight, dequantize
+from .engine_structs import (
+    NORMS,
+    SIZES,
+    Block,
+    Matrix,
+    Model,
+    Norm,
+    State,
+    Table,
+    layout_here,
+    layout_in,
+)
 from .native import library
 
 BYTES_A_THREAD = 1 << 21
 """Packed bytes per additional thread: for less work a thread costs more than it saves."""
 MAX_COLUMNS = 1 << 16
 """Columns of a matrix, so that no sum of products of codes overflows."""
-
-
-# The structs of model.h --------------------------------------------------------------------------
-
-
-class _Matrix(Structure):
-    _fields_ = (
-        *((name, c_void_p) for name in ("codes", "scales", "bias")),
-        *((name, c_int32) for name in ("rows", "columns", "bits", "grouped")),
-    )
-
-
-class _Norm(Structure):
-    _fields_ = (("weight", c_void_p), ("bias", c_void_p))
-
-
-class _Table(Structure):
-    _fields_ = (*((name, c_void_p) for name in ("codes", "scales", "values")), ("groups", c_int32))
-
-
-class _Block(Structure):
-    _fields_ = (
-        *((f"{name}_norm", _Norm) for name in ("attention", "query", "key", "feed_forward")),
-        *((name, _Matrix) for name in ("qkv", "out", "up", "down")),
-    )
-
-
-SIZES = ("layers", "heads", "kv_heads", "head_size", "width", "ff_width", "context", "padded_vocab")
-
-
-class _Model(Structure):
-    _fields_ = (
-        ("blocks", POINTER(_Block)),
-        ("tokens", _Table),
-        ("positions", _Table),
-        ("cosines", c_void_p),
-        ("sines", c_void_p),
-        ("final_norm", _Norm),
-        ("head", _Matrix),
-        *((name, c_int32) for name in SIZES),
-    )
-
-
-BUFFERS = ("keys", "values", "residual", "hidden", "attention_out", "codes", "scales", "sums")
-
-
-class _State(Structure):
-    _fields_ = (*((name, c_void_p) for name in BUFFERS), ("batch", c_int32))
-
-
-class _LayoutEntry(Structure):
-    _fields_ = (("name", c_char_p), ("bytes", c_int64))
-
-
-STRUCTS = (_Matrix, _Norm, _Table, _Block, _Model, _State)
-
-
-def layout_here() -> dict[str, int]:
-    """The size of each struct and the offset of each of its fields, in bytes, as defined here."""
-    layout = {}
-    for struct in STRUCTS:
-        name = struct.__name__.removeprefix("_")
-        layout[name] = sizeof(struct)
-        layout |= {
-            f"{name}.{field[0]}": getattr(struct, field[0]).offset for field in struct._fields_
-        }
-    return layout
-
-
-def layout_in(library: ctypes.CDLL) -> dict[str, int]:
-    """The same as compiled into the library."""
-    layout, index = {}, 0
-    entries = ctypes.pointer(_LayoutEntry.in_dll(library, "struct_layout"))
-    while name := entries[index].name:  # a null pointer ends the table
-        layout[name.decode()] = entries[index].bytes
-        index += 1
-    return layout
-
-
-# Models and their decoders -----------------------------------------------------------------------
 
 
 class Engine:
@@ -113,16 +47,22 @@ class Engine:
         quantized = (each for each in weights.values() if isinstance(each, QuantizedWeight))
         self.free = large_pages(sum(weight.codes.numel() for weight in quantized))
         self.packed_bytes = 0
-        tied = config.tie_embeddings
-        model = _Model(**{name: getattr(config, name) for name in SIZES})
+        tied, family = config.tie_embeddings, config.family
+        model = Model(**{name: getattr(config, name) for name in SIZES})
+        model.norm_eps = config.norm_eps
+        model.embedding_scale = config.width**0.5 if family.scaled_embedding else 1
+        model.norm_all_heads = family.qk_norm == "layer"
+        model.gelu, model.gated = family.activation != "swiglu", family.activation != "gelu"
         model.tokens = self._table("token_embedding.weight")
         model.head = self._matrix("token_embedding" if tied else "head")
         model.final_norm = self._norm("final_norm")
-        if config.arch == "qwen3":
-            model.cosines, model.sines = map(self._pointer, rotary_tables(config))
-        else:
+        if family.learned_positions:
             model.positions = self._table("position_embedding.weight")
-        model.blocks = (_Block * config.layers)(*map(self._block, range(config.layers)))
+        self.rope = {
+            local: tuple(map(self._pointer, rotary_tables(config, local=local)))
+            for local in {config.window(n) > 0 for n in range(config.layers) if config.rotated(n)}
+        }
+        model.blocks = (Block * config.layers)(*map(self._block, range(config.layers)))
         self.model = model
 
     def _pointer(self, tensor: Tensor) -> int:
@@ -132,17 +72,17 @@ class Engine:
     def _values(self, name: str) -> int | None:
         return self._pointer(dequantize(self.weights[name])) if name in self.weights else None
 
-    def _norm(self, name: str) -> _Norm:
-        return _Norm(self._values(f"{name}.weight"), self._values(f"{name}.bias"))
+    def _norm(self, name: str) -> Norm:
+        return Norm(self._values(f"{name}.weight"), self._values(f"{name}.bias"))
 
-    def _table(self, name: str) -> _Table:
+    def _table(self, name: str) -> Table:
         weight = self.weights[name]
         if isinstance(weight, Tensor):
-            return _Table(values=self._values(name), groups=1)
+            return Table(values=self._values(name), groups=1)
         codes, scales = weight.codes, weight.scales.float()
-        return _Table(self._pointer(codes), self._pointer(scales), groups=scales.size(1))
+        return Table(self._pointer(codes), self._pointer(scales), groups=scales.size(1))
 
-    def _matrix(self, name: str) -> _Matrix:
+    def _matrix(self, name: str) -> Matrix:
         weight = self.weights[f"{name}.weight"]
         assert isinstance(weight, QuantizedWeight), f"{name} has no codes"
         codes, scales = weight.codes, weight.scales
@@ -158,17 +98,18 @@ class Engine:
         else:
             scales = scales.float()
         pointers = self._pointer(packed), self._pointer(scales), self._values(f"{name}.bias")
-        return _Matrix(*pointers, rows, columns, bits, groups > 1)
+        return Matrix(*pointers, rows, columns, bits, groups > 1)
 
-    def _block(self, index: int) -> _Block:
-        block = f"blocks.{index}"
-        qwen3 = self.config.arch == "qwen3"
-        norms = ("attention_norm", "attention.query_norm", "attention.key_norm")
-        up = "gate_up" if qwen3 else "up"
+    def _block(self, index: int) -> Block:
+        config, block = self.config, f"blocks.{index}"
+        up = "up" if config.family.activation == "gelu" else "gate_up"
         matrices = ("attention.qkv", "attention.out", f"feed_forward.{up}", "feed_forward.down")
-        return _Block(
-            *(self._norm(f"{block}.{name}") for name in (*norms, "feed_forward_norm")),
+        window = config.window(index)
+        return Block(
+            *(self._norm(f"{block}.{name}") for name in NORMS),
             *(self._matrix(f"{block}.{name}") for name in matrices),
+            *(self.rope[window > 0] if config.rotated(index) else (None, None)),
+            window,
         )
 
     @property
@@ -226,27 +167,38 @@ class EngineDecoder:
         self.batch = batch
         self.context = engine.config.context
         self.length = 0
-        config, lanes = engine.config, engine.lanes
+        config = engine.config
         rows = max(batch, engine.library.chunk_rows())
-        context = -(-config.context // lanes) * lanes
         heads_width = config.heads * config.head_size
         columns = max(config.width, config.ff_width, heads_width)
-        cache = (config.layers, batch, config.kv_heads)
-        hidden = max(heads_width + 2 * config.kv_heads * config.head_size, 2 * config.ff_width)
+        qkv = heads_width + 2 * config.kv_heads * config.head_size
         self.buffers = {
-            "keys": torch.empty(
-                *cache, context // lanes, config.head_size, lanes, dtype=engine.half
-            ),
-            "values": torch.empty(*cache, context, config.head_size, dtype=engine.half),
             "residual": torch.empty(rows, config.width),
-            "hidden": torch.empty(rows, hidden),
+            "hidden": torch.empty(rows, max(qkv, 2 * config.ff_width, config.width)),
             "attention_out": torch.empty(rows, max(config.width, heads_width)),
             "codes": torch.empty(rows, columns, dtype=torch.int8),
             "scales": torch.empty(rows, columns // GROUP_SIZE),
             "sums": torch.empty(rows, columns // GROUP_SIZE, dtype=torch.int32),
         }
         pointers = {name: buffer.data_ptr() for name, buffer in self.buffers.items()}
-        self.state = _State(batch=batch, **pointers)
+        self.state = State(batch=batch, **pointers)
+
+    def _reserve(self, length: int) -> None:
+        """Make room in the cache for `length` tokens; it doubles as needed."""
+        if length <= self.state.room:
+            return
+        config, lanes = self.engine.config, self.engine.lanes
+        blocks = -(-min(self.context, max(CACHE_START, 2 * self.length, length)) // lanes)
+        used = -(-self.length // lanes)
+        cache, size = (config.layers, self.batch, config.kv_heads), config.head_size
+        shapes = {"keys": (blocks, size, lanes), "values": (blocks, lanes, size)}
+        for name, shape in shapes.items():
+            grown = torch.empty(*cache, *shape, dtype=self.engine.half)
+            if used:
+                grown[:, :, :, :used] = self.buffers[name][:, :, :, :used]
+            self.buffers[name] = grown
+            setattr(self.state, name, grown.data_ptr())
+        self.state.room = blocks * lanes
 
     def feed(self, tokens: list[list[int]]) -> Tensor:
         """See `Decoder`."""
@@ -258,6 +210,7 @@ class EngineDecoder:
             rows = rows.expand(self.batch, -1).contiguous()
         count, end = rows.size(1), self.length + rows.size(1)
         assert len(rows) in (1, self.batch) and count > 0 and end <= self.context
+        self._reserve(end)
         logits = torch.empty(len(rows), config.padded_vocab)
         if self.keep_states:
             self.states = torch.empty(len(rows), count, config.width)
@@ -274,8 +227,8 @@ class EngineDecoder:
             min(useful_threads, torch.get_num_threads()),
         )
         if len(rows) < self.batch:  # a prompt that all sequences share is read once
-            blocks = -(-end // self.engine.lanes)
-            for cache, used in (("keys", blocks), ("values", end)):
+            used = -(-end // self.engine.lanes)
+            for cache in ("keys", "values"):
                 every = self.buffers[cache][:, :, :, :used]
                 every[:, 1:] = every[:, :1]
         self.length = end

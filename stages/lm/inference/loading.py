@@ -18,7 +18,8 @@ from ..core.paths import shown
 from ..model import checkpoint
 from ..model.busy_machine import sleep_when_busy
 from ..model.checkpoint import Checkpoint, build_model
-from ..model.transformer import ModelConfig, Transformer
+from ..model.config import ModelConfig
+from ..model.transformer import Transformer
 from ..quantization import quantized_model
 from ..quantization.quantized_model import QuantizedModel
 from ..quantization.schemes import StoredWeight

@@ -21,7 +21,7 @@ import numpy as np
 
 from ..core.errors import UserError
 from ..core.files import sha256_file
-from ..quantization.rans import decode_with_numpy
+from ..quantization.rans import decode_with_numpy, encode_with_numpy
 
 SOURCE = Path(__file__).with_name("engine.c")
 FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-w", "-fPIC", "-shared")
@@ -48,13 +48,14 @@ def library(native: tuple[str, ...] = NATIVE) -> ctypes.CDLL | None:
         engine.fits_4_bits.argtypes = (c_void_p, c_int64)
         engine.pack.argtypes = (c_void_p, c_void_p, *[c_int32] * 4)
         engine.feed.argtypes = (*[c_void_p] * 3, *[c_int32] * 3, c_void_p, c_void_p, c_int32)
+        engine.encode.argtypes = (*[c_void_p] * 3, c_int32, c_void_p, c_int32, c_void_p)
         engine.decode.argtypes = (
             *(c_void_p, c_void_p, c_void_p, c_int32, c_void_p, c_int32, c_void_p, c_int64),
         )
     except (OSError, AttributeError) as error:  # AttributeError: it is another library
         print(f"decoding without the C engine, slower: {error}", file=sys.stderr)
         return None
-    engine.decode.restype = c_int64
+    engine.decode.restype = engine.encode.restype = c_int64
     engine.pack.restype = engine.feed.restype = None
     return engine
 
@@ -66,7 +67,7 @@ def decode(
     states: np.ndarray,
     words: np.ndarray,
 ) -> int:
-    """A `packing.Decode`: the engine's, or numpy's where there is no engine."""
+    """A `rans.Decode`: the engine's, or numpy's where there is no engine."""
     compiled = library()
     if compiled is None:
         return decode_with_numpy(arrays, sizes, tables, states, words)
@@ -75,6 +76,22 @@ def decode(
     )
     lanes, end = len(states), len(words)
     return int(compiled.decode(filled, wanted, counts, len(sizes), running, lanes, coded, end))
+
+
+def encode(
+    arrays: np.ndarray, sizes: np.ndarray, tables: np.ndarray, states: np.ndarray
+) -> np.ndarray:
+    """A `rans.Encode`: the engine's, or numpy's where there is no engine."""
+    compiled = library()
+    if compiled is None:
+        return encode_with_numpy(arrays, sizes, tables, states)
+    words = np.empty(1 + len(arrays), np.uint16)
+    symbols, wanted, counts, running = (
+        each.ctypes.data for each in (arrays, sizes, tables, states)
+    )
+    end = words.ctypes.data + words.nbytes
+    count = compiled.encode(symbols, wanted, counts, len(sizes), running, len(states), end)
+    return words[len(words) - count :]
 
 
 def compiler() -> list[str]:

@@ -1,4 +1,4 @@
-/* Decoder of the entropy-coded weights: interleaved rANS (Duda 2013, Giesen 2014), see rans.py.
+/* Decoder and encoder of the entropy-coded weights: interleaved rANS (Duda 2013, Giesen 2014), see rans.py.
 
    The stream in a quantized file; numbers are little-endian:
 
@@ -76,4 +76,28 @@ int64_t decode(uint8_t *symbols, const int64_t *sizes, const uint32_t *tables, i
     for (int32_t i = 0; i < arrays && next <= end; symbols += sizes[i++])
         next = decode_array(symbols, sizes[i], tables + 256 * i, states, lanes, words, next, end);
     return next;
+}
+
+/* An `Encode` of rans.py: as `decode`, but takes the symbols, last to first, and writes the words
+   before `end`; returns their number. There are no more words than symbols. */
+int64_t encode(const uint8_t *symbols, const int64_t *sizes, const uint32_t *tables, int32_t arrays,
+               uint32_t *states, int32_t lanes, uint16_t *end) {
+    uint16_t *next = end;
+    for (int32_t i = 0; i < arrays; i++) symbols += sizes[i];
+    for (int32_t i = arrays - 1; i >= 0; i--) {
+        const uint32_t *counts = tables + 256 * i;
+        uint32_t slots_before[256];
+        for (uint32_t symbol = 0, slot = 0; symbol < 256; slot += counts[symbol++])
+            slots_before[symbol] = slot;
+        symbols -= sizes[i];
+        for (int64_t k = sizes[i] - 1; k >= 0; k--) {
+            uint32_t *state = states + k % lanes, count = counts[symbols[k]];
+            uint32_t full = *state / RANS_TABLE >> 4 >= count; /* state >= count << 18 */
+            *(next - 1) = (uint16_t)*state;
+            next -= full;
+            uint32_t rest = *state >> 16 * full;
+            *state = rest / count * RANS_TABLE + slots_before[symbols[k]] + rest % count;
+        }
+    }
+    return end - next;
 }

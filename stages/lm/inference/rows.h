@@ -32,7 +32,11 @@ static void quantize_row(const State *state, int row, int columns, const float *
 }
 
 /* LayerNorm if there is a bias, else RMSNorm, times `factor`; `to` may be `x`. */
-INLINE void normalize(Norm norm, const float *x, float *to, int size, float factor) {
+INLINE void normalize(Norm norm, float eps, const float *x, float *to, int size, float factor) {
+    if (!norm.weight) {
+        for (int i = 0; i < size; i += LANES) *(F *)(to + i) = load(x + i) * factor;
+        return;
+    }
     F sum = {0};
     float mean = 0;
     if (norm.bias) {
@@ -41,7 +45,7 @@ INLINE void normalize(Norm norm, const float *x, float *to, int size, float fact
         sum = (F){0};
     }
     for (int i = 0; i < size; i += LANES) sum += (load(x + i) - mean) * (load(x + i) - mean);
-    float scale = factor / sqrtf(sum_lanes(sum) / size + (norm.bias ? 1e-5f : 1e-6f));
+    float scale = factor / sqrtf(sum_lanes(sum) / size + eps);
     for (int i = 0; i < size; i += LANES) {
         F y = (load(x + i) - mean) * scale * load(norm.weight + i);
         if (norm.bias) y += load(norm.bias + i);
@@ -79,7 +83,9 @@ static void embed_row(void *task, int row) {
     int sequence = row / s->count, i = row % s->count;
     float *x = s->state->residual + (int64_t)row * m->width;
     embed(&m->tokens, s->tokens[sequence * s->token_stride + i], m->width, x, 0);
-    if (!m->cosines) embed(&m->positions, s->start + i, m->width, x, 1);
+    if (m->embedding_scale != 1)
+        for (int j = 0; j < m->width; j++) x[j] *= m->embedding_scale;
+    if (m->positions.codes || m->positions.values) embed(&m->positions, s->start + i, m->width, x, 1);
 }
 
 static void norm_row(void *task, int row) {
@@ -87,8 +93,18 @@ static void norm_row(void *task, int row) {
     int width = s->model->width;
     float *normed = s->state->attention_out + (int64_t)row * width;
     const float *x = s->state->residual + (int64_t)(s->first + row * s->every) * width;
-    normalize(s->norm, x, normed, width, 1);
+    normalize(s->norm, s->model->norm_eps, x, normed, width, 1);
     quantize_row(s->state, row, width, normed);
+}
+
+/* Adds what left a sublayer, after its norm, to the residual stream. */
+static void add_normed_row(void *task, int row) {
+    const Chunk *s = task;
+    int width = s->model->width;
+    float *added = s->state->hidden + (int64_t)row * width;
+    float *x = s->state->residual + (int64_t)row * width;
+    normalize(s->norm, s->model->norm_eps, added, added, width, 1);
+    for (int i = 0; i < width; i += LANES) *(F *)(x + i) = load(x + i) + load(added + i);
 }
 
 static void final_state_row(void *task, int row) {
@@ -96,7 +112,7 @@ static void final_state_row(void *task, int row) {
     int width = s->model->width;
     int64_t token = (int64_t)(row / s->count) * s->token_stride + row % s->count;
     const float *x = s->state->residual + (int64_t)row * width;
-    normalize(s->norm, x, s->states + token * width, width, 1);
+    normalize(s->norm, s->model->norm_eps, x, s->states + token * width, width, 1);
 }
 
 static void attention_out_row(void *task, int row) {
@@ -105,16 +121,16 @@ static void attention_out_row(void *task, int row) {
     quantize_row(s->state, row, columns, s->state->attention_out + (int64_t)row * columns);
 }
 
-/* silu(gate) * up, or gelu by its tanh approximation: both are gate * sigmoid(inner). */
+/* silu or gelu, by its tanh approximation, of the gate: both are gate * sigmoid(inner). */
 static void activate_row(void *task, int row) {
     const Chunk *s = task;
     int rows = s->block->up.rows, size = s->block->down.columns;
     float *x = s->state->hidden + (int64_t)row * rows;
     for (int i = 0; i < size; i += LANES) {
         F gate = load(x + i), inner = gate;
-        if (rows == size) inner = 1.5957691216f * (gate + 0.044715f * gate * gate * gate);
+        if (s->model->gelu) inner = 1.5957691216f * (gate + 0.044715f * gate * gate * gate);
         F y = gate / (1 + exp_approx(-inner));
-        if (rows != size) y *= load(x + size + i);
+        if (s->model->gated) y *= load(x + size + i);
         *(F *)(x + i) = y;
     }
     quantize_row(s->state, row, size, x);

@@ -6,13 +6,16 @@ that of `Transformer` up to the rounding of activations to bf16.
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..model.transformer import KVCache, ModelConfig, rotary_tables
+from ..model.attention import KVCache
+from ..model.config import ModelConfig
+from ..model.rope import rotary_tables
 from ..quantization.schemes import GROUP_SIZE, QuantizedWeight, StoredWeight, dequantize
 
 Function = Callable[[Tensor], Tensor]
@@ -34,16 +37,18 @@ def make_token_step(config: ModelConfig, weights: dict[str, StoredWeight]) -> "T
 
 
 class BlockFunctions(NamedTuple):
-    """The functions of one block, of vectors (1, columns); `heads_norm` takes query and key heads
-    (heads + kv_heads, head_size) and is None for GPT-2."""
+    """The functions of one block, of vectors (1, columns)."""
 
     attention_norm: Function
     qkv: Function
-    heads_norm: Function | None
+    heads_norm: Function
+    """Of query and key heads (heads + kv_heads, head_size)."""
     out: Function
+    attention_post_norm: Function
     feed_forward_norm: Function
     up: Function
     down: Function
+    feed_forward_post_norm: Function
 
 
 class TokenStep:
@@ -52,13 +57,13 @@ class TokenStep:
     def __init__(self, config: ModelConfig, weights: dict[str, StoredWeight]) -> None:
         self.config = config
         self.weights = weights
+        rotated = [n for n in range(config.layers) if config.rotated(n)]
+        self.gated = config.family.activation != "gelu"
+        tables = {local: self._rope(local) for local in {config.window(n) > 0 for n in rotated}}
+        self.rope = {n: tables[config.window(n) > 0] for n in rotated}
         self.layers = [self._layer(f"blocks.{index}") for index in range(config.layers)]
         self.final_norm = self._norm("final_norm")
         self.head = self._product("token_embedding" if config.tie_embeddings else "head")
-        if config.arch == "qwen3":
-            self.cosines, sines = rotary_tables(config)
-            half = config.head_size // 2
-            self.sines = torch.cat((-sines[:, :half], sines[:, half:]), dim=1)
 
     def __call__(self, token: int, cache: KVCache) -> tuple[Tensor, Tensor]:
         """Append a token to the only sequence of a float32 `cache`.
@@ -67,53 +72,77 @@ class TokenStep:
         """
         config, position = self.config, cache.length
         rotated_heads = config.heads + config.kv_heads
-        rotate = config.arch == "qwen3"
         x = self._row("token_embedding", token)
-        if rotate:
-            cosines, sines = self.cosines[position], self.sines[position]
-        else:
+        if config.family.scaled_embedding:
+            x = x * config.width**0.5
+        if config.family.learned_positions:
             x = x + self._row("position_embedding", position)
         for number, layer in enumerate(self.layers):
             heads = layer.qkv(layer.attention_norm(x)).view(-1, config.head_size)
-            rotated, values = heads[:rotated_heads], heads[rotated_heads:]
-            if layer.heads_norm:
-                rotated = layer.heads_norm(rotated)
+            rotated, values = layer.heads_norm(heads[:rotated_heads]), heads[rotated_heads:]
+            if number in self.rope:
+                cosines, sines = (table[position] for table in self.rope[number])
                 swapped = rotated.roll(config.head_size // 2, dims=1)
                 rotated = torch.addcmul(rotated * cosines, swapped, sines)
             queries = rotated[: config.heads].view(config.kv_heads, -1, config.head_size)
             key, value = rotated[config.heads :, None], values[:, None]
-            keys, values = cache.append(number, key[None], value[None])
-            attention = torch.bmm(queries, keys[0].mT).mul_(config.head_size**-0.5).softmax(dim=-1)
-            x = x + layer.out(torch.bmm(attention, values[0]).view(1, -1))
+            keys, values = (each[0] for each in cache.append(number, key[None], value[None]))
+            if window := config.window(number):
+                keys, values = keys[:, -window:], values[:, -window:]
+            attention = torch.bmm(queries, keys.mT).mul_(config.head_size**-0.5).softmax(dim=-1)
+            attended = layer.out(torch.bmm(attention, values).view(1, -1))
+            x = x + layer.attention_post_norm(attended)
             inner = layer.up(layer.feed_forward_norm(x))
-            if rotate:
+            if self.gated:
                 gate, inner = inner.chunk(2, dim=1)
-                inner = F.silu(gate).mul_(inner)
+                inner = self._activation(gate) * inner
             else:
-                inner = F.gelu(inner, approximate="tanh")
-            x = x + layer.down(inner)
+                inner = self._activation(inner)
+            x = x + layer.feed_forward_post_norm(layer.down(inner))
         cache.length += 1
         state = self.final_norm(x)
         return state, self.head(state)[:, : config.vocab_size]
 
+    def _activation(self, x: Tensor) -> Tensor:
+        if self.config.family.activation == "swiglu":
+            return F.silu(x)
+        return F.gelu(x, approximate="tanh")
+
+    def _rope(self, local: bool) -> tuple[Tensor, Tensor]:
+        """Cosines and sines, (context, head_size), the first half of the sines negative."""
+        cosines, sines = rotary_tables(self.config, local=local)
+        half = self.config.head_size // 2
+        return cosines, torch.cat((-sines[:, :half], sines[:, half:]), dim=1)
+
     def _layer(self, block: str) -> BlockFunctions:
-        qwen3 = self.config.arch == "qwen3"
-        heads_norm = None
-        if qwen3:
-            query, key = (
-                self._values(f"{block}.attention.{name}_norm.weight") for name in ("query", "key")
-            )
-            rows = query.expand(self.config.heads, -1), key.expand(self.config.kv_heads, -1)
-            heads_norm = rms_norm(torch.cat(rows))
         return BlockFunctions(
             self._norm(f"{block}.attention_norm"),
             self._product(f"{block}.attention.qkv"),
-            heads_norm,
+            self._heads_norm(f"{block}.attention"),
             self._product(f"{block}.attention.out"),
+            self._norm(f"{block}.attention_post_norm"),
             self._norm(f"{block}.feed_forward_norm"),
-            self._product(f"{block}.feed_forward.{'gate_up' if qwen3 else 'up'}"),
+            self._product(f"{block}.feed_forward.{'gate_up' if self.gated else 'up'}"),
             self._product(f"{block}.feed_forward.down"),
+            self._norm(f"{block}.feed_forward_post_norm"),
         )
+
+    def _heads_norm(self, attention: str) -> Function:
+        if not (kind := self.config.family.qk_norm):
+            return same
+        counts = self.config.heads, self.config.kv_heads
+        query, key = (self._values(f"{attention}.{name}_norm.weight") for name in ("query", "key"))
+        norm = partial(rms_norm, eps=self.config.norm_eps)
+        if kind == "head":
+            return norm(torch.cat((query.expand(counts[0], -1), key.expand(counts[1], -1))))
+        of_query, of_key = norm(query), norm(key)
+
+        def of_layer(heads: Tensor) -> Tensor:
+            queries, keys = heads.split(counts)
+            normed = of_query(queries.flatten()), of_key(keys.flatten())
+            return torch.cat(normed).view(heads.shape)
+
+        return of_layer
 
     def _values(self, name: str) -> Tensor:
         return dequantize(self.weights[name])
@@ -122,11 +151,13 @@ class TokenStep:
         return dequantize(self.weights[f"{table}.weight"][row : row + 1])
 
     def _norm(self, name: str) -> Function:
-        weight = self._values(f"{name}.weight")
-        if self.config.arch == "qwen3":
-            return rms_norm(weight)
+        if f"{name}.weight" not in self.weights:
+            return same
+        weight, eps = self._values(f"{name}.weight"), self.config.norm_eps
+        if not self.config.family.layer_norm:
+            return rms_norm(weight, eps)
         bias = self._values(f"{name}.bias")
-        return lambda x: F.layer_norm(x, weight.shape, weight, bias)
+        return lambda x: F.layer_norm(x, weight.shape, weight, bias, eps)
 
     def _product(self, name: str) -> Function:
         product = packed_product(self.weights[f"{name}.weight"])
@@ -136,9 +167,14 @@ class TokenStep:
         return lambda x: product(x).add_(bias)
 
 
-def rms_norm(weight: Tensor) -> Function:
+def same(x: Tensor) -> Tensor:
+    """In the place of a norm that the family does not have."""
+    return x
+
+
+def rms_norm(weight: Tensor, eps: float) -> Function:
     """`RMSNorm` in few torch calls."""
-    return lambda x: x * (x.square().mean(dim=-1, keepdim=True) + 1e-6).rsqrt_() * weight
+    return lambda x: x * (x.square().mean(dim=-1, keepdim=True) + eps).rsqrt_() * weight
 
 
 def packed_product(weight: StoredWeight) -> Function:

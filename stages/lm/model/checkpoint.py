@@ -14,9 +14,22 @@ from ..core.artifact import CHECKPOINT_FORMAT, read_artifact, write_artifact
 from ..core.errors import UserError
 from ..core.files import MAKE_AGAIN
 from ..core.paths import shown
-from .transformer import ModelConfig, Transformer, rotary_tables
+from .config import FAMILIES, ROPE_SCALINGS, ModelConfig
+from .transformer import Transformer
 
 KIND, VERSION = CHECKPOINT_FORMAT
+NUMBERS: tuple[tuple[str, float, float], ...] = (
+    ("dropout", 0.0, 0.9),
+    ("norm_eps", 1e-12, 0.1),
+    ("sliding_window", 0, 1 << 31),
+    ("rope_base", 1.0, 1e9),
+    ("rope_factor", 1.0, 1e4),
+    ("rope_original_context", 0, 1 << 31),
+    ("rope_low", 0.0, 1e4),
+    ("rope_high", 0.0, 1e4),
+    ("rope_attention", 0.1, 10.0),
+)
+"""Numbers of a `ModelConfig`, each with the least and the largest."""
 SIZES = ("vocab_size", "context", "layers", "heads", "kv_heads", "head_size", "width", "ff_width")
 
 
@@ -98,8 +111,8 @@ def build_model(config: ModelConfig, tensors: dict[str, Tensor]) -> Transformer:
         raise UserError(
             f"the stored weights do not fit the stored model shape ({error}); {forged}"
         ) from error
-    if config.arch == "qwen3":
-        model.cos, model.sin = rotary_tables(config)
+    if not config.family.learned_positions:
+        model.make_rotary_tables()
     for name, weight in tensors.items():
         # The sum is many times faster and nearly always decides; of finite weights it may overflow.
         if not (weight.is_meta or weight.sum().isfinite() or weight.isfinite().all()):
@@ -115,16 +128,23 @@ def check_config(config: ModelConfig, tensors: int) -> None:
     Raises:
         RuntimeError: `config` is refused.
     """
-    numbers = asdict(config)
+    values = asdict(config)
     for name in SIZES:
-        if type(numbers[name]) is not int or not 0 < numbers[name] < 1 << 31:
-            raise RuntimeError(f"{name} is {numbers[name]!r}")
-    for name, low, high in (("dropout", 0, 0.9), ("rope_base", 1, 1e9)):
-        if type(numbers[name]) not in (int, float) or not low <= numbers[name] <= high:
-            raise RuntimeError(f"{name} is {numbers[name]!r}")
-    if config.arch not in ("qwen3", "gpt2") or type(config.tie_embeddings) is not bool:
+        if type(values[name]) is not int or not 0 < values[name] < 1 << 31:
+            raise RuntimeError(f"{name} is {values[name]!r}")
+    for name, low, high in NUMBERS:
+        # A range of whole numbers takes no other.
+        whole = type(low) is int
+        if type(values[name]) not in ((int,) if whole else (int, float)) or not (
+            low <= values[name] <= high
+        ):
+            raise RuntimeError(f"{name} is {values[name]!r}")
+    if config.arch not in FAMILIES or type(config.tie_embeddings) is not bool:
         raise RuntimeError(f"arch is {config.arch!r}, tie_embeddings {config.tie_embeddings!r}")
-    if config.heads % config.kv_heads or (config.arch == "qwen3" and config.head_size % 2):
+    if config.rope_scaling not in ROPE_SCALINGS or config.rope_high <= config.rope_low:
+        raise RuntimeError(f"rope_scaling is {config.rope_scaling!r}")
+    rotary = not config.family.learned_positions
+    if config.heads % config.kv_heads or (rotary and config.head_size % 2):
         raise RuntimeError("the heads do not divide")
     if config.context < 2:
         raise RuntimeError("a context of 1 leaves no room to write")

@@ -11,12 +11,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-EPSILON = 1e-6
-"""Added to the mean square in RMSNorm, as in Qwen3."""
 LOGITS_CHUNK = 1 << 18
 """Logits in a chunk of the loss on a CPU: 1 MiB in float32, which fits a core's cache."""
 
@@ -27,25 +25,28 @@ def product_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
-def inverse_rms(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """One over the root mean square of each vector, (..., 1), computed in `dtype`."""
+def inverse_rms(x: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    """One over the root mean square of each vector, (..., 1), computed in `dtype`.
+
+    `eps` is added to the mean square.
+    """
     norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype)
-    return norm.square_().mul_(1 / x.size(-1)).add_(EPSILON).rsqrt_()
+    return norm.square_().mul_(1 / x.size(-1)).add_(eps).rsqrt_()
 
 
 class RMSNormFunction(Function):
     """x / rms(x) * weight over the last dimension (Zhang & Sennrich 2019)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
         """x (..., W) and weight (W,), both float32; the result has type `dtype`."""
-        scale = inverse_rms(x, x.dtype)
+        scale = inverse_rms(x, eps, x.dtype)
         ctx.save_for_backward(x, weight, scale)
         return (x * scale).mul_(weight).to(dtype)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         """Gradients of x and weight."""
         x, weight, scale = ctx.saved_tensors
         normed = x * scale
@@ -53,26 +54,11 @@ class RMSNormFunction(Function):
         grad_weight = product.flatten(0, -2).sum(0)
         inner = (product @ weight).mul_(-1 / x.size(-1)).unsqueeze(-1)
         grad_x = (grad * weight).addcmul_(normed, inner).mul_(scale)
-        return grad_x, grad_weight, None
-
-
-class RMSNorm(nn.Module):
-    """Scale each vector to unit root mean square (Zhang & Sennrich 2019), in float32."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Same shape as `x`, in the data type of the matrix product that follows."""
-        normed: Tensor = RMSNormFunction.apply(  # type: ignore[no-untyped-call]
-            x.to(self.weight.dtype), self.weight, product_dtype(x)
-        )
-        return normed
+        return grad_x, grad_weight, None, None
 
 
 class QKNormRoPEFunction(Function):
-    """Split a joint projection into heads, norm queries and keys, rotate them (Qwen3).
+    """Split a joint projection into heads, norm queries and keys if asked (Qwen3), rotate them.
 
     The rotation is RoPE (Su et al. 2021) on pairs (i, i + S/2). Each head is contiguous in memory,
     which attention needs.
@@ -82,26 +68,33 @@ class QKNormRoPEFunction(Function):
     def forward(
         ctx: Any,
         qkv: Tensor,
-        query_weight: Tensor,
-        key_weight: Tensor,
+        query_weight: Tensor | None,
+        key_weight: Tensor | None,
         cos: Tensor,
         sin: Tensor,
         heads: int,
+        eps: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """qkv (B, T, (H + 2K) S), weights (S,), tables (T, S) -> (B, H, T, S), 2 x (B, K, T, S)."""
+        """qkv (B, T, (H + 2K) S), the norms' weights (S,) or None for no norm, tables (T, S) ->
+        (B, H, T, S), 2 x (B, K, T, S).
+        """
         batch, length, _ = qkv.shape
         size = cos.size(1)
         by_head = qkv.view(batch, length, -1, size).transpose(1, 2)
         kv_heads = (by_head.size(1) - heads) // 2
         both = by_head[:, : heads + kv_heads]  # queries and keys
-        scale = inverse_rms(both, cos.dtype)
-        normed = torch.mul(
-            both, scale, out=torch.empty(both.shape, dtype=cos.dtype, device=both.device)
-        )
-        weight = _head_weights(query_weight, key_weight, heads, kv_heads)
-        turned = rotated(normed * weight, cos, sin).to(qkv.dtype)
-        ctx.save_for_backward(normed, scale, weight, cos, sin)
         ctx.heads = heads
+        if query_weight is None or key_weight is None:
+            ctx.save_for_backward(cos, sin)
+            turned = rotated(both.to(cos.dtype).contiguous(), cos, sin).to(qkv.dtype)
+        else:
+            scale = inverse_rms(both, eps, cos.dtype)
+            normed = torch.mul(
+                both, scale, out=torch.empty(both.shape, dtype=cos.dtype, device=both.device)
+            )
+            weight = _head_weights(query_weight, key_weight, heads, kv_heads)
+            turned = rotated(normed * weight, cos, sin).to(qkv.dtype)
+            ctx.save_for_backward(cos, sin, normed, scale, weight)
         value = by_head[:, heads + kv_heads :].contiguous()
         return turned[:, :heads], turned[:, heads:], value
 
@@ -109,29 +102,26 @@ class QKNormRoPEFunction(Function):
     @once_differentiable
     def backward(
         ctx: Any, grad_query: Tensor, grad_key: Tensor, grad_value: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
+    ) -> tuple[Tensor | None, ...]:
         """Gradients of qkv and of both weights."""
-        normed, scale, weight, cos, sin = ctx.saved_tensors
-        batch, _, length, size = normed.shape
-        heads, kv_heads = ctx.heads, grad_value.size(1)
+        cos, sin, *of_norm = ctx.saved_tensors
+        batch, kv_heads, length, size = grad_value.shape
+        heads = ctx.heads
         grad = torch.cat((grad_query, grad_key), dim=1).to(cos.dtype)
         grad = rotated(grad, cos, -sin)
-        product = normed * grad
-        grad_weight = product.sum(dim=(0, 2))
-        inner = (product * weight).sum(dim=-1, keepdim=True).mul_(-1 / size)
-        grad = grad.mul_(weight).addcmul_(normed, inner).mul_(scale)
+        grad_weights: tuple[Tensor | None, ...] = (None, None)
+        if of_norm:
+            normed, scale, weight = of_norm
+            product = normed * grad
+            grad_weight = product.sum(dim=(0, 2))
+            grad_weights = grad_weight[:heads].sum(0), grad_weight[heads:].sum(0)
+            inner = (product * weight).sum(dim=-1, keepdim=True).mul_(-1 / size)
+            grad = grad.mul_(weight).addcmul_(normed, inner).mul_(scale)
         grad_qkv = grad_value.new_empty(batch, length, heads + 2 * kv_heads, size)
         by_head = grad_qkv.transpose(1, 2)
         by_head[:, : heads + kv_heads] = grad
         by_head[:, heads + kv_heads :] = grad_value
-        return (
-            grad_qkv.view(batch, length, -1),
-            grad_weight[:heads].sum(0),
-            grad_weight[heads:].sum(0),
-            None,
-            None,
-            None,
-        )
+        return grad_qkv.view(batch, length, -1), *grad_weights, None, None, None, None
 
 
 def _head_weights(query: Tensor, key: Tensor, heads: int, kv_heads: int) -> Tensor:

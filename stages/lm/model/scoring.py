@@ -19,6 +19,8 @@ from .transformer import Transformer
 
 BATCH_TOKENS = 8_192
 """Tokens in one forward pass: enough to keep all cores busy, few enough to need little memory."""
+BATCH_LOGITS = 1 << 27
+"""Logits in one forward pass, 512 MiB in float32; a window may have more."""
 
 
 def sliding_windows(lead: int, total: int, context: int, min_context: int) -> np.ndarray:
@@ -93,7 +95,7 @@ def scored_batches(
         windows = windows[np.arange(keep) * len(windows) // keep]
     was_training = model.training
     model.eval()
-    for batch in _batches(windows, context):
+    for batch in _batches(windows, windows_at_once(context, model, BATCH_TOKENS)):
         length = batch[0, 2] - 1 - batch[0, 0]
         rows = sequence[batch[:, :1] + np.arange(length + 1)].astype(np.int64)
         rows = torch.from_numpy(rows).to(machine.device)
@@ -129,7 +131,7 @@ def score_records(
     was_training = model.training
     model.eval()
     nats, count = 0.0, 0
-    size = max(1, BATCH_TOKENS // length)
+    size = windows_at_once(length, model, BATCH_TOKENS)
     for first in range(0, len(rows), size):
         batch = rows[first : first + size]
         targets, segments = targets_and_segments(batch)
@@ -161,9 +163,13 @@ def score_split(
     return score(model, getattr(data, split), lead, machine, max_tokens=max_tokens)
 
 
-def _batches(windows: np.ndarray, context: int) -> Iterator[np.ndarray]:
-    """Consecutive windows of equal lengths, in batches of about `BATCH_TOKENS` tokens."""
-    size = max(1, BATCH_TOKENS // context)
+def windows_at_once(length: int, model: Transformer, tokens: int) -> int:
+    """How many windows of `length` tokens, of about `tokens` in all, are scored together."""
+    return max(1, min(tokens, BATCH_LOGITS // model.config.vocab_size) // length)
+
+
+def _batches(windows: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """Up to `size` consecutive windows of equal lengths at a time."""
     shapes = np.stack([windows[:, 2] - windows[:, 0], windows[:, 2] - windows[:, 1]], axis=1)
     changes = np.flatnonzero((shapes[1:] != shapes[:-1]).any(axis=1)) + 1
     for run in np.split(windows, changes):

@@ -14,9 +14,13 @@ from ..core.errors import UserError
 from ..core.files import read_errors, read_json, sha256_file, write_errors
 from ..core.paths import shown
 
+CHECKPOINT, GGUF = ".pt", ".gguf"
+"""How the names of a checkpoint and of a GGUF file end; other models are folders."""
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 WANTED = (
     *(CONFIG, WEIGHTS, INDEX, "model-*-of-*.safetensors"),
     *("tokenizer.json", "vocab.json", "merges.txt"),
@@ -45,18 +49,18 @@ def find_base(name: str) -> Path:
     """
     path = base_path(name)
     with read_errors(path):
-        if path.is_file() if path.suffix in (".pt", ".gguf") else path.is_dir():
+        if path.is_file() if path.suffix in (CHECKPOINT, GGUF) else path.is_dir():
             return path
     there = sorted(each.name for each in paths.BASE.glob("[!.]*") if _is_candidate(each))
     raise UserError(
         f"params.yaml: init_from is {name!r}, but {shown(path)} is missing; data/base/ holds "
-        f"{', '.join(there) or 'no folder and no .pt file'}. Put the weights there, or set "
-        "init_from to scratch."
+        f"{', '.join(there) or 'no folder, .gguf file or .pt file'}. Put the weights there, or "
+        "set init_from to scratch."
     )
 
 
 def _is_candidate(path: Path) -> bool:
-    return path.is_dir() or path.suffix in (".pt", ".gguf")
+    return path.is_dir() or path.suffix in (CHECKPOINT, GGUF)
 
 
 def download_base(name: str) -> None:
@@ -87,7 +91,7 @@ def download_base(name: str) -> None:
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The files that hold the weights: a checkpoint itself, or the safetensors of a folder.
+    """The files that hold the weights: a file itself, or the safetensors of a folder.
 
     A folder has one file, or several that an index lists in its `weight_map` (tensor -> file).
 
@@ -128,10 +132,15 @@ def base_json(path: Path) -> Any:
     return read_json(path, missing=COPY_AGAIN, remedy=COPY_AGAIN)
 
 
-def base_digest(path: Path) -> str:
-    """SHA-256 over the names and contents of the weight files and the `config.json` of a folder."""
+def base_digest(path: Path, adapter: Path | None) -> str:
+    """SHA-256 over the names and contents of the weight files and the `config.json` of a folder.
+
+    Those of the `adapter`'s folder are included.
+    """
     files = weight_files(path)
     if path.is_dir():
         files = [path / CONFIG, *files]
+    if adapter:
+        files += [adapter / ADAPTER_CONFIG, adapter / ADAPTER_WEIGHTS]
     listed = "".join(f"{sha256_file(file)} {file.name}\n" for file in files)
     return hashlib.sha256(listed.encode()).hexdigest()

@@ -1,32 +1,38 @@
-"""A pretrained model as a `Transformer` state dict: Hugging Face's GPT-2 or Qwen3, or a checkpoint.
+"""A pretrained model as a `Transformer` state dict: Hugging Face folder, GGUF file or checkpoint.
 
-A model that `Transformer` cannot compute exactly is refused, never approximated. Only safetensors
-and our own artifacts are read, so no file can run code.
+A model that `Transformer` cannot compute exactly is refused, never approximated. No format that is
+read here can run code.
 """
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..core.errors import UserError
-from ..core.files import read_errors
 from ..core.paths import shown
 from ..model.checkpoint import Checkpoint, check_config
-from ..model.transformer import ModelConfig, Transformer
+from ..model.config import ModelConfig
+from ..model.transformer import Transformer
+from .adapters import adapter_base, merged
 from .config import read_config
-from .files import CONFIG, COPY_AGAIN, OTHER_MODEL, base_digest, find_base, weight_files
-from .hf_weights import huggingface_tensors
-
-UNPREFIXED_GPT2 = ("wte.", "wpe.", "h.", "ln_f.")
-"""How names begin in GPT-2 files that lack the prefix `transformer.`, as OpenAI's upload does."""
-IGNORED = re.compile(r"\.attn\.(masked_)?bias$|\.rotary_emb\.inv_freq$")
-"""Stored buffers that are no weights: the causal mask and the rotary frequencies."""
+from .files import (
+    ADAPTER_CONFIG,
+    CHECKPOINT,
+    CONFIG,
+    COPY_AGAIN,
+    GGUF,
+    OTHER_MODEL,
+    base_digest,
+    find_base,
+    weight_files,
+)
+from .gguf_reader import read_gguf
+from .gguf_weights import gguf_config, gguf_tensors, stored_gguf_tensors
+from .hf_weights import huggingface_tensors, shift_norms, stored_tensors
 
 MAX_LAYERS = 200
 """The largest `model.layers` that params.yaml may have."""
@@ -41,9 +47,11 @@ class PretrainedModel:
     name: str
     """The value of `init_from`."""
     path: Path
-    """A Hugging Face folder or a checkpoint file."""
+    """A Hugging Face folder, a GGUF file or a checkpoint."""
     config: ModelConfig
     """As stored: `vocab_size` counts every embedding row, special tokens and padding included."""
+    adapter: Path | None = None
+    """A folder of adapters that are merged into the weights."""
 
     @classmethod
     def open(cls, name: str) -> "PretrainedModel":
@@ -52,16 +60,22 @@ class PretrainedModel:
         Raises:
             UserError: it is missing, damaged, or not a model that `Transformer` can compute.
         """
-        path = find_base(name)
-        config = read_checkpoint(path).config if path.is_file() else read_config(path / CONFIG)
-        model = cls(name, path, config)
-        stored = sum(file.stat().st_size for file in weight_files(path))
+        path, adapter = find_base(name), None
+        if (path / ADAPTER_CONFIG).is_file():
+            path, adapter = adapter_base(path), path
+        if path.suffix == GGUF:
+            config = gguf_config(read_gguf(path))
+            stored = 4 * path.stat().st_size  # no format has fewer bits
+        else:
+            config = read_checkpoint(path).config if path.is_file() else read_config(path / CONFIG)
+            stored = sum(file.stat().st_size for file in weight_files(path))  # a byte or more each
+        model = cls(name, path, config, adapter)
         try:
             check_config(config, MAX_LAYERS)
             weights = model._stored_views(config, meta_weights(config)).values()
             # Nothing of its size is made before.
             if sum(weight.numel() for weight in weights) > stored:
-                raise RuntimeError(f"its weights do not fit into files of {stored:,} bytes")
+                raise RuntimeError(f"its weights do not fit into files of {stored:,} numbers")
         except RuntimeError as error:
             raise UserError(
                 f"{shown(path)} describes an impossible model ({error}); {OTHER_MODEL}"
@@ -77,7 +91,7 @@ class PretrainedModel:
 
     def digest(self) -> str:
         """SHA-256 of the files that configuration and weights are read from."""
-        return base_digest(self.path)
+        return base_digest(self.path, self.adapter)
 
     def config_for(self, vocab_size: int, context: int, dropout: float) -> ModelConfig:
         """The configuration of a model that starts from these weights.
@@ -88,7 +102,7 @@ class PretrainedModel:
         Raises:
             UserError: the vocabulary does not belong to the weights.
         """
-        is_checkpoint, rows = self.path.is_file(), self.config.vocab_size
+        is_checkpoint, rows = self.path.suffix == CHECKPOINT, self.config.vocab_size
         if vocab_size > rows or (is_checkpoint and vocab_size != rows):
             raise UserError(
                 f"{shown(self.path)} has weights for {rows:,} tokens, but the vocabulary has "
@@ -132,6 +146,8 @@ class PretrainedModel:
                     f"of shape {list(shape)}"
                 )
             tensor = tensor.float()
+            if self.path.is_dir():
+                tensor = shift_norms(self.config, name, tensor, 1.0)
             if not tensor.isfinite().all():
                 raise self._misfit(f"{name} holds a value that is not finite")
             if self.config.tie_embeddings and (tied_head or name == embedding):
@@ -146,29 +162,18 @@ class PretrainedModel:
 
     def _stored_views(self, config: ModelConfig, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """Views into a state dict by the names in the files; the token embedding comes first."""
+        if self.path.suffix == GGUF:
+            return gguf_tensors(config, weights)
         return weights if self.path.is_file() else huggingface_tensors(config, weights)
 
     def _stored(self) -> Iterator[tuple[str, Tensor]]:
-        """Name and tensor as stored, one after the other, without the buffers of `IGNORED`."""
+        """Name and tensor as stored, one after the other."""
+        if self.path.suffix == GGUF:
+            return stored_gguf_tensors(self.config, self.path)
         if self.path.is_file():
-            yield from read_checkpoint(self.path).tensors.items()
-            return
-        for file in weight_files(self.path):
-            with read_errors(file):  # what safetensors raises does not tell it from damage
-                file.open("rb").close()
-            try:
-                with safe_open(file, framework="pt") as tensors:
-                    for name in tensors.keys():  # noqa: SIM118 - not a dict
-                        if IGNORED.search(name):
-                            continue
-                        gpt2 = self.config.arch == "gpt2"
-                        prefix = "transformer." if gpt2 and name.startswith(UNPREFIXED_GPT2) else ""
-                        yield prefix + name, tensors.get_tensor(name)
-            except SafetensorError as error:
-                raise UserError(
-                    f"{shown(file)} is not readable as safetensors ({error}); it is damaged or "
-                    "incomplete. Copy it there again."
-                ) from error
+            return iter(read_checkpoint(self.path).tensors.items())
+        stored = stored_tensors(self.config, weight_files(self.path))
+        return merged(self.config, self.adapter, stored) if self.adapter else stored
 
     def _misfit(self, what: str) -> UserError:
         return UserError(

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..model.scoring import windows_at_once
 from ..model.transformer import Transformer
 from .rans import runs_by_scale
 from .schemes import QuantizedWeight
@@ -32,8 +33,12 @@ WIDE = 127
 """Largest absolute code of the other matrices. Rare large codes cost little once coded."""
 SCALES_PER_OCTAVE = 8
 """Scales are powers of 2^(1/8), so that they too compress well."""
+ROWS = 1 << 10
+"""Rows of a matrix rounded together, so that a block of their columns fits a processor's cache."""
+SAMPLED = 1 << 24
+"""Weights, about, that the distribution of codes is estimated on; of larger models not all rows."""
 BATCH = 16
-"""Windows in one pass of calibration."""
+"""Windows in one pass of calibration; fewer if the vocabulary is large."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,8 @@ def calibrate(model: Transformer, windows: Tensor, frequencies: Tensor) -> Calib
     hooks.append(model.blocks[0].register_forward_pre_hook(watch_embedding))
     head = "token_embedding" if model.config.tie_embeddings else "head"
     with torch.enable_grad():
-        for rows in windows.split(BATCH):
+        length = windows.size(1)
+        for rows in windows.split(windows_at_once(length, model, BATCH * length)):
             y = model.final_norm(model.hidden(rows[:, :-1]))
             logits = F.linear(y, model.get_parameter(f"{head}.weight"))
             watch(f"{head}.weight", y, logits)
@@ -87,31 +93,35 @@ def calibrate(model: Transformer, windows: Tensor, frequencies: Tensor) -> Calib
     embedding_gradient = gradients.pop("embedding")
     if head == "head":
         gradients["token_embedding.weight"] = embedding_gradient * frequencies
-    if model.config.arch == "gpt2":
+    if model.config.family.learned_positions:
         length = windows.size(1) - 1
         seen = (torch.arange(model.config.context) < length) / length
         gradients["position_embedding.weight"] = embedding_gradient * seen
     return Calibration(inputs, gradients)
 
 
-def gptq(
-    tensors: dict[str, Tensor], calibration: Calibration, bits: float
-) -> dict[str, QuantizedWeight]:
-    """Codes (rows, columns) and float16 scales (rows, 1) of all matrices among `tensors`.
+class GPTQ:
+    """The matrices among `tensors`, prepared for codes of any number of bits."""
 
-    Codes lie in -8 ... 7 where every weight is at most `NARROW` times its row's scale, else in
-    -127 ... 127. The scales are set so that a weight costs `bits` on average and one more bit would
-    lower the loss equally in every row (reverse water-filling).
-    """
-    matrices = {name: weight for name, weight in tensors.items() if weight.ndim == 2}
-    layers = {name: _Matrix(weight, calibration, name) for name, weight in matrices.items()}
-    total = sum(weight.numel() for weight in matrices.values())
-    low, high = -40.0, 40.0  # log2 of the coarseness
-    for _ in range(16):
-        middle = (low + high) / 2
-        coded = sum(layer.expected_bits(2**middle) for layer in layers.values())
-        low, high = (middle, high) if coded > bits * total else (low, middle)
-    return {name: layer.quantized(2**high) for name, layer in layers.items()}
+    def __init__(self, tensors: dict[str, Tensor], calibration: Calibration) -> None:
+        matrices = {name: weight for name, weight in tensors.items() if weight.ndim == 2}
+        self.total = sum(weight.numel() for weight in matrices.values())
+        self.layers = {name: _Matrix(each, calibration, name) for name, each in matrices.items()}
+
+    def codes(self, bits: float) -> dict[str, QuantizedWeight]:
+        """Codes (rows, columns) and float16 scales (rows, 1) of all matrices.
+
+        Codes lie in -8 ... 7 where every weight is at most `NARROW` times its row's scale, else in
+        -127 ... 127. The scales are set so that a weight costs `bits` on average and one more bit
+        would lower the loss equally in every row (reverse water-filling).
+        """
+        low, high = -40.0, 40.0  # log2 of the coarseness
+        step = 1 + self.total // SAMPLED
+        for _ in range(16):
+            middle = (low + high) / 2
+            coded = sum(layer.expected_bits(2**middle, step) for layer in self.layers.values())
+            low, high = (middle, high) if coded > bits * self.total else (low, middle)
+        return {name: layer.quantized(2**high) for name, layer in self.layers.items()}
 
 
 class _Matrix:
@@ -145,15 +155,18 @@ class _Matrix:
         steps = torch.exp2((steps.log2() * SCALES_PER_OCTAVE).round() / SCALES_PER_OCTAVE)
         return steps.half().unsqueeze(1)
 
-    def expected_bits(self, coarseness: float) -> float:
-        """The entropy of all codes in bits, estimated by plain rounding without compensation."""
-        scales = self.scales(coarseness)
-        codes = (self.weight / scales.float()).round_().add_(2 * WIDE).int()
+    def expected_bits(self, coarseness: float, step: int) -> float:
+        """The entropy of all codes in bits, estimated by plain rounding without compensation.
+
+        Of every `step` rows one is looked at.
+        """
+        scales, weight = self.scales(coarseness)[::step], self.weight[::step]
+        codes = (weight / scales.float()).round_().add_(2 * WIDE).int()
         nats = 0.0
         for run in runs_by_scale(scales.squeeze(1).numpy(), codes.numel()):
             counts = torch.bincount(codes[run].flatten())
             nats += float(torch.special.entr(counts / counts.sum()).sum() * counts.sum())
-        return nats / math.log(2)
+        return nats / math.log(2) * self.weight.numel() / weight.numel()
 
     def quantized(self, coarseness: float) -> QuantizedWeight:
         """Codes and scales by GPTQ, or by plain rounding for a lookup table."""
@@ -164,7 +177,14 @@ class _Matrix:
         if self.hessian_inverse is None:
             codes = (self.weight / steps.unsqueeze(1)).round_().clamp_(low, high)
             return QuantizedWeight(codes.to(torch.int8), scales)
-        remaining = self.weight[:, self.order]
+        parts = zip(self.weight.split(ROWS), steps.split(ROWS), strict=True)
+        codes = torch.cat([self._compensated(*part, low, high) for part in parts])
+        return QuantizedWeight(codes, scales)
+
+    def _compensated(self, weight: Tensor, steps: Tensor, low: int, high: int) -> Tensor:
+        """Codes, int8, of some rows (rows, columns) with these scales (rows,), by GPTQ."""
+        assert self.hessian_inverse is not None
+        remaining = weight[:, self.order]
         codes = torch.empty_like(remaining)
         for start in range(0, remaining.size(1), BLOCK):
             block = remaining[:, start : start + BLOCK]
@@ -178,4 +198,4 @@ class _Matrix:
                 factors = inverse_rows[column, index : start + block.size(1)]
                 block[:, column:].addr_(errors[:, column], factors, alpha=-1)
             remaining[:, start + BLOCK :] -= errors @ inverse_rows[:, start + BLOCK :]
-        return QuantizedWeight(codes[:, self.order.argsort()].to(torch.int8), scales)
+        return codes[:, self.order.argsort()].to(torch.int8)

@@ -14,11 +14,14 @@ from torch import Tensor
 
 from ..core.artifact import write_artifact
 from ..model.checkpoint import Checkpoint, check_config
-from ..model.transformer import ModelConfig, Transformer
+from ..model.config import ModelConfig
+from ..model.transformer import Transformer
 from .rans import (
     MAX_SYMBOLS_PER_BYTE,
     Decode,
+    Encode,
     decode_with_numpy,
+    encode_with_numpy,
     order_by_scale,
     pack,
     run_lengths,
@@ -52,11 +55,15 @@ class QuantizedModel:
     provenance: dict[str, Any]
     measured: dict[str, float] = field(default_factory=dict)
     """What the scheme cost, as `metrics/quantize.json` has it."""
+    encode: Encode = field(default=encode_with_numpy, repr=False)
+    """What makes the stream; all give the same bytes."""
 
     @cached_property
     def packed(self) -> Tensor:
         """All codes, scales and float16 values as one stream, (bytes,) uint8, see `rans.pack`."""
-        return torch.from_numpy(pack([array for array in self._arrays() if len(array)]))
+        return torch.from_numpy(
+            pack([array for array in self._arrays() if len(array)], self.encode)
+        )
 
     def _arrays(self) -> list[np.ndarray]:
         arrays = []
@@ -204,7 +211,10 @@ def _halves(shapes: dict[str, torch.Size], stored: np.ndarray) -> dict[str, Tens
 
 
 def quantize_checkpoint(
-    checkpoint: Checkpoint, scheme: str, coded: dict[str, QuantizedWeight] | None = None
+    checkpoint: Checkpoint,
+    scheme: str,
+    coded: dict[str, QuantizedWeight] | None = None,
+    encode: Encode = encode_with_numpy,
 ) -> QuantizedModel:
     """The checkpoint's weights in a scheme: matrices quantized, all else in float16.
 
@@ -220,5 +230,10 @@ def quantize_checkpoint(
         for name, weight in checkpoint.tensors.items()
     }
     return QuantizedModel(
-        checkpoint.config, scheme, tensors, checkpoint.tokenizer, checkpoint.provenance
+        checkpoint.config,
+        scheme,
+        tensors,
+        checkpoint.tokenizer,
+        checkpoint.provenance,
+        encode=encode,
     )

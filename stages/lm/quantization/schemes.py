@@ -10,6 +10,8 @@ from torch import Tensor
 
 GROUP_SIZE = 64
 """Columns that share a scale in a row that has several scales."""
+WEIGHTS_AT_ONCE = 1 << 17
+"""Weights that `quantize_int4` works on at once: they fit a processor's cache."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +59,13 @@ def quantize_int4(weight: Tensor) -> QuantizedWeight:
     rows, columns = weight.shape
     size = GROUP_SIZE if columns % GROUP_SIZE == 0 else columns
     groups = weight.float().view(-1, size)
+    parts = [_int4_groups(part) for part in groups.split(max(1, WEIGHTS_AT_ONCE // size))]
+    codes, scales = (torch.cat(each) for each in zip(*parts, strict=True))
+    return QuantizedWeight(codes.view(rows, columns), scales.view(rows, -1))
+
+
+def _int4_groups(groups: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes, int8, of groups (groups, columns), and scales (groups, 1)."""
     largest = groups.gather(1, groups.abs().argmax(dim=1, keepdim=True))
     best = torch.full_like(largest, torch.inf)
     scales = torch.zeros_like(largest, dtype=torch.float16)
@@ -65,8 +74,7 @@ def quantize_int4(weight: Tensor) -> QuantizedWeight:
         error = groups.sub(rounded(groups, tried) * tried.float()).square().sum(1, keepdim=True)
         better = error < best
         best, scales = torch.where(better, error, best), torch.where(better, tried, scales)
-    codes = rounded(groups, scales).to(torch.int8)
-    return QuantizedWeight(codes.view(rows, columns), scales.view(rows, -1))
+    return rounded(groups, scales).to(torch.int8), scales
 
 
 def rounded(weight: Tensor, scales: Tensor) -> Tensor:

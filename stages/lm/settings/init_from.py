@@ -15,9 +15,10 @@ _NAME = re.compile(r"\w[\w.-]{,95}(/\w[\w.-]{,95})?", re.ASCII)
 def load_init_from(path: Path = PARAMS) -> str:
     """`scratch`, or the name of the weights to start from.
 
-    The name is that of a folder in `data/base/` with a GPT-2 or Qwen3 model in Hugging Face's
-    format, or of one of our own checkpoints there, which ends in `.pt`. A name with a slash, such
-    as `Qwen/Qwen3-0.6B`, is a public model, which `corpus` downloads into such a folder once.
+    The name is that of a folder in `data/base/` with a model in Hugging Face's format, of a GGUF
+    file there, which ends in `.gguf`, or of one of our own checkpoints, which ends in `.pt`. A name
+    with a slash, such as `Qwen/Qwen3-0.6B`, is a public model, which `corpus` downloads into such a
+    folder once.
 
     Raises:
         UserError: the key is missing or is none of these.
@@ -28,6 +29,6 @@ def load_init_from(path: Path = PARAMS) -> str:
         return value
     state = f"is {quoted(value)}" if "init_from" in document else "is missing"
     raise UserError(
-        f"{path.name}: init_from {state}, but must be scratch, the name of a folder or .pt file in "
-        "data/base/, or a public model's name with its owner, such as Qwen/Qwen3-0.6B."
+        f"{path.name}: init_from {state}, but must be scratch, the name of a folder, a .gguf or a "
+        ".pt file in data/base/, or a public model's name with its owner, such as Qwen/Qwen3-0.6B."
     )

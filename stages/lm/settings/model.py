@@ -5,6 +5,9 @@ from typing import Annotated, ClassVar
 
 from .loader import Choice, Range
 
+ARCHES = ("qwen3", "gpt2", "llama", "qwen2", "gemma3", "smollm3", "olmo2")
+FROM_SCRATCH = ARCHES[:4]
+"""The others exist as weights only."""
 FITTED = ("bigrams", "looking_back")
 """The values of `model.init` that fit embedding and head to the text."""
 
@@ -15,9 +18,10 @@ class ModelSettings:
 
     SECTION: ClassVar[str] = "model"
 
-    arch: Annotated[str, Choice(("qwen3", "gpt2"))]
-    """`qwen3`: RMSNorm, rotary positions, QK-norm, SwiGLU, no biases. `gpt2`: LayerNorm, learned
-    positions, GELU, biases."""
+    arch: Annotated[str, Choice(ARCHES)]
+    """The family. `llama`: RMSNorm, rotary positions, SwiGLU, no biases. `qwen2`: with biases of
+    queries, keys and values. `qwen3`: with QK-norm instead. `gpt2`: LayerNorm, learned positions,
+    GELU, biases. `gemma3`, `smollm3` and `olmo2` come with `init_from` only."""
 
     layers: Annotated[int, Range(1, 200)]
     """Transformer blocks."""
@@ -63,7 +67,12 @@ class ModelSettings:
                 f"model.heads {self.heads} is not a multiple of model.kv_heads {self.kv_heads}; "
                 "each key/value head serves an equal number of heads."
             )
-        if self.init != "base" and self.arch == "qwen3" and (self.width // self.heads) % 2:
+        if self.init != "base" and self.arch not in FROM_SCRATCH:
+            raise ValueError(
+                f"model.arch is {self.arch}, which only weights that exist can have; set it to one "
+                f"of {', '.join(FROM_SCRATCH)}, or name such weights in init_from."
+            )
+        if self.init != "base" and self.arch != "gpt2" and (self.width // self.heads) % 2:
             raise ValueError(
                 f"model.width / model.heads is {self.width // self.heads}, but rotary positions "
                 "need an even head size; change model.width or model.heads."

@@ -248,13 +248,13 @@ def derive(
         # About 64 wide, and of an even size, which rotary positions need.
         counts = range(min(256, max(1, width // 64)), 0, -1)
         heads = next((count for count in counts if width % (2 * count) == 0), 1)
-    gpt2, adamw = said.get("model.arch") == "gpt2", said.get("train.optimizer") == "adamw"
+    arch, adamw = said.get("model.arch", "qwen3"), said.get("train.optimizer") == "adamw"
     lora = said.get("train.adapt") == "lora"
     values |= {"model.heads": heads, "model.kv_heads": heads}
-    values["model.ff_width"] = (GPT2_FF_RATIO if gpt2 else FF_RATIO[recipe]) * width
+    values["model.ff_width"] = (GPT2_FF_RATIO if arch == "gpt2" else FF_RATIO[recipe]) * width
     vocabulary = _whole(given.get("tokenize.vocab_size")) or values["tokenize.vocab_size"]
     large = said.get("tokenize.tokenizer", "bpe") != "bpe" or vocabulary > LARGEST_BIGRAMS
-    if gpt2 or large or said.get("model.tie_embeddings") is True:
+    if arch != "qwen3" or large or said.get("model.tie_embeddings") is True:
         values["model.init"] = "random"
     if adamw or lora:
         values |= ADAMW

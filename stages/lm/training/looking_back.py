@@ -22,7 +22,9 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from ..model.transformer import Attention, ModelConfig, Transformer
+from ..model.attention import Attention
+from ..model.config import ModelConfig
+from ..model.transformer import Transformer
 from .bigrams import EMBEDDING_RMS
 
 FIRST, THIRD = 0, 2
