@@ -34,7 +34,7 @@ from stages.lm.settings.init_from import SCRATCH, load_init_from
 from stages.lm.settings.loader import load_sections
 from stages.lm.settings.model import ModelSettings
 from stages.lm.settings.quantize import QuantizeSettings
-from stages.lm.settings.recipes import BY_CONTENT, automatic
+from stages.lm.settings.recipes import BY_LENGTH, automatic
 from stages.lm.settings.runtime import RuntimeSettings
 from stages.lm.settings.tokenize import TokenizeSettings
 from stages.lm.settings.train import TrainSettings
@@ -80,7 +80,7 @@ def main() -> None:
     record["sha256"] = corpus.sha256 if corpus else SAMPLE_SHA256
     if corpus and corpus.counts:
         record |= {corpus.kind: corpus.counts} | corpus.figures
-    chosen = auto.chosen(without=BY_CONTENT if corpus and corpus.counts else ())
+    chosen = auto.chosen(without=BY_LENGTH if corpus and corpus.counts else ())
     record |= {"init_from": load_init_from(), "recipe": auto.recipe, "auto": chosen}
     write_json(paths.CORPUS_METRICS, record)
 

@@ -95,9 +95,7 @@ def main() -> int:
         init_from = load_init_from()
         base = None if init_from == SCRATCH else PretrainedModel.open(init_from)
         fixed = base.fixed_settings() if base else {}
-        auto = automatic(
-            data.text_bytes(), base=fixed, lengths=data.lengths, repetition=data.repetition()
-        )
+        auto = automatic(data.text_bytes(), base=fixed, lengths=data.lengths)
         settings = load_section(TrainSettings, auto=auto.values)
         model_settings = load_section(ModelSettings, auto=auto.values)
         for section in (ModelSettings.SECTION, TrainSettings.SECTION):

@@ -284,7 +284,7 @@ def test_the_folder_of_a_model_of_records_tells_where_answers_end(make_loaded, t
         write_huggingface(each, tmp_path / name)
         model = AutoModelForCausalLM.from_pretrained(tmp_path / name)
         ends.append((model.config.eos_token_id, model.generation_config.eos_token_id))
-    end = loaded.tokenizer.ranks[b"\xff"]
+    end = own.named("<|end|>")
     assert ends == [(None, None), (end, end)]
     told = (tmp_path / "records" / "README.md").read_text("utf-8")
     assert "apply_chat_template" in told
@@ -307,8 +307,9 @@ def test_the_folder_of_a_model_of_records_tells_where_answers_end(make_loaded, t
 
 def test_a_model_of_documents_tells_where_texts_begin_and_end(make_loaded, tmp_path):
     loaded = make_loaded(SHAPES["qwen3"])
-    loaded = replace(loaded, provenance={"data": {"documents": {"train": 1}}})
-    end = loaded.tokenizer.ranks[b"\xff"]
+    own, data = loaded.tokenizer.for_documents(), {"documents": {"train": 1}}
+    loaded = replace(loaded, tokenizer=own, provenance={"data": data})
+    end = own.named("<|end|>")
     (tmp_path / "folder").mkdir()
     write_huggingface(loaded, tmp_path / "folder")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "folder")

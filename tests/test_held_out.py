@@ -28,9 +28,8 @@ def test_a_part_ends_with_the_last_token_that_fits_and_has_at_least_one(
     tokenizer, max_bytes, tokens, size
 ):
     split = np.array([THE, ord("n"), THE])
-    data = SimpleNamespace(
-        val=split, meta=SimpleNamespace(splits={"val": SimpleNamespace(bytes=7)})
-    )
+    meta = SimpleNamespace(splits={"val": SimpleNamespace(bytes=7)})
+    data = SimpleNamespace(val=split, meta=meta, documents=None)
     part = scored_part(data, "val", tokenizer, max_bytes)
     assert part.tokens.tolist() == split[:tokens].tolist() and part.bytes == size
 

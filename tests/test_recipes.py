@@ -13,12 +13,10 @@ from stages.lm.settings.loader import load_section, load_sections
 from stages.lm.settings.model import ModelSettings
 from stages.lm.settings.recipes import (
     ADAMW,
-    BY_CONTENT,
     BY_SIZE,
     COMMON,
     FROM_BASE,
     LARGEST_BIGRAMS,
-    REPETITIVE,
     automatic,
     derive,
 )
@@ -300,20 +298,3 @@ def test_auto_is_offered_where_it_may_stand(write, setting):
 def test_without_a_recipe_at_hand_auto_is_no_value(write):
     message = refusal(load_section, ModelSettings, write())
     assert "model.arch is 'auto'" in message and "or auto" not in message
-
-
-@pytest.mark.parametrize("size", [50_000, 1_000_000, 5_000_000])
-@pytest.mark.parametrize("recipe", ["quick", "best"])
-def test_a_text_that_repeats_itself_has_a_long_context_and_as_many_tokens_a_step(
-    write, recipe, size
-):
-    path = write(recipe=recipe)
-    usual, found = (
-        automatic(size, repetition=each, path=path).values
-        for each in (REPETITIVE, REPETITIVE - 0.01)
-    )
-    assert usual == automatic(size, path).values
-    assert found["model.context"] == 512
-    key = "train.batch_size"
-    assert found[key] * 512 == usual[key] * usual["model.context"]
-    assert all(usual[k] == found[k] for k in usual if k not in BY_CONTENT)

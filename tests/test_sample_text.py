@@ -35,5 +35,5 @@ def test_another_version_is_refused_with_the_remedy(monkeypatch):
 
 def test_a_missing_source_is_refused_with_the_remedy(monkeypatch):
     monkeypatch.setattr(sample, "SOURCE", "no_such_package_here")
-    with pytest.raises(UserError, match=r"none is installed.*data/input\.txt"):
+    with pytest.raises(UserError, match=r"none is installed.*data/input/"):
         sample_text()

@@ -2,7 +2,6 @@
 
 import copy
 import math
-from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -11,7 +10,6 @@ import pytest
 import torch
 
 from stages.lm.core.artifact import read_artifact, write_artifact
-from stages.lm.data.meta import SplitMeta
 from stages.lm.model.runtime import can_compile
 from stages.lm.model.scoring import score
 from stages.lm.training import compilation, trainer
@@ -670,13 +668,3 @@ def test_bf16_learns_and_keeps_its_weights_in_float32(make_run, machine):
     run.fit(nothing, never)
     assert run.progress.best_val_loss < before - 0.5
     assert {p.dtype for p in run.model.parameters()} == {torch.float32}
-
-
-def test_a_text_that_repeats_itself_compresses_to_less(data):
-    random = np.random.Generator(np.random.Philox(1)).permutation(data.train)
-    splits = {"train": SplitMeta(len(random), 3 * len(random), "")}
-    shuffled, repeated = (
-        replace(data, train=tokens, meta=replace(data.meta, splits=splits))
-        for tokens in (random, np.tile(random[:100], len(random) // 100))
-    )
-    assert repeated.repetition() < shuffled.repetition() / 3

@@ -60,7 +60,7 @@ READERS = {
     "data/base/theirs/config.json": lambda _: PretrainedModel.open("theirs"),
     "data/base/theirs/tokenizer.json": lambda _: base_tokenizer("theirs"),
     "data/base/old/merges.txt": lambda _: base_tokenizer("old"),
-    "data/base/theirs/model.safetensors": lambda path: base_digest(path.parent),
+    "data/base/theirs/model.safetensors": lambda path: base_digest(path.parent, None),
     "data/base/theirs/weights/model.safetensors": lambda path: next(
         PretrainedModel("", path.parent, None)._stored()
     ),

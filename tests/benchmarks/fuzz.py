@@ -39,7 +39,9 @@ from stages.lm.core import paths
 from stages.lm.core.errors import UserError
 from stages.lm.data.dataset import TokenData
 from stages.lm.data.splits import SPLITS
+from stages.lm.sources.encodings import recoded, wide_encoding
 from stages.lm.text.stored_tokenizer import load_tokenizer
+from stages.sample_text import sample_text
 
 SMALL = {
     "tokenize": {"vocab_size": 320},
@@ -78,7 +80,7 @@ def project(folder: Path) -> Iterator[Path]:
                 reader = partial(getattr(module, name), path=params)
                 stack.enter_context(mock.patch.object(module, name, reader))
         stack.enter_context(mock.patch.object(train, "StopSignal", StopAtOnce))
-        paths.INPUT.parent.mkdir(exist_ok=True)
+        paths.DATA.mkdir(exist_ok=True)
         yield params
 
 
@@ -145,13 +147,19 @@ def text_number(number: int, seed: int) -> bytes:
     return some_text(draw, int(10 ** draw.uniform(4 if large else 1.8, 6 if large else 3.8)))
 
 
+def as_read(text: bytes) -> bytes:
+    """The text that a file with these bytes holds: UTF-8 for UTF-16 and 32, the sample for none."""
+    encoding = wide_encoding(text)
+    return b"".join(recoded([text], encoding, "")) if encoding else text or sample_text().encode()
+
+
 def text_case(folder: Path, seed: int, number: int) -> str:
     """The outcome for a text."""
     text = text_number(number, seed)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     with project(folder):
-        paths.INPUT.write_bytes(text)
+        (paths.DATA / "input.txt").write_bytes(text)
         result = "trained"
         try:
             for main in (corpus.main, tokenize_text.main, train.main):
@@ -159,7 +167,7 @@ def text_case(folder: Path, seed: int, number: int) -> str:
             data = TokenData.load(paths.TOKENS)
             tokenizer = load_tokenizer(data.meta.tokenizer.stored(data.vocabulary))
             ids = [token for split in SPLITS for token in getattr(data, split).tolist()]
-            if tokenizer.decode(ids) != text:
+            if tokenizer.decode(ids) != as_read(text):
                 return "FAILED: the tokens are not the text"
             if not list(paths.ROOT.glob("models/resume/*/state.pt")):
                 return "FAILED: no step was saved"
@@ -167,7 +175,11 @@ def text_case(folder: Path, seed: int, number: int) -> str:
             result = "refused"
             if "\n" in str(error) or len(str(error)) > 1000:
                 return f"FAILED: {error!s:.200} is no sentence"
-        return result if paths.INPUT.read_bytes() == text else "FAILED: the text was changed"
+        return (
+            result
+            if (paths.DATA / "input.txt").read_bytes() == text
+            else "FAILED: the text was changed"
+        )
 
 
 # Settings -----------------------------------------------------------------------------------------
@@ -316,7 +328,7 @@ def large(folder: Path, size: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         with project(folder):
-            write_large(paths.INPUT, size, end)
+            write_large(paths.DATA / "input.txt", size, end)
             for main in (corpus.main, tokenize_text.main, train.main):
                 name = main.__module__.removeprefix("stages.")
                 print(f"{size:,} bytes of {kind}, {name}: {measured(main)}", flush=True)

@@ -35,13 +35,12 @@ sys.path.insert(0, str(ROOT))
 from stages.lm.data.dataset import TokenData  # noqa: E402
 from stages.lm.data.meta import TokenizerMeta, TokensMeta  # noqa: E402
 from stages.lm.model.config import ModelConfig  # noqa: E402
-from stages.lm.model.initialization import init_weights  # noqa: E402
 from stages.lm.model.runtime import pick_machine  # noqa: E402
 from stages.lm.model.scoring import score  # noqa: E402
 from stages.lm.model.transformer import Transformer  # noqa: E402
 from stages.lm.settings.runtime import RuntimeSettings  # noqa: E402
 from stages.lm.settings.train import TrainSettings  # noqa: E402
-from stages.lm.training.bigrams import fit_bigrams  # noqa: E402
+from stages.lm.training.initialization import set_initial_weights  # noqa: E402
 from stages.lm.training.trainer import Trainer  # noqa: E402
 
 RECIPE = (
@@ -254,9 +253,7 @@ def our_start(tokens: Path, seed: int) -> tuple[float, float]:
     config = replace(config, head_size=64, ff_width=768, context=128, tie_embeddings=False)
     run = Trainer(Transformer(config), data, replace(SETTINGS, seed=seed), machine)
     began = time.perf_counter()
-    generator = torch.Generator().manual_seed(seed)
-    init_weights(run.model, generator)
-    fit_bigrams(run.model, data.train, machine, generator)
+    set_initial_weights(run.model, data, machine, seed, "looking_back", None)
     seconds = time.perf_counter() - began
     held_out = np.concatenate([data.val, data.test])
     lead = data.preceding("val", config.context)

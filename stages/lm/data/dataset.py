@@ -1,7 +1,6 @@
 """The output of `tokenize` on disk: token arrays written in chunks, memory-mapped on reading."""
 
 import base64
-import lzma
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,8 +21,6 @@ from .splits import SPLITS
 
 RECORD_DTYPE = np.dtype("<u4")
 """Of ids with the marks of `sequence_packing`."""
-REPETITION_TOKENS = 1_000_000
-"""Training tokens that tell how repetitive a text is; about a second of compression."""
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -194,17 +191,6 @@ class TokenData:
         if whole := self.records or self.documents:
             return whole.bytes
         return sum(split.bytes for split in self.meta.splits.values())
-
-    def repetition(self) -> float | None:
-        """Bits per byte to which LZMA compresses the training tokens; None of records.
-
-        It is low where a text repeats itself.
-        """
-        if self.records:
-            return None
-        tokens = self.train[:REPETITION_TOKENS]
-        size = self.scored_bytes("train", len(tokens))
-        return 8 * len(lzma.compress(tokens.tobytes())) / size
 
     def preceding(self, split: str, count: int) -> np.ndarray:
         """At most `count` tokens that stand right before a split, its first token's context."""

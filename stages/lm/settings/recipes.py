@@ -150,12 +150,8 @@ FEW_PASSES: Values = {
 AT_MOST_FROM_BASE = {"train.epochs": 4, "model.context": 1024}
 """Upper limits of what the recipe says."""
 
-REPETITIVE = 1.0
-"""Bits per byte: a text that LZMA brings below is repetitive. English takes 2 to 3, code 1.5."""
-REPETITIVE_CONTEXT = 512
-"""At least so many tokens of context, to find what is repeated (see `RECIPES.md`)."""
-BY_CONTENT = ("model.context", "train.batch_size")
-"""What depends on the lengths of documents or records, and on repetition, too."""
+BY_LENGTH = ("model.context", "train.batch_size")
+"""What depends on the lengths of documents or records, too."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +169,6 @@ class Automatic:
     context: int
     """`model.context`, whether given or `auto`."""
     lengths: Lengths | None = None
-    repetitive: bool = False
 
     def chosen(self, without: tuple[str, ...] = ()) -> Values:
         """The values of the settings that are `auto`, but for some of these."""
@@ -184,8 +179,7 @@ class Automatic:
         recipe = f"recipe {self.recipe} for {self.text_bytes:,} bytes of text"
         of = self.lengths
         long = f", {of.kind} of up to {of.long:,} tokens" if of else ""
-        long += ", which repeats itself" if self.repetitive else ""
-        why = {key: recipe + long * (key in BY_CONTENT) for key in self.used}
+        why = {key: recipe + long * (key in BY_LENGTH) for key in self.used}
         why |= dict.fromkeys(self.base, "init_from")
         own = (key for key in self.used if key.startswith(section + "."))
         return [f"{key} = {self.values[key]} (auto: {why[key]})" for key in own]
@@ -196,12 +190,10 @@ def automatic(
     path: Path = PARAMS,
     base: Mapping[str, Any] = EMPTY,
     lengths: Lengths | None = None,
-    repetition: float | None = None,
 ) -> Automatic:
     """The values of the recipe that `params.yaml` names, for a text of `text_bytes`.
 
-    `lengths` are those of documents or records, and `repetition` is `TokenData.repetition`. `base`
-    holds the settings that the weights of
+    `lengths` are those of documents or records. `base` holds the settings that the weights of
     `init_from` fix, where `model.context` is their longest context.
 
     Raises:
@@ -221,16 +213,13 @@ def automatic(
     refuse_contradictions(given, base, path.name)
     values = derive(recipe, text_bytes, given, base)
     used = [key for key in values if given.get(key) == "auto"]
-    repetitive = repetition is not None and repetition < REPETITIVE
-    if "model.context" in used:
+    if lengths and "model.context" in used:
         usual = values["model.context"]
-        most = base.get("model.context", 1 << 20)
-        longer = max(usual, min(REPETITIVE_CONTEXT, most)) if repetitive else usual
-        longer = lengths.context(longer, most) if lengths else longer
+        longer = lengths.context(usual, base.get("model.context", 1 << 20))
         batch = max(1, values["train.batch_size"] * usual // longer)  # as many tokens in a step
         values |= {"model.context": longer, "train.batch_size": batch}
     context = _whole(given.get("model.context")) or values["model.context"]
-    return Automatic(recipe, text_bytes, values, used, base, context, lengths, repetitive)
+    return Automatic(recipe, text_bytes, values, used, base, context, lengths)
 
 
 def refuse_contradictions(given: dict[str, Any], base: Mapping[str, Any], file: str) -> None:
