@@ -101,7 +101,7 @@ def test_the_pipeline_teaches_a_task(tmp_path):
     set_params(folder, changes)
     names = ("corpus", "tokenize_text", "train", "quantize", "evaluate")
     told = "".join(python(folder, "-m", f"stages.{name}").stdout for name in names)
-    assert "600 different records: train 480, val 60, test 60" in told
+    assert "(train 480, val 60, test 60)" in told
     assert "480 for training in " in told and "exact answers of 120 held-out records" in told
     figures = json.loads((folder / "metrics" / "evaluate.json").read_text("utf-8"))
     assert figures["majority"] < 0.7 and figures["asked_records"] == 120

@@ -158,10 +158,11 @@ def launch(hook: Hook = lambda: None) -> End:
 
 
 def fill(folder: Path, source: Path | None = None) -> None:
-    """Give `folder`, which may be a mount, the contents of `source`, or none."""
-    folder.mkdir(exist_ok=True)
+    """Give `folder`, which may be a mount, the contents of `source`, or none but the tokens."""
+    folder.mkdir(parents=True, exist_ok=True)
     for path in folder.iterdir():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if path != paths.TOKENS:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     if source:
         shutil.copytree(source, folder, dirs_exist_ok=True)
 
@@ -537,14 +538,15 @@ def stale(every: int) -> Cases:
     backup = WORK / "backup"
     for reason, change in changes[::every]:
         fill(backup)
-        for name in ("stages", "data", "params.yaml"):
+        kept = ("stages", "data", "params.yaml", "models/tokens")
+        for name in kept:
             copy(WORK / name, backup / name)
         reset(saved)
         change()
         text = launch(one_step).text
         named = rf"starting fresh: since the last run .*{re.escape(reason)}"
         good = re.search(named, text) and "continuing" not in text
-        for name in ("stages", "data", "params.yaml"):
+        for name in kept:
             copy(backup / name, WORK / name)
         again = launch(one_step).text
         wrong = "" if good else f"expected {reason!r}: {text[-500:]}"
@@ -557,7 +559,7 @@ def stale(every: int) -> Cases:
         "tokenizer.tiktoken edited",
         one_sentence(launch(one_step), "tokenizer.tiktoken is not what was written"),
     )
-    copy(backup / "data", WORK / "data")
+    copy(backup / "models/tokens", paths.TOKENS)
     set_params(SMALL)
 
 
