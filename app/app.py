@@ -12,6 +12,7 @@ from pathlib import Path
 import streamlit as st
 import this_clone  # noqa: F401  (before what imports `stages`)
 from about_tab import about_tab
+from chat_tab import chat_tab
 from compare_tab import compare_tab
 from progress import training_progress
 from read_tab import read_tab
@@ -51,7 +52,8 @@ def main() -> None:
     training_progress()
     path, request = sidebar()
     loaded = model_or_stop(path)
-    writing, reading, comparing, about = st.tabs(["Write", "Read", "Compare", "About this model"])
+    names = ["Write", "Read", "Compare", "About this model", *(["Chat"] if loaded.answers else [])]
+    writing, reading, comparing, about, *chatting = st.tabs(names)
     with writing:
         write_tab(loaded, paths.shown(path), request)
     with reading:
@@ -60,6 +62,9 @@ def main() -> None:
         compare_tab(workspace_model, partial(written, request))
     with about:
         about_tab(loaded, paths.shown(path))
+    for tab in chatting:
+        with tab:
+            chat_tab(loaded, request)
 
 
 @st.cache_resource(show_spinner=False)

@@ -19,6 +19,7 @@ from stages.lm.core import paths
 from stages.lm.core.errors import UserError
 from stages.lm.core.files import read_errors
 from stages.lm.core.stage import Parser, run_stage
+from stages.lm.inference.chatting import replies
 from stages.lm.inference.generation import (
     DEFAULT_LENGTH,
     DEFAULT_SEED,
@@ -28,7 +29,7 @@ from stages.lm.inference.generation import (
     TokenLogprobs,
     WrittenText,
     generate_steps,
-    model_input,
+    text_ids,
 )
 from stages.lm.inference.loading import LoadedModel, load_model
 
@@ -80,6 +81,11 @@ def parser() -> Parser:
         type=Path,
         help="a file that holds the prompt instead, or - for standard input; as it is, but without "
         "one new line at its end",
+    )
+    made.add_argument(
+        "--chat",
+        action="store_true",
+        help="answer line by line; the prompt is the system message, an empty line begins anew",
     )
     made.add_argument(
         "--written",
@@ -209,7 +215,7 @@ def is_piped() -> bool:
 
 def warn_of_dropped(loaded: LoadedModel, prompt: str) -> None:
     """Say on standard error which part of a prompt does not fit the model's context."""
-    ids, context = loaded.tokenizer.encode(model_input(loaded, prompt)), loaded.config.context
+    ids, context = text_ids(loaded, prompt), loaded.config.context
     if len(ids) > context:
         seen = loaded.tokenizer.decode(ids[-(context // 2) :]).decode("utf-8", "replace")
         print(
@@ -241,22 +247,27 @@ def logprobs_line(loaded: LoadedModel, step: GeneratedToken) -> str:
 
     def told(logprobs: TokenLogprobs | None) -> str:
         assert logprobs is not None
-        named = [f"{loaded.tokenizer.tokens[i]!r} {log:.4f}" for i, log in logprobs.top]
+        named = [f"{loaded.tokenizer.shown(i)!r} {log:.4f}" for i, log in logprobs.top]
         return "  ".join([f"{logprobs.chosen:.4f}", *named])
 
-    return f"{step.data!r}  {told(step.before)}  |  {told(step.after)}\n"
+    return f"{loaded.tokenizer.shown(step.token)!r}  {told(step.before)}  |  {told(step.after)}\n"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Write the texts to standard output; returns the exit code."""
     asked = parser().parse_args(arguments)
-    asked.prompt = read_prompt(asked)
+    asked.prompt = (asked.prompt or "") if asked.chat else read_prompt(asked)
     values = {name: getattr(asked, name) for name in SAMPLER_VALUES}
     sampling = SamplingSettings(**values, stop=tuple(asked.stop))
     if isinstance(sys.stdout, io.TextIOWrapper):
         # The model may write any character, whatever the terminal's encoding is.
         sys.stdout.reconfigure(encoding="utf-8", errors="replace")
     loaded = load_model(asked.model)
+    if asked.chat:
+        more = (asked.length, sampling, asked.seed)
+        for piece in replies(loaded, sys.stdin, asked.prompt, *more):
+            print(piece, end="", flush=True)
+        return 0
     start = WrittenText(loaded, sampling, asked.written).start
     warn_of_dropped(loaded, asked.prompt)
     try:

@@ -5,8 +5,6 @@ import re
 
 import streamlit as st
 
-from stages.lm.text.records import RECORD_END
-
 STYLE = (
     "font-family: var(--st-code-font, monospace); font-size: 0.95rem; line-height: 1.7; "
     "white-space: pre-wrap; overflow-wrap: anywhere"
@@ -35,13 +33,11 @@ def plain(text: str) -> str:
 
 
 def visible(data: bytes) -> str:
-    """A token's bytes as visible characters in quotation marks; ⏹ ends an answer or a text.
+    """A token's bytes as visible characters in quotation marks.
 
     Different tokens look different: parts of characters are shown as `\\xe2`, `\\` is doubled.
     """
-    doubled = data.removesuffix(RECORD_END).replace(b"\\", b"\\\\")
-    text = doubled.decode("utf-8", "backslashreplace")
-    text += "⏹" * data.endswith(RECORD_END)
+    text = data.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
     return f"“{escaped(text)}”"
 
 

@@ -25,7 +25,6 @@ from stages.lm.core import paths
 from stages.lm.inference import generation
 from stages.lm.inference.generation import GeneratedToken, WrittenText
 from stages.lm.inference.loading import LoadedModel
-from stages.lm.text.records import RECORD_END
 
 # The text so far is sent to the browser every REDRAW_SECONDS, and once more as much later for each
 # REDRAW_TOKENS on the page, because the browser lays out all of it each time.
@@ -47,7 +46,7 @@ def write_tab(loaded: LoadedModel, name: str, request: Request) -> None:
     """Draw the tab: the prompt, the button and the texts."""
     history: History = st.session_state.setdefault("history", History())
     with st.form("prompt form", border=False):
-        hint = DOCUMENT_HINT if loaded.ends else PROMPT_HINT
+        hint = DOCUMENT_HINT if loaded.opening else PROMPT_HINT
         hint = RECORD_HINT if loaded.answers else hint
         prompt = st.text_area("Prompt", key="prompt", height=140, placeholder=hint)
         label = "Answer" if loaded.answers else "Continue the text"
@@ -164,7 +163,7 @@ def view(loaded: LoadedModel, result: Result) -> None:
 def coloured(result: Result, step: GeneratedToken) -> str:
     """A token as HTML, coloured by its surprisal, with the probabilities as a hint."""
     assert step.before
-    others = [(result.tokenizer.tokens[each.token], each) for each in alternatives(step)]
+    others = [(result.tokenizer.shown(each.token), each) for each in alternatives(step)]
     likely = ", ".join(f"{visible(data)} {percent(each.before)}" for data, each in others)
     hint = f"{percent(math.exp(step.before.chosen))}. Most likely here: {likely}"
     return marked(step.text, hint, -step.before.chosen / NATS_AT_FULL_COLOUR)
@@ -179,19 +178,19 @@ def branching(loaded: LoadedModel, result: Result) -> None:
     steps = result.steps[sequence]
     if not steps:
         return
-    tokens = result.tokenizer.tokens
+    shown, control = result.tokenizer.shown, result.tokenizer.control
 
     def token_label(index: int) -> str:
         text = result.lead + "".join(step.text for step in steps[:index])
         before = text[-24:].encode("utf-8", "replace")
-        return f"{index + 1} …{visible(before + steps[index].data)}"
+        return f"{index + 1} …{visible(before + shown(steps[index].token))}"
 
     index = st.selectbox("Token", range(len(steps)), key="token", format_func=token_label)
     labels = {
-        each.token: f"{plain(visible(tokens[each.token]))} "
+        each.token: f"{plain(visible(shown(each.token)))} "
         f"{percent(each.before)} → {percent(each.after)}"
         for each in alternatives(steps[index])
-        if not (loaded.ends and tokens[each.token] == RECORD_END)  # nothing follows it
+        if each.token not in control  # nothing follows it
     }
 
     def branch() -> None:

@@ -13,7 +13,7 @@ from stages.lm.inference.generation import (
     GeneratedToken,
     SamplingSettings,
 )
-from stages.lm.text.tokenizer import Tokenizer
+from stages.lm.text.interface import Tokenizer
 
 TOP_LOGPROBS = 5
 """Most likely tokens whose log-probabilities are kept at each position."""

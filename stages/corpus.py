@@ -201,7 +201,7 @@ def base_settings(name: str) -> dict[str, Any]:
         return {}
     from stages.lm.pretrained.model import PretrainedModel  # imports torch, which takes seconds
 
-    base, (tokenizer, _) = PretrainedModel.open(name), base_tokenizer(name)
+    base, tokenizer = PretrainedModel.open(name), base_tokenizer(name)
     base.config_for(tokenizer.vocab_size, base.config.context, dropout=0.0)
     for _ in base.tensors():
         pass

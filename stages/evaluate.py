@@ -18,7 +18,7 @@ from stages.lm.data.dataset import TokenData
 from stages.lm.data.token_text import TokenText
 from stages.lm.evaluation.adaptive import adaptive_losses
 from stages.lm.evaluation.compressors import WINDOW_BYTES, baselines
-from stages.lm.evaluation.exact_match import answer, exact_match, majority
+from stages.lm.evaluation.exact_match import answer, exact_match, majority, questions_in
 from stages.lm.evaluation.held_out import (
     SPLITS,
     ScoredPart,
@@ -38,8 +38,7 @@ from stages.lm.settings.evaluate import EvaluateSettings
 from stages.lm.settings.init_from import SCRATCH, load_init_from
 from stages.lm.settings.loader import load_section
 from stages.lm.settings.runtime import RuntimeSettings
-from stages.lm.text.records import RECORD_END, records_in
-from stages.lm.text.tokenizer import Tokenizer
+from stages.lm.text.interface import Tokenizer
 
 
 def main() -> None:
@@ -128,9 +127,10 @@ def evaluate_records(
     models: dict[str, LoadedModel], data: TokenData, machine: Machine, settings: EvaluateSettings
 ) -> dict[str, Any]:
     """The results for models of records; writes `metrics/samples.md`."""
-    decode = models["float"].tokenizer.decode
-    training = records_in(decode(data.train))
-    held_out = records_in(decode(data.val)) + records_in(decode(data.test))
+    tokenizer = models["float"].tokenizer
+    parts = (data.train, data.val, data.test)
+    training, val, test = (questions_in(tokens, tokenizer) for tokens in parts)
+    held_out = val + test
     count = min(settings.max_records, len(held_out))
     asked = [held_out[i * len(held_out) // count] for i in range(count)]
     results: dict[str, Any] = {}
@@ -139,12 +139,12 @@ def evaluate_records(
         bar = tqdm(asked, desc=f"answers {name}", unit="record")
         results[name] = losses | {"exact_match": exact_match(loaded, bar)}
     results["asked_records"] = count
-    share = majority(training, asked)
+    share = majority([q.completion for q in training], [q.completion for q in asked])
     if share is not None:
         results["majority"] = share
     answers = [
-        (record, answer(models["quantized"], record.prompt, settings.sample_tokens))
-        for record in asked[: settings.samples]
+        (question, answer(models["quantized"], question, settings.sample_tokens))
+        for question in asked[: settings.samples]
     ]
     write_text(paths.SAMPLES, answers_page(answers))
     return results
@@ -168,15 +168,15 @@ def draw_samples(loaded: LoadedModel, settings: EvaluateSettings) -> tuple[list[
         temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p
     )
     asked = (settings.prompt, settings.sample_tokens, sampling, settings.seed)
-    samples = [b""] * settings.samples
+    samples, ended = [b""] * settings.samples, 0
     if samples:
         rows = generate_steps(loaded, *asked, range(settings.samples))
         for row in tqdm(rows, total=settings.sample_tokens, desc="samples", unit="token"):
-            samples = [
-                text + (step.data if step else b"") for text, step in zip(samples, row, strict=True)
-            ]
-    ended = sum(RECORD_END in text for text in samples) / max(1, len(samples))
-    return [text.removesuffix(RECORD_END) for text in samples], round(ended, 4)
+            for index, step in enumerate(row):
+                if step:
+                    samples[index] += step.data
+                    ended += step.token in loaded.tokenizer.control
+    return samples, round(ended / max(1, len(samples)), 4)
 
 
 def quantization_figures(results: dict[str, Any]) -> dict[str, float]:

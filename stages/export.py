@@ -99,8 +99,8 @@ def compare(loaded: LoadedModel, folder: Path, text: str) -> str:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # type: ignore[no-untyped-call]
-    data = loaded.opening + text.encode("utf-8", "replace")
-    ids = loaded.tokenizer.encode(data)[: loaded.config.context]
+    ids = loaded.opening + loaded.tokenizer.encode(text.encode("utf-8", "replace"))
+    ids = ids[: loaded.config.context]
     rows = torch.tensor([ids])
     try:
         same = AutoTokenizer.from_pretrained(folder)(text)["input_ids"][: len(ids)] == ids

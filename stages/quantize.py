@@ -177,12 +177,12 @@ def search(run: Callable[[str], Tried], max_increase: float) -> list[Tried]:
 
 def calibration(checkpoint: Checkpoint, data: TokenData) -> Calibration:
     """Statistics of the checkpoint's matrices on the training split."""
-    config, model = checkpoint.config, checkpoint.build()
-    length = min(config.context, len(data.train) - 1)
-    count = max(1, min(affordable(CALIBRATION_TOKENS, model), len(data.train)) // length)
-    starts = np.arange(count) * (len(data.train) - length) // count
-    windows = torch.from_numpy(gather(data.train, starts, length))
-    some = data.train[:: 1 + len(data.train) // 2**22]
+    config, model, ids = checkpoint.config, checkpoint.build(), data.ids("train")
+    length = min(config.context, len(ids) - 1)
+    count = max(1, min(affordable(CALIBRATION_TOKENS, model), len(ids)) // length)
+    starts = np.arange(count) * (len(ids) - length) // count
+    windows = torch.from_numpy(gather(ids, starts, length))
+    some = ids[:: 1 + len(ids) // 2**22]
     frequencies = np.bincount(some, minlength=config.padded_vocab) / len(some)
     return calibrate(model, windows, torch.from_numpy(frequencies).float())
 

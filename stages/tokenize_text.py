@@ -6,7 +6,7 @@ module of the standard library.
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 from tqdm import tqdm
@@ -18,9 +18,10 @@ from stages.lm.core.stage import run_stage
 from stages.lm.corpus.chosen import chosen_survey, corpus_of
 from stages.lm.corpus.corpus import Corpus
 from stages.lm.corpus.texts import Text, text_corpus
-from stages.lm.data.dataset import split_meta, token_dtype, token_file, write_meta
+from stages.lm.data.dataset import RECORD_DTYPE, split_meta, token_dtype, token_file, write_meta
 from stages.lm.data.lengths import Lengths
 from stages.lm.data.meta import DocumentsMeta, RecordsMeta, TokenizerMeta
+from stages.lm.data.sequence_packing import LEARNED, ids_of, sequence_bounds
 from stages.lm.data.splits import SPLITS
 from stages.lm.pretrained.tokenizer import base_tokenizer, tokenizer_settings
 from stages.lm.settings.corpus import CorpusSettings
@@ -28,9 +29,11 @@ from stages.lm.settings.init_from import SCRATCH, load_init_from
 from stages.lm.settings.loader import load_section
 from stages.lm.settings.recipes import automatic
 from stages.lm.settings.tokenize import TokenizeSettings
+from stages.lm.text.conversation import conversation_tokens
+from stages.lm.text.interface import Tokenizer
 from stages.lm.text.parallel import batches, encode_pieces
-from stages.lm.text.records import PROMPT_END, RECORD_END
-from stages.lm.text.tokenizer import PATTERNS, Tokenizer, named_tokenizer, train_bpe
+from stages.lm.text.records import TEXT_END
+from stages.lm.text.tokenizer import PATTERNS, BytePairTokenizer, named_tokenizer, train_bpe
 from stages.sample_text import sample_text
 
 BPE_SAMPLE_BYTES = 16 << 20
@@ -40,7 +43,7 @@ BPE_SAMPLE_BYTES = 16 << 20
 def main() -> None:
     """Split the data, learn or load the vocabulary, encode."""
     init_from = load_init_from()
-    base, left_out = (None, 0) if init_from == SCRATCH else base_tokenizer(init_from)
+    base = None if init_from == SCRATCH else base_tokenizer(init_from)
     fixed = {} if base is None else tokenizer_settings(base)
     fractions = load_section(TokenizeSettings, auto=automatic(0, base=fixed).values).fractions()
     corpus = read_corpus(load_section(CorpusSettings), fractions)
@@ -49,11 +52,11 @@ def main() -> None:
     for line in auto.lines(TokenizeSettings.SECTION):
         print(line)
     tokenizer = make_tokenizer(settings, corpus) if base is None else base
-    if left_out:
-        print(
-            f"vocabulary of {init_from}: {left_out:,} special tokens and their rows of the weights "
-            "are left out; text that looks like a special token is encoded as text"
-        )
+    if corpus.kind == "records":
+        tokenizer = tokenizer.for_conversations()
+    if corpus.kind == "documents":
+        tokenizer = tokenizer.for_documents()
+    encode = encode_records if corpus.kind == "records" else encode_texts
     encoded = encode(corpus, tokenizer)
     tokens = {split: part.tokens for split, part in encoded.items()}
     if tokens["train"] < 2:
@@ -67,14 +70,14 @@ def main() -> None:
         tell_what_is_longer(corpus.kind, encoded, auto.context, long)
     write_meta(
         paths.TOKENS,
-        TokenizerMeta(tokenizer.name, tokenizer.pattern),
+        TokenizerMeta(tokenizer.name, tokenizer.pattern, *astuple(tokenizer.chat)),
         tokenizer.to_text(),
         tokenizer.merges(),
         {
-            split: split_meta(paths.TOKENS, split, count, corpus.scored[split])
-            for split, count in tokens.items()
+            split: split_meta(paths.TOKENS, split, part.tokens, part.scored)
+            for split, part in encoded.items()
         },
-        records_meta(corpus, tokenizer, long),
+        records_meta(corpus, long),
         documents_meta(corpus, tokenizer, long),
     )
     total = sum(tokens.values())
@@ -99,33 +102,58 @@ class Encoded:
 
     tokens: int
     """Number of its ids."""
+    scored: int
+    """Bytes that a model is scored on: of records the answers. An end counts as one."""
     lengths: np.ndarray
     """Tokens of each of its documents or records, with their marks."""
 
 
-def encode(corpus: Corpus, tokenizer: Tokenizer) -> dict[str, Encoded]:
-    """Write the token ids of each split, with a progress bar."""
-    end, documents = tokenizer.ranks[RECORD_END], corpus.kind == "documents"
+def encode_texts(corpus: Corpus, tokenizer: Tokenizer) -> dict[str, Encoded]:
+    """Write the token ids of each split of a text or of documents, with a progress bar."""
+    end = tokenizer.text_end if corpus.kind == "documents" else None
     dtype, size = token_dtype(tokenizer.vocab_size), sum(corpus.sizes.values())
-    ends: dict[str, list[np.ndarray]] = {split: [np.array([-1])] for split in SPLITS}
+    ends: dict[str, list[np.ndarray]] = {split: [np.array([0])] for split in SPLITS}
     with ExitStack() as stack:
         bar = stack.enter_context(tqdm(total=size, desc="tokenize", unit="B", unit_scale=True))
         files = {
             split: stack.enter_context(token_file(paths.TOKENS / f"{split}.npy", dtype))
             for split in SPLITS
         }
-        if documents:
-            for split, file in files.items():
-                file.append([end])
-                ends[split] = [np.array([0])]
-        for split, ids, bytes_done in encode_pieces(tokenizer, corpus.read()):
-            if corpus.counts:
+        for file in files.values():
+            file.append([] if end is None else [end])
+        for split, ids, bytes_done in encode_pieces(tokenizer, corpus.read(), end=end):
+            if end is not None:
                 ends[split].append(files[split].count + np.flatnonzero(ids == end))
             files[split].append(ids)
             bar.update(bytes_done)
     return {
-        split: Encoded(files[split].count, np.diff(np.concatenate(ends[split]))) for split in SPLITS
+        split: Encoded(
+            files[split].count,
+            corpus.sizes[split] + corpus.counts.get(split, 0),
+            np.diff(np.concatenate(ends[split])),
+        )
+        for split in SPLITS
     }
+
+
+def encode_records(corpus: Corpus, tokenizer: Tokenizer) -> dict[str, Encoded]:
+    """Write the marked token ids of records, as sequences of conversations.
+
+    Raises:
+        UserError: a record cannot be written by the model's chat template.
+    """
+    lengths = np.array([len(token) or 1 for token in tokenizer.tokens])
+    encoded = {}
+    for split, records in corpus.records.items():
+        with token_file(paths.TOKENS / f"{split}.npy", RECORD_DTYPE) as file:
+            found, scored = [np.empty(0, np.int64)], 0
+            for record in tqdm(records, desc=f"tokenize {split}", unit="record"):
+                for tokens in conversation_tokens(tokenizer, record.conversation()):
+                    file.append(tokens)
+                    found.append(np.diff(sequence_bounds(tokens))[:, 0])
+                    scored += int(lengths[ids_of(tokens[tokens & LEARNED > 0])].sum())
+        encoded[split] = Encoded(file.count, scored, np.concatenate(found))
+    return encoded
 
 
 def long_length(encoded: dict[str, Encoded]) -> int:
@@ -161,25 +189,19 @@ def tell_what_is_longer(kind: str, encoded: dict[str, Encoded], context: int, lo
         )
 
 
-def records_meta(corpus: Corpus, tokenizer: Tokenizer, long: int) -> RecordsMeta | None:
+def records_meta(corpus: Corpus, long: int) -> RecordsMeta | None:
     """What `meta.json` says of records; None of others."""
     if corpus.kind != "records":
         return None
-    return RecordsMeta(
-        **corpus.counts,
-        prompt_end=tokenizer.ranks[PROMPT_END],
-        record_end=tokenizer.ranks[RECORD_END],
-        bytes=corpus.bytes,
-        long=long,
-    )
+    return RecordsMeta(**corpus.counts, bytes=corpus.bytes, long=long)
 
 
 def documents_meta(corpus: Corpus, tokenizer: Tokenizer, long: int) -> DocumentsMeta | None:
     """What `meta.json` says of documents; None of others."""
     if corpus.kind != "documents":
         return None
-    end = tokenizer.ranks[RECORD_END]
-    return DocumentsMeta(**corpus.counts, end=end, bytes=corpus.bytes, long=long)
+    assert tokenizer.text_end is not None
+    return DocumentsMeta(**corpus.counts, end=tokenizer.text_end, bytes=corpus.bytes, long=long)
 
 
 def make_tokenizer(settings: TokenizeSettings, corpus: Corpus) -> Tokenizer:
@@ -192,19 +214,20 @@ def make_tokenizer(settings: TokenizeSettings, corpus: Corpus) -> Tokenizer:
     path = paths.BASE / name
     with read_errors(path, "put the vocabulary there, or set tokenize.tokenizer to bpe."):
         text = path.read_bytes().decode("ascii", "replace")
-    return Tokenizer.from_text(text, PATTERNS[settings.pattern], name.removesuffix(".tiktoken"))
+    return BytePairTokenizer.from_text(
+        text, PATTERNS[settings.pattern], name.removesuffix(".tiktoken")
+    )
 
 
 def training_sample(corpus: Corpus) -> Iterator[str]:
     """Texts to learn a vocabulary from; bytes that are not UTF-8 are left out.
 
-    Prompts and completions of records are texts of their own.
+    Documents and messages of records are texts of their own.
     """
     share = min(1.0, BPE_SAMPLE_BYTES / corpus.sizes["train"])
     for batch in batches(data for split, data in corpus.read() if split == "train"):
         data = b"".join(batch)
-        sample = data[: int(len(data) * share)].replace(PROMPT_END, RECORD_END)
-        for text in sample.split(RECORD_END):
+        for text in data[: int(len(data) * share)].split(TEXT_END):
             yield text.decode("utf-8", "ignore")
 
 

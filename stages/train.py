@@ -264,7 +264,7 @@ def publish(trainer: Trainer, model_settings: ModelSettings, identity: RunIdenti
         "data": data.meta.to_json(),
         "metrics": metrics,
     }
-    tokenizer = asdict(data.meta.tokenizer) | {"vocabulary": data.vocabulary}
+    tokenizer = data.meta.tokenizer.stored(data.vocabulary)
     Checkpoint(trainer.model.config, trainer.best, tokenizer, provenance).save(paths.CHECKPOINT)
     write_json(paths.TRAIN_METRICS, {"model": artifact_id(paths.CHECKPOINT)} | metrics)
     write_tsv(paths.LOSS_CURVE, CURVE, progress.curve)

@@ -104,11 +104,7 @@ def checkpoint(make_model, tokenizer):
     return Checkpoint(
         config=model.config,
         tensors=model.state_dict(),
-        tokenizer={
-            "name": tokenizer.name,
-            "pattern": tokenizer.pattern,
-            "vocabulary": tokenizer.to_text(),
-        },
+        tokenizer=TokenizerMeta(tokenizer.name, tokenizer.pattern).stored(tokenizer.to_text()),
         provenance={"metrics": {"best_val_loss": 1.5}, "train": {"lr": 1e-3, "seed": 1337}},
     )
 

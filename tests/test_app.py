@@ -6,6 +6,7 @@ import math
 import re
 import shlex
 from collections.abc import Iterable, Iterator
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from stages.lm.inference.generation import (
     SamplingSettings,
     TokenLogprobs,
     WrittenText,
+    chat_ids,
     generate_steps,
     generate_text,
 )
@@ -35,10 +37,11 @@ from stages.lm.model.checkpoint import Checkpoint
 from stages.lm.model.config import ModelConfig
 from stages.lm.model.transformer import Transformer
 from stages.lm.quantization.quantized_model import quantize_checkpoint
-from stages.lm.text.tokenizer import PATTERNS, Tokenizer, train_bpe
+from stages.lm.text.interface import Tokenizer
+from stages.lm.text.tokenizer import PATTERNS, BytePairTokenizer, train_bpe
 
 PAGE = str(Path(__file__).resolve().parents[1] / "app" / "app.py")
-BYTES = Tokenizer({bytes([byte]): byte for byte in range(256)}, PATTERNS["gpt-2"], "bytes")
+BYTES = BytePairTokenizer({bytes([byte]): byte for byte in range(256)}, PATTERNS["gpt-2"], "bytes")
 FILES = (
     "CHECKPOINT", "QUANTIZED", "TRAIN_METRICS", "QUANTIZE_METRICS", "EVALUATE_METRICS",
     "LOSS_CURVE", "TOKENS", "PROGRESS",
@@ -64,15 +67,17 @@ def save_tokens(text: str) -> str:
     return TokenData.load(paths.TOKENS).digest()
 
 
+WORDS = train_bpe(iter(["the cat sat on the mat, the rat ran to the hat. " * 5]), 280, "gpt-2")
+ANSWERING = WORDS.for_conversations()
+
+
 def save_models(
     seed: int = 0,
     provenance: dict[str, Any] = PROVENANCE,
     tokenizer: Tokenizer | None = None,
     **shape: int,
 ) -> None:
-    tokenizer = tokenizer or train_bpe(
-        iter(["the cat sat on the mat, the rat ran to the hat. " * 5]), 280, "gpt-2"
-    )
+    tokenizer = tokenizer or WORDS
     small = {"context": 32, "layers": 1, "heads": 2, "kv_heads": 2, "head_size": 8, "width": 16}
     config = ModelConfig(
         arch="qwen3", vocab_size=tokenizer.vocab_size, tie_embeddings=False, dropout=0.0,
@@ -80,11 +85,9 @@ def save_models(
     )  # fmt: skip
     torch.manual_seed(seed)
     tensors = {name: torch.randn_like(t) for name, t in Transformer(config).state_dict().items()}
-    parts = {
-        "name": tokenizer.name,
-        "pattern": tokenizer.pattern,
-        "vocabulary": tokenizer.to_text(),
-    }
+    parts = TokenizerMeta(tokenizer.name, tokenizer.pattern, *astuple(tokenizer.chat)).stored(
+        tokenizer.to_text()
+    )
     checkpoint = Checkpoint(config, tensors, parts, provenance)
     checkpoint.save(paths.CHECKPOINT)
     quantize_checkpoint(checkpoint, "int8").save(paths.QUANTIZED)
@@ -378,6 +381,22 @@ def test_the_card_tells_training_and_evaluation() -> None:
     assert not any("word for word" in caption.value for caption in at.caption)
 
 
+def test_a_conversation_is_answered_as_in_the_terminal_and_markup_stays_text() -> None:
+    save_models(0, {"data": {"records": {"train": 1}}}, ANSWERING)
+    at = page()
+    at.number_input(key="length").set_value(5)
+    loaded, asked = load_model(paths.QUANTIZED), []
+    for said in ("the <b>cat</b> *sat*", "the rat"):
+        at.chat_input(key="message").set_value(said).run()
+        asked.append(("user", said))
+        text = generate_text(loaded, chat_ids(loaded, asked), 5, SamplingSettings(), 1337)
+        asked.append(("assistant", text))
+        assert not at.exception
+        assert [block.value for block in at.text] == [content for _, content in asked]
+    at.button(key="new conversation").click().run()
+    assert not at.text
+
+
 def test_the_card_tells_how_much_is_copied() -> None:
     save_models()
     copied = {"span_bytes": 32, "copied_share": 0.0412, "held_out_copied_share": 0.0}
@@ -493,7 +512,7 @@ def test_a_branch_may_begin_with_a_part_of_a_character(capsys: pytest.CaptureFix
 def test_the_alternatives_have_different_names(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [bytes([byte]) for byte in range(256)] + [rb"\n", rb"\x00", rb"\xe2", rb"\\"]
     ranks = {data: token for token, data in enumerate(texts)}
-    save_models(tokenizer=Tokenizer(ranks, PATTERNS["gpt-2"], "bytes"))
+    save_models(tokenizer=BytePairTokenizer(ranks, PATTERNS["gpt-2"], "bytes"))
     odds = TokenLogprobs(-0.5, [(token, -7.0) for token in range(260)])
     steps = [[GeneratedToken(10, b"\n", "\n", odds, odds)]]
     monkeypatch.setattr(generation, "generate_steps", lambda *_: iter(steps))
@@ -544,7 +563,7 @@ def test_the_terminal_command_repeats_the_text(capsys: pytest.CaptureFixture[str
 
 
 def test_an_answer_stands_under_its_prompt_and_is_gone_on_with_after_it() -> None:
-    save_models(provenance={"data": PROVENANCE["data"] | {"records": {"train": 1234}}})
+    save_models(0, {"data": PROVENANCE["data"] | {"records": {"train": 1234}}}, ANSWERING)
     at = page()
     at.number_input(key="length").set_value(5)
     loaded = load_model(paths.QUANTIZED)

@@ -84,7 +84,7 @@ def test_a_checkpoint_without_a_part_is_refused(checkpoint, tmp_path, part):
         "provenance": checkpoint.provenance,
     }
     del content[part]
-    write_artifact(tmp_path / "checkpoint.pt", "checkpoint", 1, content)
+    write_artifact(tmp_path / "checkpoint.pt", "checkpoint", 2, content)
     with pytest.raises(UserError, match=f"lacks a part of a model.*{part}"):
         Checkpoint.load(tmp_path / "checkpoint.pt")
 
@@ -96,12 +96,12 @@ def test_a_configuration_with_another_field_is_refused(checkpoint, tmp_path):
         "tokenizer": checkpoint.tokenizer,
         "provenance": checkpoint.provenance,
     }
-    write_artifact(tmp_path / "checkpoint.pt", "checkpoint", 1, content)
+    write_artifact(tmp_path / "checkpoint.pt", "checkpoint", 2, content)
     with pytest.raises(UserError, match="experts"):
         Checkpoint.load(tmp_path / "checkpoint.pt")
 
 
 def test_a_quantized_model_is_not_taken_for_a_checkpoint(checkpoint, tmp_path):
     write_artifact(tmp_path / "checkpoint.pt", "quantized model", 1, {})
-    with pytest.raises(UserError, match="holds quantized model 1, but checkpoint 1 is needed"):
+    with pytest.raises(UserError, match="holds quantized model 1, but checkpoint 2 is needed"):
         Checkpoint.load(tmp_path / "checkpoint.pt")

@@ -182,7 +182,7 @@ def folder_of_tokens(folder, **splits):
 
 
 def write_rest(folder, merges, splits):
-    write_meta(folder, TokenizerMeta("bpe", ""), "QQ== 0\n", merges, splits)
+    write_meta(folder, TokenizerMeta("bpe", "x"), "QQ== 0\n", merges, splits)
 
 
 @pytest.fixture
@@ -239,7 +239,7 @@ def test_a_changed_value_of_meta_is_refused(tokens_folder):
         TokenData.load(tokens_folder)
 
 
-@pytest.mark.parametrize("records", [None, RecordsMeta(1, 2, 3, 254, 255, bytes=99, long=9)])
+@pytest.mark.parametrize("records", [None, RecordsMeta(1, 2, 3, bytes=99, long=9)])
 def test_meta_comes_back_as_it_was_written(tmp_path, records):
     splits = {"val": SplitMeta(5, 20, "digest")}
     meta = TokensMeta(300, TokenizerMeta("bpe", " ?\\p{L}+"), splits, "a", "b", records)
@@ -338,7 +338,7 @@ def test_gathered_windows_end_with_the_token_after_them():
 def test_merges_that_never_end_are_refused(tokens_folder, pair):
     splits = TokenData.load(tokens_folder).meta.splits
     write_rest(tokens_folder, [(n, n) for n in range(99)] + [pair], splits)
-    with pytest.raises(UserError, match=r"merges\.npy holds merges that never end"):
+    with pytest.raises(UserError, match=r"merges\.npy holds merges (that never end|of no)"):
         TokenData.load(tokens_folder)
 
 

@@ -2,7 +2,7 @@
 
 import json
 import random
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -26,8 +26,8 @@ from stages.lm.data.token_text import TokenText
 from stages.lm.model.scoring import score, score_documents
 from stages.lm.settings.corpus import AUTO
 from stages.lm.settings.recipes import automatic
-from stages.lm.text.records import RECORD_END
-from stages.lm.text.tokenizer import Tokenizer
+from stages.lm.text.records import TEXT_END
+from stages.lm.text.stored_tokenizer import load_tokenizer
 from stages.lm.training.batches import Batches
 from stages.lm.training.trainer import Trainer
 
@@ -225,16 +225,17 @@ def run(files):
     corpus.main()
     tokenize_text.main()
     data = TokenData.load(paths.TOKENS)
-    tokenizer = Tokenizer.from_text(data.vocabulary, **asdict(data.meta.tokenizer))
-    return data, {split: tokenizer.decode(getattr(data, split)) for split in SPLITS}
+    tokenizer = load_tokenizer(data.meta.tokenizer.stored(data.vocabulary))
+    whole = {split: TokenText(getattr(data, split), tokenizer.tokens) for split in SPLITS}
+    return data, {split: text.read(0, text.size) for split, text in whole.items()}
 
 
 def test_documents_are_split_whole_and_end(workspace):
     files = {f"{n}.txt": prose(n, words=5 + n) for n in range(60)}
     data, texts = run(files)
-    found = [part for text in texts.values() for part in text.split(RECORD_END)[1:-1]]
+    found = [part for text in texts.values() for part in text.split(TEXT_END)[1:-1]]
     assert sorted(found) == sorted(text.encode() for text in files.values())
-    assert all(text.startswith(RECORD_END) and text.endswith(RECORD_END) for text in texts.values())
+    assert all(text.startswith(TEXT_END) and text.endswith(TEXT_END) for text in texts.values())
     for split, text in texts.items():
         assert data.meta.splits[split].bytes == len(text) - 1
         assert data.scored_tokens(split) == data.meta.splits[split].tokens - 1
@@ -247,7 +248,7 @@ def test_documents_are_split_whole_and_end(workspace):
 def test_few_documents_are_split_by_position(workspace, count):
     rows = [{"text": prose(n)} for n in range(count)]
     data, texts = run({"some.jsonl": "".join(json.dumps(row) + "\n" for row in rows)})
-    joined = b"".join(row["text"].encode() + RECORD_END for row in rows)
+    joined = b"".join(row["text"].encode() + TEXT_END for row in rows)
     parts = [text[1:] for text in texts.values()]
     assert b"".join(parts) == joined
     assert sum(data.meta.splits[split].bytes for split in SPLITS) == len(joined)
@@ -274,17 +275,17 @@ def test_files_for_val_and_test_are_these_splits(workspace, given, many):
         files["train/copy.txt"] = files[f"{min(given)}.txt"]
     _, texts = run(files)
     for split in given:
-        assert texts[split].strip(RECORD_END) == files[f"{split}.txt"].encode()
-        assert texts[split].strip(RECORD_END) not in texts["train"]
+        assert texts[split].strip(TEXT_END) == files[f"{split}.txt"].encode()
+        assert texts[split].strip(TEXT_END) not in texts["train"]
     assert all(texts.values())
-    every = b"".join(text.strip(RECORD_END) for text in texts.values())
+    every = b"".join(text.strip(TEXT_END) for text in texts.values())
     assert len(every) >= sum(map(len, files.values())) - (len(prose(1000)) + 60 if many else 0)
 
 
 def test_bytes_that_look_like_an_end_are_none(workspace):
     files = {f"{n}.txt": prose(n).encode() + b"\xff" + bytes([n]) for n in range(30)}
     data, texts = run(files)
-    assert sum(text.count(RECORD_END) - 1 for text in texts.values()) == 30
+    assert sum(text.count(TEXT_END) - 1 for text in texts.values()) == 30
     assert "\ufffd".encode() in texts["train"]
     assert data.documents.train + data.documents.val + data.documents.test == 30
 
@@ -340,7 +341,7 @@ def test_duplicates_are_told_and_dropped_if_asked(workspace, duplicates):
     (line,) = found.lines
     assert "1 documents equal an earlier one, 0 nearly do" in line
     assert ("left out" in line) == (duplicates == "drop") and "keep" not in line.split("(")[0]
-    splits = [piece.split for piece in found.read() if piece.data == prose(3).encode() + RECORD_END]
+    splits = [piece.split for piece in found.read() if piece.data == prose(3).encode() + TEXT_END]
     assert len(splits) == (1 if duplicates == "drop" else 2) and len(set(splits)) == 1
     assert sum(found.counts.values()) == (40 if duplicates == "drop" else 41)
 

@@ -2,14 +2,21 @@
 
 import json
 import random
+from types import SimpleNamespace
 
 import pytest
 from test_end_to_end import new_project, python, set_params
 
 from stages.lm.evaluation import exact_match as module
-from stages.lm.evaluation.exact_match import answers_exactly, exact_match, majority
+from stages.lm.evaluation.exact_match import Question, answers_exactly, exact_match, majority
 from stages.lm.inference.generation import GeneratedToken
-from stages.lm.text.records import Record
+
+END = 5
+LOADED = SimpleNamespace(tokenizer=SimpleNamespace(control={END: "<|end|>"}))
+
+
+def question(completion):
+    return Question([1, 2], "ok?", completion)
 
 
 @pytest.fixture
@@ -22,7 +29,7 @@ def written(monkeypatch):
         def steps(loaded, prompt, count, *_):
             for piece in pieces[:count]:
                 told.append(piece)
-                yield [GeneratedToken(0, piece, piece.decode("utf-8", "replace"))]
+                yield [GeneratedToken(0 if piece else END, piece, piece.decode())]
 
         monkeypatch.setattr(module, "generate_steps", steps)
         return told
@@ -33,40 +40,40 @@ def written(monkeypatch):
 @pytest.mark.parametrize(
     ("pieces", "right"),
     [
-        ((b"y", b"es", b"\xff"), True),
-        ((b"yes", b"\xff"), True),
-        ((b"yes", b"!", b"\xff"), False),
-        ((b"ye", b"\xff"), False),
-        ((b"no", b"\xff"), False),
+        ((b"y", b"es", b""), True),
+        ((b"yes", b""), True),
+        ((b"yes", b"!", b""), False),
+        ((b"ye", b""), False),
+        ((b"no", b""), False),
         ((b"yes",), False),
         ((), False),
     ],
 )
 def test_an_answer_is_right_if_it_is_the_completion_and_ends(written, pieces, right):
     written(*pieces)
-    assert answers_exactly(None, Record("ok?", "yes")) is right
+    assert answers_exactly(LOADED, question(b"yes")) is right
 
 
 def test_a_wrong_answer_is_not_waited_for(written):
     told = written(*[b"n"] * 100)
-    assert exact_match(None, [Record("a", "yes"), Record("b", "no")]) == 0
+    assert exact_match(LOADED, [question(b"yes"), question(b"no")]) == 0
     assert len(told) == 1 + 2
 
 
 def test_the_share_of_right_answers(written):
-    written(b"yes", b"\xff")
-    assert exact_match(None, [Record("a", "yes"), Record("b", "no"), Record("c", "yes")]) == 0.6667
+    written(b"yes", b"")
+    assert exact_match(LOADED, [question(b"yes"), question(b"no"), question(b"yes")]) == 0.6667
 
 
 def test_the_majority_is_of_the_training_records():
-    training = [Record(str(n), "ab"[n % 3 == 0]) for n in range(30)]
-    assert majority(training, [Record("x", "a"), *3 * [Record("y", "b")]]) == 0.25
-    assert majority(training[::-1], [Record("x", "c")]) == 0
+    training = [[b"a", b"b"][n % 3 == 0] for n in range(30)]
+    assert majority(training, [b"a", b"b", b"b", b"b"]) == 0.25
+    assert majority(training[::-1], [b"c"]) == 0
 
 
 @pytest.mark.parametrize("labels", [60, 101])
 def test_completions_that_seldom_repeat_are_no_labels(labels):
-    training = [Record(str(n), str(n % labels)) for n in range(100 if labels == 60 else 1000)]
+    training = [str(n % labels).encode() for n in range(100 if labels == 60 else 1000)]
     assert majority(training, training) is None
 
 

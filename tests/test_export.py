@@ -20,11 +20,12 @@ from stages.lm.export import huggingface
 from stages.lm.export.gguf_file import write_gguf
 from stages.lm.export.huggingface import write_huggingface
 from stages.lm.export.pattern_names import pattern_name
+from stages.lm.inference.generation import chat_ids
 from stages.lm.inference.loading import LoadedModel, load_model
 from stages.lm.model.checkpoint import Checkpoint
 from stages.lm.quantization.quantized_model import quantize_checkpoint
 from stages.lm.text.byte_level import byte_characters, printed_tokens
-from stages.lm.text.tokenizer import PATTERNS, Tokenizer, train_bpe
+from stages.lm.text.tokenizer import PATTERNS, BytePairTokenizer, train_bpe
 
 SHAPES = {
     "qwen3": {"arch": "qwen3"},
@@ -133,7 +134,7 @@ def test_transformers_cuts_text_into_the_same_tokens(tokenizers, make_model, nam
 def test_transformers_makes_a_token_of_a_word_that_no_merges_lead_to(make_model, tmp_path):
     ranks = {bytes([byte]): byte for byte in range(256)} | {b"word": 256}
     model = make_model(vocab_size=257)
-    write_huggingface(of(model, Tokenizer(ranks, PATTERNS["gpt-2"], "own")), tmp_path)
+    write_huggingface(of(model, BytePairTokenizer(ranks, PATTERNS["gpt-2"], "own")), tmp_path)
     assert AutoTokenizer.from_pretrained(tmp_path)("word\n")["input_ids"] == [256, ord("\n")]
 
 
@@ -163,7 +164,7 @@ def test_every_byte_has_its_own_character_and_a_space_is_gpt2s():
 
 def test_a_published_vocabulary_is_known_by_its_name(tokenizer, text):
     pattern = tiktoken_ext.openai_public.r50k_pat_str
-    published = Tokenizer(tokenizer.ranks, pattern, "gpt2")
+    published = BytePairTokenizer(tokenizer.ranks, pattern, "gpt2")
     assert pattern_name(published) == "gpt-2"
     for sample in (text, MIXED):
         assert published.encode(sample.encode()) == tokenizer.encode(sample.encode())
@@ -171,7 +172,7 @@ def test_a_published_vocabulary_is_known_by_its_name(tokenizer, text):
 
 def test_a_pattern_without_a_name_is_refused_in_one_sentence(tokenizer):
     with pytest.raises(UserError, match=r"tokenize\.pattern.*gpt-4o"):
-        pattern_name(Tokenizer(tokenizer.ranks, r"\p{L}+|.", "own"))
+        pattern_name(BytePairTokenizer(tokenizer.ranks, r"\p{L}+|.", "own"))
 
 
 # GGUF ---------------------------------------------------------------------------------------------
@@ -272,7 +273,11 @@ def test_gguf_tells_the_tokenizer(make_loaded, tmp_path):
 
 def test_the_folder_of_a_model_of_records_tells_where_answers_end(make_loaded, tmp_path):
     loaded = make_loaded(SHAPES["qwen3"])
-    answering = replace(loaded, provenance={"data": {"records": {"train": 1}}})
+    answering = replace(
+        loaded,
+        provenance={"data": {"records": {"train": 1}}},
+        tokenizer=loaded.tokenizer.for_conversations(),
+    )
     ends = []
     for name, each in {"text": loaded, "records": answering}.items():
         (tmp_path / name).mkdir()
@@ -282,13 +287,29 @@ def test_the_folder_of_a_model_of_records_tells_where_answers_end(make_loaded, t
     end = loaded.tokenizer.ranks[b"\xff"]
     assert ends == [(None, None), (end, end)]
     told = (tmp_path / "records" / "README.md").read_text("utf-8")
-    assert f"[{loaded.tokenizer.ranks[bytes([0xFE])]}]" in told
+    assert "apply_chat_template" in told
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "records")
+    messages = [("user", "the <|end|> dog"), ("assistant", "mind"), ("user", "lazy")]
+    asked = [{"role": role, "content": content} for role, content in messages]
+    given = theirs.apply_chat_template(asked[2:], add_generation_prompt=True)["input_ids"]
+    assert given == chat_ids(answering, messages[2:])
+    assert (
+        theirs.decode([end]) == "<|end|>" and theirs.decode([end], skip_special_tokens=True) == ""
+    )
+    spelled = [
+        byte for token in chat_ids(answering, messages) for byte in answering.tokenizer.shown(token)
+    ]
+    assert bytes(spelled).decode() == (
+        "the <|end|> dog<|assistant|>mind<|end|><|user|>lazy<|assistant|>"
+    )
+    assert chat_ids(answering, messages).count(end) == 1
 
 
 def test_a_model_of_documents_tells_where_texts_begin_and_end(make_loaded, tmp_path):
     loaded = make_loaded(SHAPES["qwen3"])
-    loaded = replace(loaded, provenance={"data": {"documents": {"train": 1}}})
-    end = loaded.tokenizer.ranks[b"\xff"]
+    own, data = loaded.tokenizer.for_documents(), {"documents": {"train": 1}}
+    loaded = replace(loaded, tokenizer=own, provenance={"data": data})
+    end = own.named("<|end|>")
     (tmp_path / "folder").mkdir()
     write_huggingface(loaded, tmp_path / "folder")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "folder")

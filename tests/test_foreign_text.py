@@ -22,7 +22,7 @@ from stages.lm.core.artifact import read_artifact, write_artifact
 from stages.lm.model.checkpoint import Checkpoint
 from stages.lm.quantization import quantized_model
 from stages.lm.quantization.quantized_model import quantize_checkpoint
-from stages.lm.text.tokenizer import PATTERNS, Tokenizer
+from stages.lm.text.tokenizer import PATTERNS, BytePairTokenizer
 
 HOST = "zq.invalid"
 HOSTILE = [
@@ -115,7 +115,7 @@ def check(at: AppTest) -> str:
 
 
 TOKENS = [text.encode() for text in HOSTILE]
-TOKENIZER = Tokenizer(
+TOKENIZER = BytePairTokenizer(
     {token: rank for rank, token in enumerate([*(bytes([b]) for b in range(256)), *TOKENS])},
     PATTERNS["gpt-2"],
     ALL,

@@ -1,7 +1,8 @@
 """What `python -m app.generate` promises."""
 
+import io
 import os
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,16 @@ import warm
 from app import generate
 from stages.lm.core import paths
 from stages.lm.core.errors import UserError
-from stages.lm.inference.generation import SamplingSettings, generate_steps, generate_text
+from stages.lm.data.meta import TokenizerMeta
+from stages.lm.inference.generation import SamplingSettings, chat_ids, generate_steps, generate_text
 from stages.lm.inference.loading import load_model
 from stages.lm.model.checkpoint import Checkpoint
 from stages.lm.model.config import ModelConfig
 from stages.lm.model.transformer import Transformer
 from stages.lm.quantization.quantized_model import quantize_checkpoint
 from stages.lm.text.tokenizer import train_bpe
+
+GREEDY = SamplingSettings(temperature=0)
 
 
 @pytest.fixture
@@ -31,11 +35,9 @@ def model(tmp_path: Path) -> Path:
     )  # fmt: skip
     torch.manual_seed(0)
     tensors = {name: torch.randn_like(t) for name, t in Transformer(config).state_dict().items()}
-    parts = {
-        "name": tokenizer.name,
-        "pattern": tokenizer.pattern,
-        "vocabulary": tokenizer.to_text(),
-    }
+    parts = TokenizerMeta(tokenizer.name, tokenizer.pattern, *astuple(tokenizer.chat)).stored(
+        tokenizer.to_text()
+    )
     path = tmp_path / "model.pt"
     quantize_checkpoint(Checkpoint(config, tensors, parts, {}), "int8").save(path)
     return path
@@ -66,11 +68,36 @@ def test_the_later_of_many_sequences_can_be_written_alone(
 def test_of_an_answer_nothing_but_itself_is_printed(
     model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    loaded = replace(load_model(model), provenance={"data": {"records": {"train": 1}}})
+    loaded = load_model(model)
+    loaded = replace(
+        loaded,
+        provenance={"data": {"records": {"train": 1}}},
+        tokenizer=loaded.tokenizer.for_conversations(),
+    )
     monkeypatch.setattr(generate, "load_model", lambda path: loaded)
     generate.main(["the cat", "--length", "9"])
     text = generate_text(loaded, "the cat", 9, SamplingSettings(), 1337)
     assert capsys.readouterr().out == f"{text}\n"
+
+
+def test_a_conversation_goes_on_line_by_line(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loaded = load_model(model)
+    flags = ["Be brief.", "--chat", "--length", "5", "--temperature", "0"]
+    monkeypatch.setattr(generate, "load_model", lambda path: loaded)
+    with pytest.raises(UserError, match="no chat template"):
+        generate.main(flags)
+    loaded = replace(loaded, tokenizer=loaded.tokenizer.for_conversations())
+    monkeypatch.setattr("sys.stdin", io.StringIO("the cat\nthe rat\n\nthe cat\n"))
+    generate.main(flags)
+    told, asked = "", [("system", "Be brief.")]
+    for said in ("the cat", "the rat"):
+        asked.append(("user", said))
+        text = generate_text(loaded, chat_ids(loaded, asked), 5, GREEDY, 1337)
+        asked.append(("assistant", text))
+        told += f"{text}\n"
+    assert capsys.readouterr().out == told + f"{asked[2][1]}\n"
 
 
 def test_output_is_the_prompt_and_the_librarys_text(

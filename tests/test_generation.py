@@ -36,7 +36,11 @@ def rows(count, size=200):
 @pytest.fixture
 def answering(loaded):
     """The same model as if it had been trained on records."""
-    return replace(loaded, provenance={"data": {"records": {"train": 1}}})
+    return replace(
+        loaded,
+        provenance={"data": {"records": {"train": 1}}},
+        tokenizer=loaded.tokenizer.for_conversations(),
+    )
 
 
 # Choice -------------------------------------------------------------------------------------------
@@ -359,7 +363,7 @@ def scripted(monkeypatch, tokenizer):
 def test_an_answer_follows_its_prompt_and_ends_before_its_last_byte(answering, scripted, tokenizer):
     decoder = scripted("ü!".encode() + b"\xffmore")
     told = [step for (step,) in generate_steps(answering, "the dog", 9, PLAIN, 1)]
-    assert "".join(step.text for step in told) == "ü!" and told[-1].data == b"\xff"
+    assert "".join(step.text for step in told) == "ü!" and told[-1].data == b""
     assert tokenizer.decode(decoder.fed[: -len(told) + 1]) == b"the dog\xfe"
 
 
@@ -379,20 +383,21 @@ def test_a_stop_string_that_was_only_begun_belongs_to_the_answer(answering, scri
 
 @pytest.mark.parametrize("prompt", ["", "a name"])
 def test_a_text_begins_as_documents_did_and_ends_by_itself(loaded, scripted, tokenizer, prompt):
-    documents = replace(loaded, provenance={"data": {"documents": {"train": 1}}})
+    own, data = tokenizer.for_documents(), {"documents": {"train": 1}}
+    documents = replace(loaded, tokenizer=own, provenance={"data": data})
     decoder = scripted(b"ab\xffmore")
     told = [step for (step,) in generate_steps(documents, prompt, 9, PLAIN, 1)]
-    assert "".join(step.text for step in told) == "ab" and told[-1].data == b"\xff"
+    assert "".join(step.text for step in told) == "ab" and own.shown(told[-1].token) == b"<|end|>"
     assert tokenizer.decode(decoder.fed[: -len(told) + 1]) == b"\xff" + prompt.encode()
 
 
 @pytest.mark.parametrize("data", [None, [], {"records": None, "documents": None}, {}])
 def test_only_records_make_a_model_that_answers(loaded, data):
     other = replace(loaded, provenance={"data": data})
-    assert not other.answers and not other.ends and not other.opening
+    assert not other.answers and not other.opening
 
 
 def test_a_vocabulary_that_makes_no_tokens_is_refused(loaded, monkeypatch):
-    monkeypatch.setattr(type(loaded.tokenizer), "encode", lambda self, data: [])
+    monkeypatch.setattr(type(loaded.tokenizer), "encode", lambda self, *_: [])
     with pytest.raises(UserError, match="makes no tokens"):
         next(generate_steps(loaded, "the", 1, SamplingSettings(), 1))

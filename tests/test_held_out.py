@@ -8,7 +8,7 @@ import pytest
 
 from stages.lm.evaluation.held_out import file_losses, scored_part
 from stages.lm.inference.loading import LoadedModel
-from stages.lm.text.tokenizer import PATTERNS, Tokenizer
+from stages.lm.text.tokenizer import PATTERNS, BytePairTokenizer
 
 BYTES = {bytes([byte]): byte for byte in range(256)}
 THE = 256
@@ -17,7 +17,7 @@ THE = 256
 @pytest.fixture(scope="module")
 def tokenizer():
     """The bytes and one longer token."""
-    return Tokenizer(BYTES | {b"the": THE}, PATTERNS["gpt-2"], "own")
+    return BytePairTokenizer(BYTES | {b"the": THE}, PATTERNS["gpt-2"], "own")
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def test_the_tokenizer_in_the_file_encodes_as_the_one_trained_with(files, tokeni
 
 def test_another_artifact_is_no_model(tmp_path):
     write_artifact(tmp_path / "state.pt", "training state", 1, {})
-    with pytest.raises(UserError, match="but checkpoint 1 or quantized model 2 is needed"):
+    with pytest.raises(UserError, match="but checkpoint 2 or quantized model 3 is needed"):
         load_model(tmp_path / "state.pt")
 
 
@@ -89,7 +89,7 @@ def replaced(value, *path):
 )
 @pytest.mark.parametrize(
     ("name", "kind", "version"),
-    [("float.pt", "checkpoint", 1), ("int8.pt", "quantized model", 2)],
+    [("float.pt", "checkpoint", 2), ("int8.pt", "quantized model", 3)],
 )
 def test_a_forged_part_is_refused_in_a_sentence(files, name, kind, version, change):
     _, content = read_artifact(files / name, {kind: version})
@@ -109,9 +109,9 @@ def test_a_forged_part_is_refused_in_a_sentence(files, name, kind, version, chan
     ],
 )
 def test_forged_weights_are_refused_in_a_sentence(files, change):
-    _, content = read_artifact(files / "float.pt", {"checkpoint": 1})
+    _, content = read_artifact(files / "float.pt", {"checkpoint": 2})
     change(content)
-    write_artifact(files / "float.pt", "checkpoint", 1, content)
+    write_artifact(files / "float.pt", "checkpoint", 2, content)
     with pytest.raises(UserError):
         load_model(files / "float.pt")
 
@@ -139,18 +139,18 @@ def test_forged_weights_are_refused_in_a_sentence(files, change):
     ],
 )
 def test_a_forged_quantized_part_is_refused_in_a_sentence(files, change):
-    _, content = read_artifact(files / "int8.pt", {"quantized model": 2})
+    _, content = read_artifact(files / "int8.pt", {"quantized model": 3})
     change(content)
-    write_artifact(files / "int8.pt", "quantized model", 2, content)
+    write_artifact(files / "int8.pt", "quantized model", 3, content)
     with pytest.raises(UserError, match="holds no whole model"):
         load_model(files / "int8.pt")
 
 
 def test_a_vocabulary_of_another_size_than_the_models_is_refused(files, checkpoint):
-    _, content = read_artifact(files / "float.pt", {"checkpoint": 1})
+    _, content = read_artifact(files / "float.pt", {"checkpoint": 2})
     assert content["config"] == asdict(checkpoint.config)
     lines = content["tokenizer"]["vocabulary"].splitlines(keepends=True)
     content["tokenizer"]["vocabulary"] = "".join(lines[:-1])
-    write_artifact(files / "float.pt", "checkpoint", 1, content)
+    write_artifact(files / "float.pt", "checkpoint", 2, content)
     with pytest.raises(UserError, match="model of 300 tokens, but a vocabulary of 299"):
         load_model(files / "float.pt")

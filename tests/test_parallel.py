@@ -45,7 +45,7 @@ def test_little_is_read_ahead(tokenizer):
 
 
 def test_an_error_of_a_worker_comes_out(tokenizer, monkeypatch):
-    def fail(data):
+    def fail(data, follows):
         raise ValueError("no")
 
     monkeypatch.setattr(tokenizer, "encode", fail, raising=False)
@@ -71,7 +71,7 @@ def test_a_vocabulary_is_learned_from_every_part_of_a_long_text(monkeypatch):
     def read():
         return chain.from_iterable((Piece("train", chunk), held_out) for chunk in chunks)
 
-    split = Corpus("text", 4000, "", {"train": 4000}, {}, read)
+    split = Corpus("text", 4000, "", {"train": 4000}, read)
     assert "".join(tokenize_text.training_sample(split)).encode() == b"".join(chunks)
     monkeypatch.setattr(tokenize_text, "BPE_SAMPLE_BYTES", 400)
     sample = list(tokenize_text.training_sample(split))

@@ -46,15 +46,20 @@ def stage(tmp_path, monkeypatch, make_model, tokenizer):
     for name in names:
         monkeypatch.setattr(paths, name, tmp_path / getattr(paths, name).name)
     model = make_model(vocab_size=tokenizer.vocab_size, kv_heads=2, width=64, ff_width=64)
-    words = {"name": tokenizer.name, "pattern": tokenizer.pattern}
-    vocabulary = tokenizer.to_text()
+    parts = TokenizerMeta(tokenizer.name, tokenizer.pattern).stored(tokenizer.to_text())
     weights = dict(model.state_dict())
-    Checkpoint(model.config, weights, words | {"vocabulary": vocabulary}, {}).save(paths.CHECKPOINT)
+    Checkpoint(model.config, weights, parts, {}).save(paths.CHECKPOINT)
     splits = {}
     for split, size in zip(SPLITS, (700, 150, 90), strict=True):
         ids = np.random.default_rng(size).integers(0, tokenizer.vocab_size, size).tolist()
-        splits[split] = write_split(paths.TOKENS, split, [ids], tokenizer.vocab_size, 3 * size)
-    write_meta(paths.TOKENS, TokenizerMeta(**words), vocabulary, tokenizer.merges(), splits)
+        splits[split] = write_split(paths.TOKENS, split, [ids], 256, 3 * size)
+    write_meta(
+        paths.TOKENS,
+        TokenizerMeta("bpe", tokenizer.pattern),
+        tokenizer.to_text(),
+        tokenizer.merges(),
+        splits,
+    )
 
     def run(scheme, max_increase=0.005):
         sections = {

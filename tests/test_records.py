@@ -2,7 +2,6 @@
 
 import json
 import random
-from dataclasses import asdict
 from itertools import chain
 
 import pytest
@@ -14,11 +13,12 @@ from stages.lm.corpus.chosen import chosen_survey
 from stages.lm.corpus.records import record_corpus
 from stages.lm.data.dataset import TokenData
 from stages.lm.data.lengths import LONGEST
+from stages.lm.data.sequence_packing import last_answers
 from stages.lm.data.splits import SPLITS
 from stages.lm.settings.corpus import AUTO
 from stages.lm.settings.recipes import automatic
-from stages.lm.text.records import Record, records_in, split_by_prompt, split_records
-from stages.lm.text.tokenizer import Tokenizer
+from stages.lm.text.records import Record, split_by_prompt, split_records
+from stages.lm.text.stored_tokenizer import load_tokenizer
 
 
 def lines(records):
@@ -31,13 +31,19 @@ def lines(records):
 SOME = [Record(f"Frage {n}: ü🙂 \n", f"answer {n % 7}") for n in range(200)]
 
 
+def read_back(tokens, tokenizer):
+    """The records in tokens, without their marks."""
+    pairs = [map(tokenizer.decode, pair) for pair in last_answers(tokens)]
+    return [Record(prompt.decode(), answer.decode()) for prompt, answer in pairs]
+
+
 def test_records_are_read_as_written_each_once(workspace):
     plain = json.dumps({"prompt": "ü\u2028", "completion": "b", "id": 3}, ensure_ascii=False)
     (paths.INPUT / "some.jsonl").write_bytes(
         b"\xef\xbb\xbf" + plain.encode() + b"\r\n\n  \n" + lines(SOME[:3] * 2).encode()
     )
     found = record_corpus(chosen_survey(AUTO), {"val": 0.2, "test": 0.2})
-    read = records_in(b"".join(piece.data for piece in found.read()))
+    read = chain(*found.records.values())
     assert sorted(read) == sorted([Record("ü\u2028", "b"), *SOME[:3]])
     assert found.lines == ("3 records equal another one and are left out",)
 
@@ -116,8 +122,8 @@ def test_files_for_val_and_test_are_these_splits_and_are_not_trained_on(workspac
     corpus.main()
     tokenize_text.main()
     data = TokenData.load(paths.TOKENS)
-    tokenizer = Tokenizer.from_text(data.vocabulary, **asdict(data.meta.tokenizer))
-    found = {split: records_in(tokenizer.decode(getattr(data, split))) for split in SPLITS}
+    tokenizer = load_tokenizer(data.meta.tokenizer.stored(data.vocabulary))
+    found = {split: read_back(getattr(data, split), tokenizer) for split in SPLITS}
     for split, records in held.items():
         assert found[split] == records
     every = list(chain(*found.values()))
@@ -160,12 +166,13 @@ def test_tokens_are_those_of_each_record_and_hold_it_whole(workspace):
     tokenize_text.main()
     data = TokenData.load(paths.TOKENS)
     splits = split_records(SOME, 0.05, 0.05)
-    tokenizer = Tokenizer.from_text(data.vocabulary, **asdict(data.meta.tokenizer))
+    tokenizer = load_tokenizer(data.meta.tokenizer.stored(data.vocabulary))
     for split in SPLITS:
-        ids = getattr(data, split)
-        assert tokenizer.decode(ids) == b"".join(record.data() for record in splits[split])
-        assert getattr(data.records, split) == len(splits[split])
+        ids, answers = data.ids(split), last_answers(getattr(data, split))
+        said = b"".join(tokenizer.shown(token) for token in ids.tolist()).decode()
+        whole = (f"{r.prompt}<|assistant|>{r.completion}<|end|>" for r in splits[split])
+        assert said == "".join(whole)
+        assert getattr(data.records, split) == len(splits[split]) == len(answers)
         scored = sum(len(record.completion.encode()) + 1 for record in splits[split])
         assert data.meta.splits[split].bytes == scored
-        assert (ids == data.records.record_end).sum() == len(splits[split])
     assert data.text_bytes() == path.stat().st_size

@@ -15,28 +15,36 @@ from stages.lm.data.dataset import TokenData
 from stages.lm.data.meta import RecordsMeta, SplitMeta, TokenizerMeta, TokensMeta
 from stages.lm.data.sequence_packing import (
     IGNORE_INDEX,
+    LAST,
+    LEARNED,
+    ids_of,
+    last_answers,
     pack,
-    record_bounds,
-    scored_tokens,
+    sequence_bounds,
     targets_and_segments,
 )
 from stages.lm.data.windows import PackedRowSampler
 from stages.lm.model.scoring import score_records
 from stages.lm.training.history import summary
+from stages.lm.training.token_splitting import split_tokens
 from stages.lm.training.trainer import Trainer
 
-PROMPT_END, RECORD_END = 73, 74
-ENDS = (PROMPT_END, RECORD_END)
+PROMPT_END, END = 73, 74
 
 
-def record(prompt, completion, random):
-    ids = random.integers(0, 73, prompt + completion)
-    return [*ids[:prompt], PROMPT_END, *ids[prompt:], RECORD_END]
+def marked(*turns):
+    """Turns of prompt and answer as marked tokens of one sequence."""
+    tokens = []
+    for prompt, answer in turns:
+        tokens += [*prompt, PROMPT_END, *(token | LEARNED for token in [*answer, END])]
+    tokens[-1] |= LAST
+    return np.array(tokens, "<u4")
 
 
 def records(sizes, seed=1):
     random = np.random.Generator(np.random.Philox(seed))
-    return [np.array(record(*size, random), "<u2") for size in sizes]
+    drawn = ([random.integers(0, 73, size).tolist() for size in both] for both in sizes)
+    return [marked(each) for each in drawn]
 
 
 def some(count, seed=1):
@@ -53,12 +61,12 @@ def test_every_record_that_fits_is_in_one_row(sizes, context):
     fitting = sorted(part.tolist() for part in parts if len(part) <= context + 1)
     if not fitting:
         return
-    rows, left_out = pack(np.concatenate(parts), RECORD_END, context, "train")
+    rows, left_out = pack(np.concatenate(parts), context, "train")
     assert left_out == len(parts) - len(fitting) and rows.shape[1] <= context + 1
     found = [
         row[begin:end].tolist()
         for row in rows
-        for begin, end in record_bounds(row, RECORD_END)
+        for begin, end in sequence_bounds(row)
         if end - begin > 1  # the others pad
     ]
     assert sorted(found) == fitting
@@ -66,46 +74,65 @@ def test_every_record_that_fits_is_in_one_row(sizes, context):
 
 def test_rows_are_well_filled():
     parts = some(300)
-    rows, _ = pack(np.concatenate(parts), RECORD_END, 31, "train")
+    rows, _ = pack(np.concatenate(parts), 31, "train")
     assert sum(map(len, parts)) > 0.95 * rows.size
 
 
 def test_records_that_are_all_too_long_are_refused():
     with pytest.raises(UserError, match=r"no record of the val split fits model\.context, 16"):
-        pack(np.concatenate(records([(9, 9), (20, 2)])), RECORD_END, 16, "val")
+        pack(np.concatenate(records([(9, 9), (20, 2)])), 16, "val")
 
 
-def test_completions_and_their_ends_are_the_targets():
-    row = np.array([[5, 6, PROMPT_END, 7, RECORD_END, 8, PROMPT_END, 9, 10] + 3 * [RECORD_END]])
-    targets, segments = targets_and_segments(row, *ENDS)
+def test_answers_and_their_ends_are_the_targets():
+    row = np.concatenate([marked(([5, 6], [7])), marked(([8], [9, 10])), [LAST, LAST]])[None]
+    targets, segments = targets_and_segments(row)
     out = IGNORE_INDEX
     assert targets.tolist() == [[out, out, 7, 74, out, out, 9, 10, 74, out, out]]
     assert segments.tolist() == [[0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 2]]
-    assert scored_tokens(row[0, :-2], *ENDS) == 5
+
+
+def test_every_answer_of_a_conversation_is_learned_and_the_last_is_asked_for():
+    row = marked(([5], [6]), ([7], [8, 9]))
+    targets, segments = targets_and_segments(row[None])
+    assert targets.tolist() == [[-1, 6, 74, -1, -1, 8, 9, 74]] and not segments.any()
+    assert last_answers(np.concatenate([row, marked(([1], [2]))])) == [
+        ([5, 73, 6, 74, 7, 73], [8, 9, 74]),
+        ([1, 73], [2, 74]),
+    ]
 
 
 def test_a_row_that_was_cut_teaches_what_is_left_of_it():
-    row = np.array([[5, PROMPT_END, 7, RECORD_END, 8, 9, 8]])
-    assert targets_and_segments(row, *ENDS)[0].tolist() == [[-1, 7, 74, -1, -1, -1]]
+    row = np.concatenate([marked(([5], [7])), [8, 9, 8]])[None]
+    assert targets_and_segments(row)[0].tolist() == [[-1, 7, 74, -1, -1, -1]]
+
+
+def test_parts_of_a_split_token_carry_its_mark():
+    merges = np.arange(75).repeat(2).reshape(75, 2)
+    merges[60] = 1, 2
+    row = marked(([60], [60, 5])).astype(np.int64)[None]
+    wide = np.pad(row, ((0, 0), (0, 3)), constant_values=LAST)
+    found = split_tokens(wide, merges, 1.0, np.random.Generator(np.random.Philox(1)))
+    wanted = marked(([1, 2], [1, 2, 5])).tolist()
+    assert found[0, : len(wanted)].tolist() == wanted
 
 
 @pytest.mark.parametrize("arch", ["qwen3", "gpt2"])
 def test_a_packed_row_is_its_records_one_by_one(make_model, arch):
     model = make_model(arch, context=40, kv_heads=2).requires_grad_(True)
     parts = records([(3, 4), (1, 1), (6, 2), (2, 7)])
-    rows, _ = pack(np.concatenate(parts), RECORD_END, 40, "train")
-    rows = np.pad(rows, ((0, 0), (0, 3)), constant_values=RECORD_END)
+    rows, _ = pack(np.concatenate(parts), 40, "train")
+    rows = np.pad(rows, ((0, 0), (0, 3)), constant_values=LAST)
     assert rows.shape == (1, 37)
-    targets, segments = (torch.from_numpy(x) for x in targets_and_segments(rows, *ENDS))
-    inputs = torch.from_numpy(rows.astype(np.int64))[:, :-1]
+    targets, segments = (torch.from_numpy(x) for x in targets_and_segments(rows))
+    inputs = torch.from_numpy(ids_of(rows).astype(np.int64))[:, :-1]
     together = model(inputs, segments=segments)[0]
     loss = model(inputs, targets=targets, segments=segments)
     loss.backward()
     packed = {name: weight.grad.clone() for name, weight in model.named_parameters()}
     model.zero_grad()
     nats, count = 0.0, 0
-    for begin, end in record_bounds(rows[0, :-1], RECORD_END).tolist():
-        ids = torch.from_numpy(rows[:, begin:end].astype(np.int64))
+    for begin, end in sequence_bounds(rows[0, :-1]).tolist():
+        ids = torch.from_numpy(ids_of(rows[:, begin:end]).astype(np.int64))
         alone = model(ids)[0]
         assert torch.allclose(alone, together[begin:end], atol=1e-5)
         if PROMPT_END in ids:
@@ -124,8 +151,8 @@ def test_a_packed_row_is_its_records_one_by_one(make_model, arch):
 def test_in_bf16_the_gradient_is_about_the_same(make_model, arch, packed):
     model, norms = make_model(arch, context=40).requires_grad_(True), []
     rows = np.stack([np.resize(part, 33) for part in records([(15, 16), (8, 23)])])
-    targets, segments = (torch.from_numpy(x) for x in targets_and_segments(rows, *ENDS))
-    inputs = torch.from_numpy(rows.astype(np.int64))
+    targets, segments = (torch.from_numpy(x) for x in targets_and_segments(rows))
+    inputs = torch.from_numpy(ids_of(rows).astype(np.int64))
     asked = (targets, segments) if packed else (inputs[:, 1:], None)
     for enabled in (False, True):
         model.zero_grad()
@@ -158,14 +185,14 @@ def task(count, seed):
     """Records whose completion is the prompt's two tokens, exchanged."""
     random = np.random.Generator(np.random.Philox(seed))
     pairs = random.integers(0, 6, (count, 2)).tolist()
-    return np.array([x for a, b in pairs for x in (a, b, PROMPT_END, b, a, RECORD_END)], "<u2")
+    return np.concatenate([marked(([a, b], [b, a])) for a, b in pairs])
 
 
 @pytest.fixture(scope="module")
 def data():
     train, val = task(200, 1), task(40, 2)
     splits = {"val": SplitMeta(len(val), 120, "")}
-    records = RecordsMeta(200, 40, 40, PROMPT_END, RECORD_END, bytes=0, long=0)
+    records = RecordsMeta(200, 40, 40, bytes=0, long=0)
     meta = TokensMeta(75, TokenizerMeta("bpe", ""), splits, "", "", records)
     return TokenData(train, val, val, np.arange(75).repeat(2).reshape(75, 2), meta, vocabulary="")
 
@@ -220,9 +247,9 @@ def test_the_parts_of_a_step_count_by_what_they_teach(make_run):
 def test_the_score_is_that_of_every_record(make_model, machine, data):
     model = make_model(context=20)
     rows, _ = data.packed("val", 20)
-    nats, count = score_records(model, rows, ENDS, machine)
+    nats, count = score_records(model, rows, machine)
     assert count == data.scored_tokens("val") == 120
-    ids = torch.from_numpy(data.val.astype(np.int64)).view(-1, 6)
+    ids = torch.from_numpy(data.ids("val").astype(np.int64)).view(-1, 6)
     logits = model(ids[:, :-1])[:, 2:].flatten(0, 1)
     expected = F.cross_entropy(logits, ids[:, 3:].flatten(), reduction="sum").item()
     assert nats == pytest.approx(expected, rel=1e-5)
@@ -230,13 +257,13 @@ def test_the_score_is_that_of_every_record(make_model, machine, data):
 
 def test_thinned_rows_score_about_as_much_as_asked(make_model, machine, data):
     rows, _ = data.packed("val", 20)
-    _, count = score_records(make_model(context=20), rows, ENDS, machine, max_tokens=100)
+    _, count = score_records(make_model(context=20), rows, machine, max_tokens=100)
     assert 0 < count <= 60
     assert data.scored_bytes("val", count) == count
 
 
 def test_bf16_is_close_to_float32(make_model, machine, data):
     model, (rows, _) = make_model(context=20), data.packed("val", 20)
-    exact, _ = score_records(model, rows, ENDS, machine)
-    rounded, _ = score_records(model, rows, ENDS, replace(machine, precision="bf16"))
+    exact, _ = score_records(model, rows, machine)
+    rounded, _ = score_records(model, rows, replace(machine, precision="bf16"))
     assert rounded != exact and rounded == pytest.approx(exact, rel=0.02)

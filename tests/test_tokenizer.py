@@ -10,13 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiktoken.load import load_tiktoken_bpe
 from tokenizers import Regex
+from tokenizers import Tokenizer as Theirs
 from tokenizers.pre_tokenizers import Split
 from tokenizing import hard_texts
 
 from stages.lm.core.errors import UserError
-from stages.lm.export.huggingface import hf_tokenizer
+from stages.lm.export.huggingface import tokenizer_json
 from stages.lm.text import tokenizer as module
-from stages.lm.text.tokenizer import PATTERNS, Tokenizer, named_tokenizer, train_bpe
+from stages.lm.text.tokenizer import PATTERNS, BytePairTokenizer, named_tokenizer, train_bpe
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 EACH_PATTERN = pytest.mark.parametrize("pattern", PATTERNS)
@@ -83,7 +84,7 @@ def test_ids_equal_those_of_hugging_face(trained, pattern, others, pieces):
 
 @pytest.fixture(scope="module")
 def others(trained):
-    return {name: hf_tokenizer(tokenizer) for name, tokenizer in trained.items()}
+    return {name: Theirs.from_str(tokenizer_json(tokenizer)) for name, tokenizer in trained.items()}
 
 
 def test_training_compresses_the_text_it_saw(trained, text):
@@ -170,13 +171,13 @@ def test_a_long_run_does_not_change_the_words_around_it(tokenizer):
 def test_a_vocabulary_that_lacks_a_byte_is_refused():
     ranks = {bytes([byte]): byte for byte in range(256) if byte != 0x41}
     with pytest.raises(UserError, match=r"lacks 1 of the 256 single bytes, the first is 0x41"):
-        Tokenizer(ranks, PATTERNS["gpt-2"], "hole")
+        BytePairTokenizer(ranks, PATTERNS["gpt-2"], "hole")
 
 
 @pytest.mark.parametrize("rank", [255, 300, -1])
 def test_a_vocabulary_with_a_gap_or_a_double_id_is_refused(rank):
     with pytest.raises(UserError, match=r"does not number its 257 tokens from 0 to 256"):
-        Tokenizer(BYTE_RANKS | {b"ab": rank}, PATTERNS["gpt-2"], "gap")
+        BytePairTokenizer(BYTE_RANKS | {b"ab": rank}, PATTERNS["gpt-2"], "gap")
 
 
 def test_the_parts_of_a_token_spell_it(trained):
@@ -191,12 +192,14 @@ def test_the_parts_of_a_token_spell_it(trained):
 
 def test_a_token_that_no_merges_lead_to_is_its_own(tokenizer):
     ranks = dict(tokenizer.ranks) | {b"zqzq": tokenizer.vocab_size}
-    assert Tokenizer(ranks, tokenizer.pattern, "x").merges()[-1] == 2 * (tokenizer.vocab_size,)
+    assert BytePairTokenizer(ranks, tokenizer.pattern, "x").merges()[-1] == 2 * (
+        tokenizer.vocab_size,
+    )
 
 
 def test_the_file_format_comes_back(trained):
     tokenizer = trained["qwen2"]
-    again = Tokenizer.from_text(tokenizer.to_text(), tokenizer.pattern, tokenizer.name)
+    again = BytePairTokenizer.from_text(tokenizer.to_text(), tokenizer.pattern, tokenizer.name)
     assert again.ranks == tokenizer.ranks and again.pattern == tokenizer.pattern
     assert again.to_text() == tokenizer.to_text()
 
@@ -212,11 +215,11 @@ def test_a_damaged_line_is_refused_with_its_number(tokenizer, line):
     lines = tokenizer.to_text().splitlines()
     lines[16] = line
     with pytest.raises(UserError, match=r"line 17 of the vocabulary gpt-x is"):
-        Tokenizer.from_text("\n".join(lines), tokenizer.pattern, "gpt-x")
+        BytePairTokenizer.from_text("\n".join(lines), tokenizer.pattern, "gpt-x")
 
 
 def test_a_forged_pattern_that_tiktoken_panics_on_is_a_sentence(tokenizer):
-    forged = Tokenizer(tokenizer.ranks, "x*", "forged")  # matches nothing, everywhere
+    forged = BytePairTokenizer(tokenizer.ranks, "x*", "forged")  # matches nothing, everywhere
     with pytest.raises(UserError, match="the vocabulary forged cannot encode the text"):
         forged.encode(b"a text")
 
@@ -243,5 +246,5 @@ def test_a_named_vocabulary_brings_its_own_pattern(monkeypatch, tokenizer):
 def test_tiny_shakespeare_in_gpt2s_tokens_is_as_long_as_nanogpts():
     vocabulary = (SHARED / "r50k_base.tiktoken").read_text("ascii")
     assert base64.b64decode(vocabulary.split()[0]) == b"!"
-    gpt2 = Tokenizer.from_text(vocabulary, PATTERNS["gpt-2"], "r50k_base")
+    gpt2 = BytePairTokenizer.from_text(vocabulary, PATTERNS["gpt-2"], "r50k_base")
     assert len(gpt2.encode((SHARED / "tinyshakespeare.txt").read_bytes())) == 338_025

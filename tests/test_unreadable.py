@@ -167,7 +167,7 @@ def test_too_little_memory_is_no_damage(project, name, error, monkeypatch):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(loading.Tokenizer, "from_text", fail)
+    monkeypatch.setattr(loading, "load_tokenizer", fail)
     check(name, load_model, project / name, errno.ENOMEM)
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from stages.lm.core.errors import UserError
+from stages.lm.data.meta import TokenizerMeta
 from stages.lm.inference import generation
 from stages.lm.inference.decoder import PackedDecoder, TorchDecoder, make_decoder
 from stages.lm.inference.engine import EngineDecoder
@@ -20,9 +21,9 @@ from stages.lm.inference.loading import LoadedModel
 from stages.lm.inference.samplers import draw
 from stages.lm.model.checkpoint import Checkpoint
 from stages.lm.quantization.quantized_model import quantize_checkpoint
-from stages.lm.text.tokenizer import PATTERNS, Tokenizer
+from stages.lm.text.tokenizer import PATTERNS, BytePairTokenizer
 
-BYTES = Tokenizer({bytes([byte]): byte for byte in range(256)}, PATTERNS["gpt-2"], "bytes")
+BYTES = BytePairTokenizer({bytes([byte]): byte for byte in range(256)}, PATTERNS["gpt-2"], "bytes")
 CONTEXT = 16
 LENGTH = 40  # drops the older half of the context several times
 ANSWERS = {"data": {"records": {"train": 1}}}
@@ -45,7 +46,7 @@ def loaded(request, make_model):
     model = make_model(
         vocab_size=256, context=CONTEXT, layers=1, width=64, head_size=16, ff_width=64
     )
-    parts = {"name": "bytes", "pattern": BYTES.pattern, "vocabulary": BYTES.to_text()}
+    parts = TokenizerMeta("bytes", BYTES.pattern).stored(BYTES.to_text())
     checkpoint = Checkpoint(model.config, model.state_dict(), parts, {})
     weights = quantize_checkpoint(checkpoint, "int8").tensors
     loaded = LoadedModel(model.config, lambda: model, BYTES, "int8", {}, 0, weights)
@@ -58,10 +59,15 @@ def loaded(request, make_model):
     return loaded
 
 
+def answering(loaded):
+    """The model, as if it had been trained on records."""
+    return replace(loaded, provenance=ANSWERS, tokenizer=BYTES.for_conversations())
+
+
 @pytest.fixture(scope="module", params=["我", "我" * 7, ""], ids=["short", "long", "answer"])
 def model_and_prompt(request, loaded):
     """A prompt within the context, one beyond it, and a model that answers."""
-    return (loaded if request.param else replace(loaded, provenance=ANSWERS)), request.param
+    return (loaded if request.param else answering(loaded)), request.param
 
 
 @pytest.fixture(scope="module", params=SETTINGS)
@@ -154,10 +160,10 @@ def test_what_is_begun_is_completed_by_the_next_part(loaded, monkeypatch, data, 
 
 
 def test_nothing_follows_the_end_of_an_answer(loaded):
-    answering = replace(loaded, provenance=ANSWERS)
-    steps = generate_steps(answering, "a", 9, SETTINGS["plain"], 1, written=[*b"yes\xff"])
+    model = answering(loaded)
+    steps = generate_steps(model, "a", 9, SETTINGS["plain"], 1, written=[*b"yes\xff"])
     assert list(steps) == []
-    assert WrittenText(answering, SETTINGS["plain"], [*b"yes\xff"]).start == "yes"
+    assert WrittenText(model, SETTINGS["plain"], [*b"yes\xff"]).start == "yes"
 
 
 @pytest.mark.parametrize("token", [-1, 256, 10**30])

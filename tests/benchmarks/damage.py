@@ -49,7 +49,7 @@ from stages.lm.model.initialization import init_weights
 from stages.lm.model.transformer import Transformer
 from stages.lm.quantization import quantized_model
 from stages.lm.quantization.quantized_model import quantize_checkpoint
-from stages.lm.text.tokenizer import PATTERNS, Tokenizer
+from stages.lm.text.tokenizer import PATTERNS, BytePairTokenizer
 from stages.lm.training.resume import ResumeStore, RunIdentity
 
 KINDS = {checkpoint.KIND: checkpoint.VERSION, quantized_model.KIND: quantized_model.VERSION}
@@ -67,8 +67,8 @@ def make_files(folder: Path) -> dict[str, Callable[[], str]]:
     model = Transformer(config)
     init_weights(model, torch.Generator().manual_seed(0))
     ranks = {bytes([byte]): byte for byte in range(256)}
-    tokenizer = Tokenizer(ranks, PATTERNS["gpt-2"], "bpe")
-    parts = {"name": "bpe", "pattern": tokenizer.pattern, "vocabulary": tokenizer.to_text()}
+    tokenizer = BytePairTokenizer(ranks, PATTERNS["gpt-2"], "bpe")
+    parts = TokenizerMeta("bpe", tokenizer.pattern).stored(tokenizer.to_text())
     provenance = {"train": {"lr": 0.01}, "metrics": {"epochs": 1, "best_epoch": 1}}
     weights = {name: weight.clone() for name, weight in model.state_dict().items()}
     checkpoint = Checkpoint(config, weights, parts, provenance)

@@ -25,7 +25,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -41,7 +40,7 @@ from stages.lm.core.errors import UserError
 from stages.lm.data.dataset import TokenData
 from stages.lm.data.splits import SPLITS
 from stages.lm.sources.encodings import recoded, wide_encoding
-from stages.lm.text.tokenizer import Tokenizer
+from stages.lm.text.stored_tokenizer import load_tokenizer
 from stages.sample_text import sample_text
 
 SMALL = {
@@ -166,7 +165,7 @@ def text_case(folder: Path, seed: int, number: int) -> str:
             for main in (corpus.main, tokenize_text.main, train.main):
                 silently(main)
             data = TokenData.load(paths.TOKENS)
-            tokenizer = Tokenizer.from_text(data.vocabulary, **asdict(data.meta.tokenizer))
+            tokenizer = load_tokenizer(data.meta.tokenizer.stored(data.vocabulary))
             ids = [token for split in SPLITS for token in getattr(data, split).tolist()]
             if tokenizer.decode(ids) != as_read(text):
                 return "FAILED: the tokens are not the text"

@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stages.lm.data.dataset import TokenData
+from stages.lm.data.meta import TokenizerMeta
 from stages.lm.export.gguf_file import write_gguf
 from stages.lm.inference.decoder import PackedDecoder, TorchDecoder, make_decoder
 from stages.lm.inference.loading import LoadedModel, load_model
@@ -38,7 +39,8 @@ from stages.lm.model.runtime import Machine
 from stages.lm.model.transformer import Transformer
 from stages.lm.quantization.quantized_model import quantize_checkpoint
 from stages.lm.quantization.schemes import QuantizedWeight
-from stages.lm.text.tokenizer import PATTERNS, Tokenizer, train_bpe
+from stages.lm.text.interface import Tokenizer
+from stages.lm.text.tokenizer import PATTERNS, BytePairTokenizer, train_bpe
 from stages.quantize import Trials
 
 SHAPES = {
@@ -82,7 +84,7 @@ def vocabulary(size: int) -> Tokenizer:
     tokens = [bytes([byte]) for byte in range(256)]
     tokens += [bytes([a, b]) for a in range(256) for b in range(256)]
     ranks = {token: rank for rank, token in enumerate(tokens[:size])}
-    return Tokenizer(ranks, PATTERNS["gpt-2"], "pairs")
+    return BytePairTokenizer(ranks, PATTERNS["gpt-2"], "pairs")
 
 
 def random_checkpoint(config: ModelConfig) -> Checkpoint:
@@ -95,7 +97,7 @@ def random_checkpoint(config: ModelConfig) -> Checkpoint:
             float(norm), 0.1 if norm or "embedding" in name else 0.04, generator=generator
         )
     known = vocabulary(config.vocab_size)
-    parts = {"name": known.name, "pattern": known.pattern, "vocabulary": known.to_text()}
+    parts = TokenizerMeta(known.name, known.pattern).stored(known.to_text())
     return Checkpoint(config, tensors, parts, {})
 
 
@@ -249,7 +251,7 @@ def pattern_parity(asked: argparse.Namespace, folder: Path) -> None:
     )  # fmt: skip
     for pattern in PATTERNS:
         known = train_bpe(iter([mixed_text(400_000, 1)]), config.vocab_size, pattern)
-        parts = {"name": known.name, "pattern": known.pattern, "vocabulary": known.to_text()}
+        parts = TokenizerMeta(known.name, known.pattern).stored(known.to_text())
         Checkpoint(config, Transformer(config).state_dict(), parts, {}).save(folder / "cut.pt")
         write_gguf(load_model(folder / "cut.pt"), folder / "cut.gguf", "f32")
         llama = Llama(asked.python)
@@ -378,7 +380,7 @@ def measured(
     draw = random.Random(4)
     prompt = [draw.randrange(size) for _ in range(min(PROMPT, context - WRITTEN))]
     written = [draw.randrange(size) for _ in range(WRITTEN)]
-    known = Tokenizer.from_text(
+    known = BytePairTokenizer.from_text(
         *(checkpoint.tokenizer[k] for k in ("vocabulary", "pattern", "name"))
     )
     text = known.decode(known.encode(mixed_text(20_000, 5).encode())[: len(prompt)])

@@ -30,6 +30,7 @@ from isolation import held, run_isolated
 
 from stages.lm.core.artifact import read_artifact, write_artifact
 from stages.lm.core.errors import UserError
+from stages.lm.data.meta import TokenizerMeta
 from stages.lm.inference import engine
 from stages.lm.inference.decoder import make_decoder
 from stages.lm.inference.generation import SamplingSettings, generate_text
@@ -38,7 +39,8 @@ from stages.lm.inference.native import library
 from stages.lm.model.config import ModelConfig
 from stages.lm.quantization.quantized_model import QuantizedModel, shapes_of
 from stages.lm.quantization.schemes import GROUP_SIZE, QuantizedWeight, StoredWeight
-from stages.lm.text.tokenizer import Tokenizer, train_bpe
+from stages.lm.text.interface import Tokenizer
+from stages.lm.text.tokenizer import train_bpe
 
 ROOT = Path(__file__).parents[2]
 TESTS = ["tests/test_engine.py", "tests/test_rans.py", "tests/test_quantized_model.py"]
@@ -139,7 +141,7 @@ def some_model(draw: random.Random, tokenizer: Tokenizer, plain: float = 0.02) -
     """A quantized model of a random shape with random weights."""
     config = some_config(draw, tokenizer.vocab_size)
     weights = some_weights(shapes_of(config, 1 << 20), draw, plain)
-    parts = {"name": "bpe", "pattern": tokenizer.pattern, "vocabulary": tokenizer.to_text()}
+    parts = TokenizerMeta("bpe", tokenizer.pattern).stored(tokenizer.to_text())
     return QuantizedModel(config, "int8", weights, parts, {"train": {"lr": 0.01}}, {"loss": 1.5})
 
 

@@ -147,7 +147,7 @@ def whole(file: Path) -> Corpus:
     def read() -> Iterator[Piece]:
         return (Piece("train", chunk) for chunk in read_chunks(file, range(size)))
 
-    return Corpus("text", size, "", {"train": size}, {"train": size}, read)
+    return Corpus("text", size, "", {"train": size}, read)
 
 
 def chunks_of(part: Corpus) -> Iterator[bytes]:

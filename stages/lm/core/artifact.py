@@ -24,7 +24,7 @@ from .paths import shown
 from .pickle_reader import MAX_PICKLE, PLAIN, read_tensors_file
 
 KEYS = {"format", "version", "digest", "content"}
-CHECKPOINT_FORMAT = ("checkpoint", 1)
+CHECKPOINT_FORMAT = ("checkpoint", 2)
 """Kind and version of `checkpoint.pt`: here, so that `tokenize` reads one without model code."""
 ID_DIGITS = 16
 """Hexadecimal digits of the digest that name an artifact in `metrics/`."""

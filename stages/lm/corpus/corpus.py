@@ -4,13 +4,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from ..text.records import Record
+
 
 class Piece(NamedTuple):
     """Some bytes of a split, as they are tokenized; no token spans two pieces."""
 
     split: str
     data: bytes
-    """With the mark at its end, where a document or a record ends."""
+    """With `TEXT_END` at its end, where a document or a message of a record ends."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +28,10 @@ class Corpus:
     """Of the text, or of all documents or records."""
     sizes: dict[str, int]
     """Bytes of each split, without the marks that end documents."""
-    scored: dict[str, int]
-    """Bytes of each split that a model is scored on; an end counts as one."""
     read: Callable[[], Iterator[Piece]]
     """The pieces of all splits; of text and records, in the order of `SPLITS`."""
+    records: dict[str, list[Record]] = field(default_factory=dict)
+    """Of each split, if they are records."""
     counts: dict[str, int] = field(default_factory=dict)
     """Documents or records in each split."""
     figures: dict[str, int] = field(default_factory=dict)

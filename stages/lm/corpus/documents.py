@@ -12,7 +12,7 @@ from ..core.paths import shown
 from ..data.splits import SPLITS, split_bounds
 from ..sources.reading import Document, read_documents
 from ..sources.survey import Survey
-from ..text.records import RECORD_END
+from ..text.records import TEXT_END
 from .assignment import LEFT_OUT, given_split, held_out_copies, split_by_hash
 from .corpus import Corpus, Piece
 from .duplicates import DuplicateFinder
@@ -47,7 +47,7 @@ class Listing:
                 split = given_split(document.name)
                 listing.given.append(SPLITS.index(split) if split else -1)
                 listing.sizes.append(size)
-                digest.update(RECORD_END)
+                digest.update(TEXT_END)
                 size = 0
         listing.sha256 = digest.hexdigest()
         return listing
@@ -74,9 +74,9 @@ class DocumentPlan:
                     part = document.text[max(0, bound.start - start) : max(0, bound.stop - start)]
                     if part:
                         ends = offset <= bound.stop and not document.more
-                        yield Piece(name, part + RECORD_END * ends)
+                        yield Piece(name, part + TEXT_END * ends)
             elif split != LEFT_OUT:
-                yield Piece(SPLITS[split], document.text + RECORD_END * (not document.more))
+                yield Piece(SPLITS[split], document.text + TEXT_END * (not document.more))
 
 
 def document_corpus(survey: Survey, shares: dict[str, float], drop: bool) -> Corpus:
@@ -96,7 +96,6 @@ def document_corpus(survey: Survey, shares: dict[str, float], drop: bool) -> Cor
         bytes=sum(sizes.values()),
         sha256=listing.sha256,
         sizes=sizes,
-        scored={split: sizes[split] + counts[split] for split in SPLITS},
         read=lambda: plan.pieces(without_ends(read_documents(survey))),
         counts=counts,
         figures=figures,
@@ -107,8 +106,8 @@ def document_corpus(survey: Survey, shares: dict[str, float], drop: bool) -> Cor
 def without_ends(documents: Iterable[Document]) -> Iterator[Document]:
     """Documents whose bytes do not look like the mark that ends one."""
     for document in documents:
-        if RECORD_END in document.text:
-            document = replace(document, text=document.text.replace(RECORD_END, NOT_END))
+        if TEXT_END in document.text:
+            document = replace(document, text=document.text.replace(TEXT_END, NOT_END))
         yield document
 
 

@@ -8,7 +8,7 @@ from ..core.errors import UserError
 from ..data.splits import SPLITS
 from ..sources.reading import read_records
 from ..sources.survey import Survey
-from ..text.records import Record, split_records
+from ..text.records import TEXT_END, Record, split_records
 from .assignment import given_split
 from .corpus import Corpus, Piece
 
@@ -40,15 +40,20 @@ def record_corpus(survey: Survey, shares: dict[str, float]) -> Corpus:
     data = {split: [record.data() for record in part] for split, part in splits.items()}
 
     def read() -> Iterator[Piece]:
-        return (Piece(split, each) for split, part in data.items() for each in part)
+        return (
+            Piece(split, content.encode() + TEXT_END)
+            for split, part in splits.items()
+            for record in part
+            for _, content in record.conversation()
+        )
 
     return Corpus(
         kind="records",
         bytes=survey.bytes,
         sha256=sha256(b"".join(sorted(b"".join(part) for part in data.values()))).hexdigest(),
         sizes={split: sum(map(len, part)) for split, part in data.items()},
-        scored={split: sum(r.scored_bytes() for r in part) for split, part in splits.items()},
         read=read,
+        records=splits,
         counts={split: len(part) for split, part in splits.items()},
         figures={"equal_records": total - different},
         lines=tuple(lines),

@@ -80,7 +80,6 @@ def text_corpus(texts: dict[str, Text], shares: dict[str, float]) -> Corpus:
         bytes=whole.size,
         sha256=digests[0] if len(digests) == 1 else sha256("".join(digests).encode()).hexdigest(),
         sizes=sizes,
-        scored=sizes,
         read=lambda: (
             Piece(split, chunk)
             for split, (text, part) in parts.items()

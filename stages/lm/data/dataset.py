@@ -16,8 +16,11 @@ from ..core.paths import shown
 from .document_rows import document_rows
 from .lengths import Lengths
 from .meta import DocumentsMeta, RecordsMeta, SplitMeta, TokenizerMeta, TokensMeta
-from .sequence_packing import pack, scored_tokens
+from .sequence_packing import LEARNED, ids_of, pack
 from .splits import SPLITS
+
+RECORD_DTYPE = np.dtype("<u4")
+"""Of ids with the marks of `sequence_packing`."""
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -72,11 +75,11 @@ def write_meta(
     records: RecordsMeta | None = None,
     documents: DocumentsMeta | None = None,
 ) -> None:
-    """Write what belongs to the ids: `tokenizer.tiktoken`, `merges.npy` and `meta.json`.
+    """Write what belongs to the ids: the vocabulary, `merges.npy` and `meta.json`.
 
     `merges` are, for each id, the two ids that it was merged from, or itself twice.
     """
-    vocabulary_path, merges_path = folder / "tokenizer.tiktoken", folder / "merges.npy"
+    vocabulary_path, merges_path = folder / tokenizer.file_name, folder / "merges.npy"
     write_text(vocabulary_path, vocabulary)
     ids = list(chain.from_iterable(merges))
     with token_file(merges_path, token_dtype(len(merges))) as file:
@@ -94,7 +97,10 @@ def write_meta(
 
 @dataclass(frozen=True)
 class TokenData:
-    """The output of `tokenize`, opened: one memory-mapped array of ids per split."""
+    """The output of `tokenize`, opened: one memory-mapped array of ids per split.
+
+    Those of records carry the marks of `sequence_packing`.
+    """
 
     train: np.ndarray
     val: np.ndarray
@@ -103,7 +109,7 @@ class TokenData:
     """(vocabulary, 2): the two tokens that each was merged from, or itself twice."""
     meta: TokensMeta
     vocabulary: str
-    """`tokenizer.tiktoken`, to be kept beside weights that were trained on these ids."""
+    """The text of its file, to be kept beside weights that were trained on these ids."""
 
     @classmethod
     def load(cls, folder: Path) -> "TokenData":
@@ -119,10 +125,10 @@ class TokenData:
                 for split in SPLITS
             }
             merges = _read_merges(folder / "merges.npy", meta)
-            path = folder / "tokenizer.tiktoken"
+            path = folder / meta.tokenizer.file_name
             _check_digest(path, meta.vocabulary_sha256)
             with read_errors(path):
-                vocabulary = path.read_text(encoding="ascii")
+                vocabulary = path.read_text(encoding="utf-8")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"the tokens in {shown(folder)} are damaged ({error}); move that folder elsewhere "
@@ -132,14 +138,13 @@ class TokenData:
 
     @property
     def records(self) -> RecordsMeta | None:
-        """Of data made of records: how many there are, and what ends them. None for a text."""
+        """Of data made of records: how many there are. None otherwise."""
         return self.meta.records
 
-    @property
-    def record_ends(self) -> tuple[int, int]:
-        """The ids of the tokens that end a prompt and a record."""
-        assert self.records
-        return self.records.prompt_end, self.records.record_end
+    def ids(self, split: str) -> np.ndarray:
+        """The token ids of a split, without the marks that those of records have."""
+        tokens: np.ndarray = getattr(self, split)
+        return ids_of(tokens) if self.records else tokens
 
     @property
     def documents(self) -> DocumentsMeta | None:
@@ -153,13 +158,13 @@ class TokenData:
 
     def packed(self, split: str, context: int) -> tuple[np.ndarray, int]:
         """The records of a split in rows, and how many were too long: see `pack`."""
-        return pack(getattr(self, split), self.record_ends[1], context, split)
+        return pack(getattr(self, split), context, split)
 
     def scored_tokens(self, split: str) -> int:
-        """Tokens that a model is scored on: all, or those of completions and their ends."""
+        """Tokens that a model is scored on: all, or those of answers and their ends."""
         tokens = getattr(self, split)
         if self.records:
-            return scored_tokens(tokens, *self.record_ends)
+            return int(np.count_nonzero(tokens & LEARNED))
         return len(tokens) - bool(self.documents)  # the first stands before the first document
 
     def scored_bytes(self, split: str, tokens: int) -> float:
@@ -174,7 +179,7 @@ class TokenData:
         return Lengths("documents", self.documents.long) if self.documents else None
 
     def token_bytes(self) -> list[bytes]:
-        """The bytes of each token, by id."""
+        """The bytes of each token, by id, of a vocabulary that is no tokenizer.json."""
         return [base64.b64decode(line.split()[0]) for line in self.vocabulary.splitlines()]
 
     def digest(self) -> str:
@@ -198,7 +203,7 @@ def _read_ids(path: Path, digest: str, meta: TokensMeta) -> np.ndarray:
     _check_digest(path, digest)
     with read_errors(path):
         ids: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    if ids.ndim != 1 or ids.max(initial=0) >= meta.vocab_size:
+    if ids.ndim != 1 or (ids_of(ids) if meta.records else ids).max(initial=0) >= meta.vocab_size:
         raise ValueError(f"{shown(path)} holds ids beyond the vocabulary")
     return ids
 
@@ -208,9 +213,13 @@ def _read_merges(path: Path, meta: TokensMeta) -> np.ndarray:
     with read_errors(path):
         merges: np.ndarray = np.load(path, allow_pickle=False).astype(np.int64)
     merges = merges.reshape(meta.vocab_size, 2)
-    # Both ids are lower than the token's own, or both are its own: so undoing merges ends.
-    own = np.arange(len(merges))[:, None]
-    if not ((merges < own) | (merges == own).all(axis=1, keepdims=True)).all():
+    if merges.size and merges.max() >= len(merges):
+        raise ValueError(f"{shown(path)} holds merges of no tokens")
+    # Undoing merges ends at tokens that were merged from none.
+    ends = (merges == np.arange(len(merges))[:, None]).all(axis=1)
+    while (further := ends | ends[merges].all(axis=1)).sum() > ends.sum():
+        ends = further
+    if not ends.all():
         raise ValueError(f"{shown(path)} holds merges that never end")
     return merges
 

@@ -3,8 +3,10 @@
 The dataclasses hold the same keys as the JSON. The checkpoint keeps them as its provenance.
 """
 
+import base64
 import hashlib
 import json
+import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,25 @@ class TokenizerMeta:
 
     name: str
     pattern: str
-    """The regular expression that cuts text before merging."""
+    """The regular expression that cuts text before merging; empty where that is in the vocabulary,
+    a tokenizer.json."""
+    template: str = ""
+    """The chat template of conversations; empty of a text."""
+    bos_token: str = ""
+    """Name of the token that the template may put first."""
+    eos_token: str = ""
+    """Name of the token that ends a text or an answer."""
+
+    @property
+    def file_name(self) -> str:
+        """What the vocabulary's file is called."""
+        return "tokenizer.tiktoken" if self.pattern else "tokenizer.json"
+
+    def stored(self, vocabulary: str) -> dict[str, str]:
+        """What a model file holds of the tokenizer."""
+        if not self.pattern:  # it would be half of a small model's file
+            vocabulary = base64.b64encode(zlib.compress(vocabulary.encode(), 9)).decode()
+        return asdict(self) | {"vocabulary": vocabulary}
 
 
 @dataclass(frozen=True)
@@ -40,10 +60,6 @@ class RecordsMeta:
     """Number of records, as in the next two."""
     val: int
     test: int
-    prompt_end: int
-    """Id of the token that ends a prompt."""
-    record_end: int
-    """Id of the token that ends a record."""
     bytes: int
     """Size of the files of records."""
     long: int
@@ -74,7 +90,7 @@ class TokensMeta:
     tokenizer: TokenizerMeta
     splits: dict[str, SplitMeta]
     vocabulary_sha256: str
-    """Of `tokenizer.tiktoken`."""
+    """Of `TokenizerMeta.file_name`."""
     merges_sha256: str
     """Of `merges.npy`."""
     records: RecordsMeta | None = None

@@ -1,7 +1,7 @@
-"""Packs whole records into rows of equal length, and tells which tokens of a row are targets.
+"""Packs whole sequences into rows of equal length, and tells which tokens of a row are targets.
 
-A record is a prompt, the token `prompt_end`, a completion and the token `record_end`. Completions
-and their `record_end` are targets, prompts are context only.
+A sequence is a record: prompts and answers in turn. Its tokens carry marks in the high bits of
+their ids (uint32): those of answers and of their ends are `LEARNED`, the others are context only.
 """
 
 from bisect import bisect_left, insort
@@ -12,22 +12,31 @@ from ..core.errors import UserError
 
 IGNORE_INDEX = -1
 """Target of a position that counts for no loss."""
+LEARNED = 1 << 30
+"""Mark of a token that the model learns to write."""
+LAST = 1 << 31
+"""Mark of the last token of a sequence."""
 
 
-def record_bounds(tokens: np.ndarray, record_end: int) -> np.ndarray:
-    """First index of each record and the index after its last, shape (records, 2)."""
-    ends = np.flatnonzero(tokens == record_end) + 1
+def ids_of(tokens: np.ndarray) -> np.ndarray:
+    """Tokens without their marks."""
+    return tokens & (LEARNED - 1)
+
+
+def sequence_bounds(tokens: np.ndarray) -> np.ndarray:
+    """First index of each sequence and the index after its last, shape (sequences, 2)."""
+    ends = np.flatnonzero(tokens & LAST) + 1
     return np.stack([np.concatenate([[0], ends[:-1]]), ends], axis=1)
 
 
-def pack(tokens: np.ndarray, record_end: int, context: int, split: str) -> tuple[np.ndarray, int]:
-    """All records of a split that fit, in rows of `context` inputs and the token after them.
+def pack(tokens: np.ndarray, context: int, split: str) -> tuple[np.ndarray, int]:
+    """All sequences of a split that fit, in rows of `context` inputs and the token after them.
 
-    Each record goes to the row where it leaves the least free space (best fit).
+    Each goes to the row where it leaves the least free space (best fit).
 
     Returns:
-        The rows, (rows, length + 1), padded with `record_end`; `length` is less than `context` only
-        where one row holds all. And how many records were too long and left out.
+        The rows, (rows, length + 1), padded with sequences of one token; `length` is less than
+        `context` only where one row holds all. And how many were too long and left out.
 
     Raises:
         UserError: no record fits.
@@ -36,7 +45,7 @@ def pack(tokens: np.ndarray, record_end: int, context: int, split: str) -> tuple
     free: list[tuple[int, int]] = []  # (free tokens, row), sorted; full rows are not in it
     rows: list[list[np.ndarray]] = []
     left_out = 0
-    for begin, end in record_bounds(tokens, record_end).tolist():
+    for begin, end in sequence_bounds(tokens).tolist():
         length = end - begin
         if length > size:
             left_out += 1
@@ -54,30 +63,32 @@ def pack(tokens: np.ndarray, record_end: int, context: int, split: str) -> tuple
             f"no record of the {split} split fits model.context, {context} tokens; raise "
             "model.context, or shorten the records."
         )
-    packed = np.full((len(rows), size), record_end, tokens.dtype)
-    for row_tokens, records in zip(packed, rows, strict=True):
-        joined = np.concatenate(records)
+    packed = np.full((len(rows), size), LAST, tokens.dtype)
+    for row_tokens, parts in zip(packed, rows, strict=True):
+        joined = np.concatenate(parts)
         row_tokens[: len(joined)] = joined
     return packed, left_out
 
 
-def targets_and_segments(
-    rows: np.ndarray, prompt_end: int, record_end: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Targets and segments, (B, T) each, of packed rows (B, T + 1); inputs are `rows[:, :-1]`.
+def targets_and_segments(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Targets and segments, (B, T) each, of packed rows (B, T + 1); inputs are those of `ids_of`.
 
-    A target is the next token where that belongs to a completion or ends it, else `IGNORE_INDEX`;
-    so padding is no target. A token's segment is the number of records before its own: attention
-    stays within a segment.
+    A target is the next token where the model learns it, else `IGNORE_INDEX`. A token's segment is
+    the number of sequences before its own: attention stays within a segment.
     """
-    finished = np.cumsum(rows == record_end, axis=1)  # records up to and with this token
-    in_completion = np.cumsum(rows == prompt_end, axis=1) - finished == 1
-    targets = np.where(in_completion[:, :-1], rows[:, 1:].astype(np.int64), IGNORE_INDEX)
-    segments = finished - (rows == record_end)
+    following = rows[:, 1:]
+    targets = np.where(following & LEARNED, ids_of(following).astype(np.int64), IGNORE_INDEX)
+    last = (rows & LAST) > 0
+    segments: np.ndarray = np.cumsum(last, axis=1) - last
     return targets, np.ascontiguousarray(segments[:, :-1])
 
 
-def scored_tokens(tokens: np.ndarray, prompt_end: int, record_end: int) -> int:
-    """Number of tokens of whole records that are targets: completions and their ends."""
-    prompts, ends = (np.flatnonzero(tokens == mark) for mark in (prompt_end, record_end))
-    return int((ends - prompts).sum())
+def last_answers(tokens: np.ndarray) -> list[tuple[list[int], list[int]]]:
+    """Of each sequence, the ids before its last answer and those of that answer."""
+    found = []
+    for begin, end in sequence_bounds(tokens).tolist():
+        sequence = tokens[begin:end]
+        context = np.flatnonzero((sequence & LEARNED) == 0)[-1] + 1
+        ids = ids_of(sequence).tolist()
+        found.append((ids[:context], ids[context:]))
+    return found

@@ -9,11 +9,14 @@ BLOCK_TOKENS = 1 << 14
 
 
 class TokenText:
-    """The bytes of an array of token ids (N,); `vocabulary` holds the bytes of each token."""
+    """The bytes of an array of token ids (N,); `vocabulary` holds the bytes of each token.
+
+    A token that writes nothing, as the one that ends documents, stands for the byte 0xFF.
+    """
 
     def __init__(self, ids: np.ndarray, vocabulary: Sequence[bytes]) -> None:
-        self._ids, self._vocabulary = ids, vocabulary
-        lengths = np.array([len(token) for token in vocabulary])
+        self._ids, self._vocabulary = ids, [token or b"\xff" for token in vocabulary]
+        lengths = np.array([len(token) for token in self._vocabulary])
         sizes = [
             int(lengths[ids[start : start + BLOCK_TOKENS]].sum())
             for start in range(0, len(ids), BLOCK_TOKENS)

@@ -17,7 +17,8 @@ from ..model.metrics import loss_units
 from ..model.runtime import Machine
 from ..model.scoring import score, score_documents, score_split
 from ..settings.evaluate import EvaluateSettings
-from ..text.tokenizer import Tokenizer
+from ..text.interface import Tokenizer
+from ..text.parallel import encode_chunks
 
 SPLITS = ("val", "test")
 
@@ -45,8 +46,8 @@ def scored_part(data: TokenData, split: str, tokenizer: Tokenizer, max_bytes: in
     size = data.meta.splits[split].bytes
     if size <= max_bytes:
         return ScoredPart(tokens, size)
-    lead = int(bool(data.documents))  # the first token of documents is a byte and not scored
-    lengths = np.array([len(token) for token in tokenizer.tokens])
+    lead = int(bool(data.documents))  # the first token of documents is not scored
+    lengths = np.array([len(token) or 1 for token in tokenizer.tokens])
     ends = np.cumsum(lengths[tokens[: max_bytes + lead]])
     count = max(1 + lead, int(np.searchsorted(ends, max_bytes + lead, side="right")))
     return ScoredPart(tokens[:count], int(ends[count - 1]) - lead)
@@ -103,12 +104,12 @@ def file_losses(
     with read_errors(path, "put it there, or leave evaluate.also empty."):
         size = min(path.stat().st_size, settings.max_bytes)
     tokenizer = models["float"].tokenizer
-    chunks = [tokenizer.encode(chunk) for chunk in read_chunks(path, range(size))]
-    tokens = np.concatenate([np.array(ids, np.uint32) for ids in chunks])
+    chunks = encode_chunks(tokenizer, read_chunks(path, range(size)))
+    tokens = np.concatenate([ids for ids, _ in chunks])
     first, tokens = tokens[:1], tokens[1:]
     if not len(tokens):
         raise UserError(f"{shown(path)} is a single token; use a longer text as evaluate.also.")
-    size -= len(tokenizer.tokens[first[0]])
+    size -= len(tokenizer.tokens[int(first[0])])
     losses = {}
     for name, loaded in models.items():
         sums = score(loaded.model, tokens, first, machine, min_context=settings.min_context)

@@ -2,7 +2,7 @@
 
 from ..core.paths import QUANTIZED, shown
 from ..settings.evaluate import EvaluateSettings
-from ..text.records import Record
+from .exact_match import Question
 
 
 def samples_page(samples: list[bytes], settings: EvaluateSettings) -> str:
@@ -19,12 +19,12 @@ def samples_page(samples: list[bytes], settings: EvaluateSettings) -> str:
     return "\n".join(lines) + "\n"
 
 
-def answers_page(answers: list[tuple[Record, str]]) -> str:
+def answers_page(answers: list[tuple[Question, str]]) -> str:
     """Held-out records, each with the greedy answer of the quantized model."""
     lines = ["# Answers", "", f"From `{shown(QUANTIZED)}`, by greedy decoding."]
-    for number, (record, written) in enumerate(answers, 1):
-        lines += ["", f"## Record {number}", "", block(record.prompt)]
-        lines += ["", "Wanted:", "", block(record.completion)]
+    for number, (question, written) in enumerate(answers, 1):
+        lines += ["", f"## Record {number}", "", block(question.prompt)]
+        lines += ["", "Wanted:", "", block(question.completion.decode("utf-8", "replace"))]
         lines += ["", "Written:", "", block(written)]
     return "\n".join(lines) + "\n"
 

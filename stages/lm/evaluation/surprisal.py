@@ -37,7 +37,7 @@ def token_surprisals(
     the same tokens after `LEAD`, up to rounding.
     """
     encode = loaded.tokenizer.encode
-    lead = encode(loaded.opening or LEAD)
+    lead = loaded.opening or encode(LEAD)
     ids = np.array([*lead, *encode(text)], np.int64)
     context = loaded.model.config.context
     tokens = []
@@ -59,13 +59,13 @@ def surprisals_from_logits(
     ranks = (logprobs > actual).sum(dim=1)
     top = logprobs.topk(min(top_k, logprobs.size(1)))
     columns = (actual[:, 0], ranks, top.indices, top.values.exp())
-    data = loaded.tokenizer.tokens
+    shown = loaded.tokenizer.shown
     return [
         TokenSurprisal(
-            data[token],
+            shown(token),
             -logprob,
             rank,
-            [(data[other], p) for other, p in zip(top_ids, probabilities, strict=True)],
+            [(shown(other), p) for other, p in zip(top_ids, probabilities, strict=True)],
         )
         for token, logprob, rank, top_ids, probabilities in zip(
             ids.tolist(), *(column.tolist() for column in columns), strict=True

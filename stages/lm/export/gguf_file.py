@@ -6,6 +6,7 @@ and tensor names are those of its `gguf/constants.py`.
 """
 
 from pathlib import Path
+from typing import TypeGuard
 
 import gguf
 import numpy as np
@@ -19,8 +20,10 @@ from ..model.rope import yarn_attention
 from ..pretrained.gguf_weights import ROPE_FREQUENCIES, gguf_tensors, interleaved, rope_divisors
 from ..quantization.schemes import to_f16
 from ..text.byte_level import printed_merges, printed_tokens
-from ..text.records import RECORD_END
-from ..text.tokenizer import Tokenizer
+from ..text.conversation import end_token
+from ..text.hf_tokenizer import BYTE_NAME, HFTokenizer
+from ..text.interface import Tokenizer
+from ..text.tokenizer import BytePairTokenizer
 from .pattern_names import pattern_name
 
 KINDS = {
@@ -41,7 +44,7 @@ def write_gguf(loaded: LoadedModel, path: Path, kind: str) -> None:
     config = loaded.config
     writer = gguf.GGUFWriter(path, config.arch)
     add_shape(writer, config)
-    add_tokenizer(writer, loaded.tokenizer, begins=bool(loaded.opening))
+    add_tokenizer(writer, loaded.tokenizer, loaded.opening)
     writer.add_file_type(KINDS[kind][1])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     if config.rope_scaling == "llama3":
@@ -91,27 +94,85 @@ def add_shape(writer: gguf.GGUFWriter, config: ModelConfig) -> None:
         )
 
 
-def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, begins: bool) -> None:
-    """Add the vocabulary, the merges and the name of the pattern to the metadata.
+def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, opening: list[int]) -> None:
+    """Add the vocabulary, what cuts text and merges, the chat template and the end to the metadata.
 
-    `begins`: the token that ends a text also begins one, as that of documents does.
+    `opening` are the tokens before every text, one at most.
+
+    Raises:
+        UserError: llama.cpp has no such tokenizer.
     """
-    printed = printed_tokens(tokenizer.tokens)
-    merges = printed_merges(printed, tokenizer.merges())
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pattern_name(tokenizer))
-    writer.add_token_list(printed)
-    writer.add_token_types([gguf.TokenType.NORMAL] * len(printed))
-    writer.add_token_merges([" ".join(pair) for pair in merges])
-    # Ends an answer or a document. A model of a text has no end token, but without one here
-    # llama.cpp takes token 11, which is the comma in GPT-2's vocabulary. The byte 0xFF never occurs
-    # in UTF-8 text.
-    end = tokenizer.ranks[RECORD_END]
-    writer.add_bos_token_id(end)
+    if isinstance(tokenizer, HFTokenizer):
+        printed, merges = tokenizer.printed(), tokenizer.printed_merges()
+    else:
+        assert isinstance(tokenizer, BytePairTokenizer)
+        printed = printed_tokens(tokenizer.spelled)
+        merges = printed_merges(printed, tokenizer.merges())
+        for token, name in tokenizer.control.items():
+            printed[token] = name
+    # llama.cpp wants a name for gaps too.
+    writer.add_token_list([name or f"[UNUSED{token}]" for token, name in enumerate(printed)])
+    writer.add_token_types(
+        [token_type(tokenizer, token, name) for token, name in enumerate(printed)]
+    )
+    if is_sentencepiece(tokenizer):
+        add_scores(writer, printed, merges, tokenizer)
+    else:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(pattern_name(tokenizer))
+        writer.add_token_merges([" ".join(pair) for pair in merges])
+        writer.add_add_space_prefix(False)
+    if tokenizer.chat.template:
+        writer.add_chat_template(tokenizer.chat.template)
+    end = end_token(tokenizer)
+    if end is None:
+        # A model of a text has no end token, but without one here llama.cpp takes token 11, which
+        # is the comma in GPT-2's vocabulary. The byte 0xFF never occurs in UTF-8 text.
+        end = tokenizer.encode(b"\xff")[0]
+    begin = opening[0] if opening else tokenizer.named(tokenizer.chat.bos_token)
+    writer.add_bos_token_id(end if begin is None else begin)
     writer.add_eos_token_id(end)
-    writer.add_add_bos_token(begins)
+    writer.add_add_bos_token(bool(opening))
     writer.add_add_eos_token(False)
-    writer.add_add_space_prefix(False)
+
+
+def is_sentencepiece(tokenizer: Tokenizer) -> TypeGuard[HFTokenizer]:
+    """Whether it merges characters instead of bytes, as SentencePiece's BPE does."""
+    if not isinstance(tokenizer, HFTokenizer):
+        return False
+    kinds = {part["type"] for part in tokenizer.parts("decoder")}
+    return "ByteFallback" in kinds and bool(tokenizer.printed_merges())
+
+
+def add_scores(
+    writer: gguf.GGUFWriter,
+    printed: list[str],
+    merges: list[tuple[str, str]],
+    tokenizer: HFTokenizer,
+) -> None:
+    """Add a SentencePiece vocabulary, in which the token with the highest score is merged first."""
+    ranks = {"".join(pair): rank for rank, pair in reversed([*enumerate(merges)])}
+    writer.add_tokenizer_model("llama")
+    writer.add_token_scores([-float(ranks.get(token, len(merges))) for token in printed])
+    parts = [*tokenizer.parts("normalizer"), *tokenizer.parts("pre_tokenizer")]
+    writer.add_add_space_prefix(
+        any(
+            part["type"] == "Prepend" or part.get("prepend_scheme", "never") != "never"
+            for part in parts
+        )
+    )
+
+
+def token_type(tokenizer: Tokenizer, token: int, printed: str) -> gguf.TokenType:
+    """llama.cpp's type of a token: control tokens have one of their own, and so have gaps."""
+    if token in tokenizer.control:
+        return gguf.TokenType.CONTROL
+    if not tokenizer.tokens[token]:
+        return gguf.TokenType.UNUSED
+    if isinstance(tokenizer, HFTokenizer) and token in tokenizer.added:
+        return gguf.TokenType.USER_DEFINED
+    is_byte = is_sentencepiece(tokenizer) and BYTE_NAME.fullmatch(printed)
+    return gguf.TokenType.BYTE if is_byte else gguf.TokenType.NORMAL
 
 
 def stored_kind(name: str, tensor: Tensor, kind: str, config: ModelConfig) -> Kind:

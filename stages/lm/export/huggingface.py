@@ -5,12 +5,13 @@ transformers' own classes), `tokenizer.json` (written by `tokenizers`) with
 `tokenizer_config.json`, `generation_config.json` (sampling defaults), and a model card.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from tokenizers import Regex, decoders, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, decoders, pre_tokenizers, processors
 from tokenizers import Tokenizer as HFTokenizer
 from tokenizers.models import BPE
 
@@ -20,8 +21,9 @@ from ..inference.loading import LoadedModel
 from ..model.config import ModelConfig
 from ..pretrained.hf_weights import huggingface_tensors, shift_norms
 from ..text.byte_level import printed_merges, printed_tokens
-from ..text.records import PROMPT_END, RECORD_END
-from ..text.tokenizer import PATTERNS, Tokenizer
+from ..text.conversation import end_token
+from ..text.interface import Tokenizer
+from ..text.tokenizer import PATTERNS, BytePairTokenizer
 from .pattern_names import pattern_name
 from .rotary_json import rotary_json
 
@@ -38,13 +40,18 @@ def write_huggingface(loaded: LoadedModel, folder: Path) -> None:
         name: shift_norms(config, name, tensor, -1.0).contiguous()
         for name, tensor in tensors.items()
     }
-    tokenizer = hf_tokenizer(loaded.tokenizer, loaded.opening)
+    vocabulary, chat = tokenizer_json(loaded.tokenizer, loaded.opening), loaded.tokenizer.chat
     try:
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     except SafetensorError as error:  # it has no other errors than the system's
         raise OSError(str(error)) from error
-    write_text(folder / "tokenizer.json", tokenizer.to_str(pretty=True))
-    end = loaded.tokenizer.ranks[RECORD_END] if loaded.ends else None
+    write_text(folder / "tokenizer.json", vocabulary)
+    end = end_token(loaded.tokenizer)
+    named = {"bos_token": chat.bos_token, "eos_token": chat.eos_token}
+    if end is not None:
+        named["eos_token"] = loaded.tokenizer.control[end]
+    if chat.template:
+        write_text(folder / "chat_template.jinja", chat.template)
     write_json(folder / "config.json", config_json(config, end))
     write_json(
         folder / "tokenizer_config.json",
@@ -52,6 +59,7 @@ def write_huggingface(loaded: LoadedModel, folder: Path) -> None:
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": config.context,
             "clean_up_tokenization_spaces": False,
+            **{key: name for key, name in named.items() if name},
         },
     )
     ours = SamplingSettings()
@@ -97,10 +105,20 @@ def config_json(config: ModelConfig, end: int | None) -> dict[str, Any]:
     }
 
 
-def hf_tokenizer(tokenizer: Tokenizer, opening: bytes = b"") -> HFTokenizer:
-    """The tokenizer as one of Hugging Face's `tokenizers`; it puts the token `opening` first."""
-    printed = printed_tokens(tokenizer.tokens)
+def tokenizer_json(tokenizer: Tokenizer, opening: Sequence[int] = ()) -> str:
+    """The tokenizer as one of Hugging Face's `tokenizers`, in its own format.
+
+    It puts the control tokens `opening` before every text.
+    """
+    if not isinstance(tokenizer, BytePairTokenizer):
+        if tuple(opening) == tokenizer.opening:
+            return tokenizer.to_text()
+        result = HFTokenizer.from_str(tokenizer.to_text())
+        return with_opening(result, tokenizer, opening).to_str(pretty=True)
+    printed = printed_tokens(tokenizer.spelled)
     merges = printed_merges(printed, tokenizer.merges())
+    for token, name in tokenizer.control.items():
+        printed[token] = name
     # ignore_merges, as in tiktoken: a piece of text that is a token becomes that token directly.
     model = BPE({token: i for i, token in enumerate(printed)}, merges, ignore_merges=True)
     result = HFTokenizer(model)
@@ -111,11 +129,17 @@ def hf_tokenizer(tokenizer: Tokenizer, opening: bytes = b"") -> HFTokenizer:
         ]
     )
     result.decoder = decoders.ByteLevel()
-    if opening:
-        first = tokenizer.ranks[opening]
-        result.post_processor = processors.TemplateProcessing(
-            single=f"{printed[first]} $A", special_tokens=[(printed[first], first)]
-        )
+    names = tokenizer.control.values()
+    result.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
+    return with_opening(result, tokenizer, opening).to_str(pretty=True)
+
+
+def with_opening(result: HFTokenizer, tokenizer: Tokenizer, opening: Sequence[int]) -> HFTokenizer:
+    """`result`, which now puts the control tokens `opening` before every text."""
+    special = [(tokenizer.control[token], token) for token in opening]
+    if special:
+        single = [*(name for name, _ in special), "$A"]
+        result.post_processor = processors.TemplateProcessing(single=single, special_tokens=special)
     return result
 
 
@@ -137,31 +161,29 @@ def card(loaded: LoadedModel) -> str:
     if loaded.scheme != "float32":
         lines += ["", f"The weights were quantized ({loaded.scheme}) and are stored as float32."]
     lines += ["", training_data(loaded.provenance)]
-    usage = "It continues text. It has no special tokens, no end-of-text token and no chat format."
+    usage = "It continues text. It has no chat format."
     example = [
         'prompt = tokenizer("Once upon a time", return_tensors="pt")',
         "print(tokenizer.decode(model.generate(**prompt)[0]))",
     ]
     if loaded.opening:
-        end = loaded.tokenizer.ranks[loaded.opening]
-        usage = f"It continues text. Token {end} begins and ends one; the tokenizer puts it first."
-    if loaded.answers:
-        begin, end = (loaded.tokenizer.ranks[mark] for mark in (PROMPT_END, RECORD_END))
-        usage = (
-            f"It answers prompts: token {begin} (the byte 0xFE) ends a prompt, token {end} (the "
-            "byte 0xFF) the answer."
-        )
+        name = loaded.tokenizer.control[loaded.opening[0]]
+        usage = f"It continues text. The token {name} begins one; the tokenizer puts it first."
+    if loaded.tokenizer.chat.template:
+        usage = "It answers prompts, in the form that its chat template gives them."
         example = [
-            f'prompt = tokenizer("PROMPT")["input_ids"] + [{begin}]',
-            "answer = model.generate(torch.tensor([prompt]))[0, len(prompt) : -1]",
-            "print(tokenizer.decode(answer))",
+            'messages = [{"role": "user", "content": "PROMPT"}]',
+            "prompt = tokenizer.apply_chat_template(",
+            '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"',
+            ")",
+            'answer = model.generate(**prompt)[0, prompt["input_ids"].size(1) :]',
+            "print(tokenizer.decode(answer, skip_special_tokens=True))",
         ]
     lines += [
         "",
         usage,
         "",
         "```python",
-        *(["import torch"] if loaded.answers else []),
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "",
         'model = AutoModelForCausalLM.from_pretrained("FOLDER")',

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ..core.errors import UserError
-from ..text.records import PROMPT_END, RECORD_END
+from ..text.chat_template import Message
+from ..text.conversation import prompt_ids
 from .decoder import ContextWindow, make_decoder
 from .loading import LoadedModel
 from .neural_cache import NeuralCache
@@ -135,19 +136,24 @@ class WrittenText:
                 f"what was written holds the token id {others[0]}, but the model has the ids 0 to "
                 f"{count - 1}: it was written by another model. Take that one, or begin a new text."
             )
-        self.stops = StopStrings(settings.stop, RECORD_END if loaded.ends else b"")
+        self.tokenizer = loaded.tokenizer
+        self.stops = StopStrings(settings.stop)
+        self.ended = False
         self.characters = codecs.getincrementaldecoder("utf-8")("replace")
-        self.start = self.grow(loaded.tokenizer.decode(written))
+        self.start = "".join([self.grow(token) for token in written])
         """The text of `written`, without what is held back of its end."""
 
     @property
     def over(self) -> bool:
-        """A stop string came, or the end of an answer: nothing follows."""
-        return self.stops.met
+        """A stop string came, or a control token, which ends every text: nothing follows."""
+        return self.stops.met or self.ended
 
-    def grow(self, data: bytes, last: bool = False) -> str:
-        """What the text grows by with the bytes of its next tokens; see `GeneratedToken.text`."""
-        certain = self.stops.feed(data)
+    def grow(self, token: int, last: bool = False) -> str:
+        """What the text grows by with its next token; see `GeneratedToken.text`."""
+        if self.over:
+            return ""
+        certain = self.stops.feed(self.tokenizer.tokens[token])
+        self.ended = token in self.tokenizer.control
         final = last or self.over
         return self.characters.decode(certain + self.stops.held * final, final)
 
@@ -192,7 +198,7 @@ class SequenceState:
         token = draw(kept, self.generator)
         if self.seen is not None:
             self.seen[token] = True
-        text = self.text.grow(self.tokens[token], last)
+        text = self.text.grow(token, last)
         logprobs = (
             None if top_logprobs is None else logprobs_of(x, token, top_logprobs)
             for x in (given, kept)
@@ -211,7 +217,7 @@ def logprobs_of(logits: Tensor, token: int, top_logprobs: int) -> TokenLogprobs:
 
 def generate_steps(
     loaded: LoadedModel,
-    prompt: str,
+    prompt: str | Sequence[int],
     max_new_tokens: int,
     settings: SamplingSettings,
     seed: int,
@@ -222,10 +228,11 @@ def generate_steps(
     """For each step, the token of every sequence; up to `max_new_tokens` steps from `prompt` on.
 
     A model that was trained on records answers the prompt instead, and one that was trained on
-    documents begins one with the prompt; what they write may end by itself. Else an empty prompt is
-    replaced by a new line. `written` has the ids of tokens that already follow
-    it: the steps are those of the call that wrote them, had it gone on. A sequence depends on its
-    index, not on the other sequences; after its end or its stop string it gives None. With
+    documents begins one with the prompt; the prompt can also be token ids. Where nothing stands
+    before a text, an empty prompt is replaced by a new line. A control token ends the text.
+    `written` has the ids of tokens that already follow the prompt: the steps are those of the call
+    that wrote them, had it gone on. A sequence depends on its index, not on the other sequences;
+    after its end or its stop string it gives None. With
     `top_logprobs`, each step has the log-probabilities of its token and of this many of the
     likeliest. Tokens that exceed the model's context are dropped as in `ContextWindow`.
 
@@ -233,7 +240,7 @@ def generate_steps(
         UserError: an id is not in the vocabulary, no text can be written in it, or what the model
             computes is no number.
     """
-    ids = loaded.tokenizer.encode(model_input(loaded, prompt))
+    ids = text_ids(loaded, prompt) if isinstance(prompt, str) else list(prompt)
     if not ids:
         raise UserError(
             "the model's vocabulary makes no tokens of this text: its file was made by other "
@@ -258,17 +265,32 @@ def generate_steps(
         window.append([each.token if each else 0 for each in row])
 
 
-def model_input(loaded: LoadedModel, prompt: str) -> bytes:
-    """The bytes that the model continues."""
+def text_ids(loaded: LoadedModel, prompt: str) -> list[int]:
+    """The token ids that the model continues."""
     data = prompt.encode("utf-8", "replace")
     if loaded.answers:
-        return data + PROMPT_END
-    return loaded.opening + data or b"\n"
+        return chat_ids(loaded, [("user", data.decode())])
+    ids = loaded.opening + loaded.tokenizer.encode(data)
+    return ids or loaded.tokenizer.encode(b"\n")
+
+
+def chat_ids(loaded: LoadedModel, messages: Sequence[Message]) -> list[int]:
+    """The token ids that an answer to the messages follows.
+
+    Raises:
+        UserError: the model has no chat template, or this fails.
+    """
+    if not loaded.tokenizer.chat.template:
+        raise UserError(
+            "the model has no chat template: it continues a text. Train it on records, or begin "
+            "with a model that answers."
+        )
+    return prompt_ids(loaded.tokenizer, messages)
 
 
 def generate_text(
     loaded: LoadedModel,
-    prompt: str,
+    prompt: str | Sequence[int],
     max_new_tokens: int,
     settings: SamplingSettings,
     seed: int,

@@ -23,8 +23,8 @@ from ..model.transformer import Transformer
 from ..quantization import quantized_model
 from ..quantization.quantized_model import QuantizedModel
 from ..quantization.schemes import StoredWeight
-from ..text.records import RECORD_END
-from ..text.tokenizer import Tokenizer
+from ..text.interface import Tokenizer
+from ..text.stored_tokenizer import load_tokenizer
 from .engine import Engine, make_engine
 from .native import decode
 from .token_step import TokenStep, make_token_step
@@ -55,17 +55,15 @@ class LoadedModel:
     @property
     def answers(self) -> bool:
         """Whether it was trained on records: it answers a prompt instead of continuing a text."""
-        return self._learned("records")
+        return self._learned("records") and bool(self.tokenizer.chat.template)
 
     @property
-    def ends(self) -> bool:
-        """Whether what it writes can end by itself: it was trained on records or documents."""
-        return self.answers or self._learned("documents")
-
-    @property
-    def opening(self) -> bytes:
-        """What stands before the beginning of a text: of documents, the mark that ends one."""
-        return RECORD_END if self.ends and not self.answers else b""
+    def opening(self) -> list[int]:
+        """The tokens before the beginning of a text: of documents, the one that ends each."""
+        end = self.tokenizer.text_end
+        if self._learned("documents") and end is not None:
+            return [end]
+        return list(self.tokenizer.opening)
 
     def _learned(self, kind: str) -> bool:
         data = self.provenance.get("data")
@@ -109,10 +107,7 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
         size = path.stat().st_size
         weights = None
         try:
-            parts = content["tokenizer"]
-            tokenizing = pool.submit(
-                Tokenizer.from_text, parts["vocabulary"], parts["pattern"], parts["name"]
-            )
+            tokenizing = pool.submit(load_tokenizer, content["tokenizer"])
             if kind == checkpoint.KIND:
                 stored = Checkpoint.from_content(content, path)
                 config, provenance = stored.config, stored.provenance

@@ -81,10 +81,9 @@ class StopStrings:
     text that comes out does not depend on the pieces.
     """
 
-    def __init__(self, stops: tuple[str, ...], end: bytes = b"") -> None:
+    def __init__(self, stops: tuple[str, ...]) -> None:
         # A lone surrogate, which no text holds, must not stop at the "?" that stands for it.
         self.stops = [stop.encode("utf-8", "surrogatepass") for stop in stops if stop]
-        self.stops += [end] if end else []
         self.held = b""
         self.met = False
         """A stop string came; the text is over."""

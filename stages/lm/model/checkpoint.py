@@ -41,7 +41,7 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     """The state dict of `Transformer`, float32."""
     tokenizer: dict[str, str]
-    """`name`, `pattern` and `vocabulary` (a .tiktoken file's text)."""
+    """See `TokenizerMeta.stored`."""
     provenance: dict[str, Any]
     """The settings, the text's digest and the metrics of the training run."""
 

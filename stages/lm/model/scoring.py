@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..data.dataset import TokenData
 from ..data.document_rows import document_rows, document_targets, gather_rows
-from ..data.sequence_packing import IGNORE_INDEX, targets_and_segments
+from ..data.sequence_packing import IGNORE_INDEX, ids_of, targets_and_segments
 from .runtime import Machine
 from .transformer import Transformer
 
@@ -114,24 +114,21 @@ def scored_batches(
 def score_records(
     model: Transformer,
     rows: np.ndarray,
-    ends: tuple[int, int],
     machine: Machine,
     *,
     max_tokens: int | None = None,
     progress: Callable[[int], Any] = lambda tokens: None,
 ) -> tuple[float, int]:
-    """The sum of -ln p over the completions in packed `rows` (N, T + 1), and their tokens' number.
+    """The sum of -ln p over the answers in packed `rows` (N, T + 1), and their tokens' number.
 
-    A completion includes the token that ends its record. `ends` are the ids that end a prompt and a
-    record. With `max_tokens`, only so many rows, evenly spaced, are used that they hold about
-    `max_tokens` tokens, prompts included.
+    An answer includes the token that ends it. With `max_tokens`, only so many rows, evenly spaced,
+    are used that they hold about `max_tokens` tokens, prompts included.
     """
 
     def batches() -> Iterator[RowBatch]:
         length = rows.shape[1] - 1
         for part in _row_batches(rows, length, model, max_tokens):
-            ids = part.astype(np.int64)
-            yield ids[:, :-1], *targets_and_segments(ids, *ends)
+            yield ids_of(part[:, :-1]).astype(np.int64), *targets_and_segments(part)
 
     return _score_rows(model, batches(), machine, progress)
 
@@ -217,7 +214,7 @@ def score_split(
         return score_documents(model, ids, data.documents.end, machine, max_tokens=max_tokens)
     if data.records:
         rows, _ = data.packed(split, context)
-        return score_records(model, rows, data.record_ends, machine, max_tokens=max_tokens)
+        return score_records(model, rows, machine, max_tokens=max_tokens)
     lead = data.preceding(split, context)
     return score(model, getattr(data, split), lead, machine, max_tokens=max_tokens)
 

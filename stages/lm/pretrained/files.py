@@ -24,6 +24,7 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 WANTED = (
     *(CONFIG, WEIGHTS, INDEX, "model-*-of-*.safetensors"),
     *("tokenizer.json", "vocab.json", "merges.txt"),
+    *("tokenizer_config.json", "chat_template.jinja"),
 )
 """Files to download of a public model: no pickles and no code."""
 

@@ -39,7 +39,7 @@ from .schemes import (
 )
 
 KIND = "quantized model"
-VERSION = 2
+VERSION = 3
 FIRST_BLOCK = "blocks.0."
 
 

@@ -16,7 +16,7 @@ class TokenizeSettings:
 
     tokenizer: str
     """`bpe` trains a byte-level BPE on the training split. `base` is the vocabulary of the weights
-    that `init_from` names, without special tokens. A tiktoken name (`gpt2`,
+    that `init_from` names, as it is. A tiktoken name (`gpt2`,
     `cl100k_base`, `o200k_base`) is a published vocabulary, downloaded once by tiktoken. A file name
     that ends in `.tiktoken` is read from `data/base/`."""
 

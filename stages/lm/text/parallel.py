@@ -12,10 +12,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 
 from ..data.dataset import token_dtype
-from .tokenizer import Tokenizer
+from .interface import Tokenizer
+from .records import TEXT_END
 
 WORKERS = min(os.cpu_count() or 1, 8)
 """About an eighth of the work, making Python's numbers of ids, is done by one thread at a time."""
+LONGEST = 16 << 20
+"""Bytes to which chunks are joined that tokens would span."""
 BATCH_BYTES = 1 << 20
 """A worker is given chunks of about so many bytes at once: records are short."""
 
@@ -32,24 +35,53 @@ def encode_chunks(
 
 
 def encode_pieces(
-    tokenizer: Tokenizer, pieces: Iterable[tuple[str, bytes]], workers: int = WORKERS
+    tokenizer: Tokenizer,
+    pieces: Iterable[tuple[str, bytes]],
+    workers: int = WORKERS,
+    end: int | None = None,
 ) -> Iterator[tuple[str, np.ndarray, int]]:
-    """The same for chunks that belong to several sequences, each named before it."""
+    """The same for chunks that belong to several sequences, each named before it.
+
+    With `end`, a sequence has many texts: `TEXT_END` at the end of a chunk ends one, and is `end`.
+    """
     dtype = token_dtype(tokenizer.vocab_size)
 
-    def encode(name: str, batch: list[bytes]) -> tuple[str, np.ndarray, int]:
-        lists = map(tokenizer.encode, batch)
+    def encode(name: str, batch: list[bytes], follows: bool) -> tuple[str, np.ndarray, int]:
+        lists = []
+        for chunk in batch:
+            ended = end is not None and chunk.endswith(TEXT_END)
+            lists.append(tokenizer.encode(chunk[:-1] if ended else chunk, follows))
+            lists += [[end]] if ended and end is not None else []
+            follows = not ended
         arrays = [np.fromiter(ids, dtype, len(ids)) for ids in lists]
         return name, np.concatenate(arrays), sum(map(len, batch))
 
     pending: deque[Future[tuple[str, np.ndarray, int]]] = deque()
     with ThreadPoolExecutor(workers) as pool:
-        for name, batch in named_batches(pieces):
-            pending.append(pool.submit(encode, name, batch))
+        follows: dict[str, bool] = {}
+        for name, batch in named_batches(without_spans(tokenizer, pieces)):
+            pending.append(pool.submit(encode, name, batch, follows.get(name, False)))
+            follows[name] = end is None or not batch[-1].endswith(TEXT_END)
             if len(pending) == 2 * workers:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
+
+
+def without_spans(
+    tokenizer: Tokenizer, pieces: Iterable[tuple[str, bytes]]
+) -> Iterator[tuple[str, bytes]]:
+    """The same pieces, joined where a token would span two of one sequence."""
+    waiting: dict[str, bytes] = {}
+    for name, chunk in pieces:
+        before = waiting.pop(name, b"")
+        whole = before.endswith(TEXT_END) or len(before) > LONGEST
+        if before and (whole or tokenizer.may_be_cut(before, chunk)):
+            yield name, before
+        else:
+            chunk = before + chunk
+        waiting[name] = chunk
+    yield from waiting.items()
 
 
 def batches(chunks: Iterable[bytes]) -> Iterator[list[bytes]]:

@@ -1,9 +1,4 @@
-"""Records of a task, each a prompt and its completion: as bytes, and split.
-
-The bytes of a record are `prompt 0xFE completion 0xFF`. UTF-8 uses neither of the two bytes, and
-a tokenizer makes each a token of its own: so any vocabulary has both marks, and no text can forge
-them.
-"""
+"""Records of a task, each a prompt and its completion, or a conversation: read and split."""
 
 import hashlib
 import json
@@ -15,9 +10,10 @@ from typing import Any
 
 from ..core.errors import UserError
 from ..data.splits import SPLITS
+from .chat_template import Message
 
-PROMPT_END = b"\xfe"
-RECORD_END = b"\xff"
+TEXT_END = b"\xff"
+"""Ends a document, or a message of a record, among bytes that are read: UTF-8 does not use it."""
 FORM = '{"prompt": "...", "completion": "..."}'
 
 
@@ -27,22 +23,16 @@ class Record:
 
     prompt: str
     completion: str
-    messages: tuple[tuple[str, str], ...] = field(default=(), compare=False)
+    messages: tuple[Message, ...] = field(default=(), compare=False)
     """Role and content of each message, if it was a conversation; the last is the completion."""
 
+    def conversation(self) -> tuple[Message, ...]:
+        """The messages, or those that prompt and completion stand for."""
+        return self.messages or (("user", self.prompt), ("assistant", self.completion))
+
     def data(self) -> bytes:
-        """The record as it is tokenized."""
-        return self.prompt.encode() + PROMPT_END + self.completion.encode() + RECORD_END
-
-    def scored_bytes(self) -> int:
-        """Bytes a model is scored on: the completion's, and one for its end."""
-        return len(self.completion.encode()) + 1
-
-
-def records_in(data: bytes) -> list[Record]:
-    """The records that bytes made by `Record.data` hold."""
-    pairs = (part.split(PROMPT_END) for part in data.split(RECORD_END)[:-1])
-    return [Record(prompt.decode(), completion.decode()) for prompt, completion in pairs]
+        """The messages, each with `TEXT_END`."""
+        return b"".join(content.encode() + TEXT_END for _, content in self.conversation())
 
 
 def text_of(values: Mapping[str, Any], key: str, where: str) -> str:

@@ -1,9 +1,9 @@
-"""Bytes to token ids and back, without loss: byte-pair encoding, always by tiktoken."""
+"""Our own tokenizer: byte-pair encoding without loss, always by tiktoken."""
 
 import base64
 import binascii
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from heapq import heappop, heappush
 from itertools import chain
 
@@ -16,6 +16,8 @@ from tokenizers.trainers import BpeTrainer
 
 from ..core.errors import UserError
 from .byte_level import byte_characters
+from .chat import MARKS, NO_CHAT, OWN_CHAT, OWN_DOCUMENTS, Chat
+from .interface import Tokenizer, raise_panic, valid_pieces
 
 _SPACES = r"\s+(?!\S)|\s+"
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -45,11 +47,10 @@ MAX_LEARNED_PIECE = 256
 base64 or of DNA) are cut for it, because the trainer needs the square of a piece's length for each.
 No token is longer. Encoding does not cut there, so ids are those of other programs."""
 
-_INVALID = re.compile("([\udc80-\udcff]+)")
 _RUNS = re.compile(rf"\s{{1,{MAX_RUN}}}|\S{{1,{MAX_RUN}}}")
 
 
-class Tokenizer:
+class BytePairTokenizer(Tokenizer):
     """A byte-pair vocabulary and the pattern that cuts text before its merges apply.
 
     `ranks` maps each token's bytes to its id; ids run from 0 without gaps and hold all 256 bytes,
@@ -60,7 +61,9 @@ class Tokenizer:
         UserError: the ids have gaps, or a byte has none.
     """
 
-    def __init__(self, ranks: dict[bytes, int], pattern: str, name: str) -> None:
+    def __init__(
+        self, ranks: dict[bytes, int], pattern: str, name: str, chat: Chat = NO_CHAT
+    ) -> None:
         missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
         if missing:
             raise UserError(
@@ -79,32 +82,52 @@ class Tokenizer:
             name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={}
         )
         self._byte_ids = [ranks[bytes([byte])] for byte in range(256)]
-        self.tokens = sorted(ranks, key=ranks.__getitem__)
-        """The bytes of each token, by id."""
+        self.spelled = sorted(ranks, key=ranks.__getitem__)
+        """The bytes of each token, by id, marks included."""
+        self.tokens = list(self.spelled)
+        self.chat = chat
+        marks = {name: ranks[bytes([byte])] for name, byte in MARKS.items()}
+        named = MARKS if chat.template else (chat.eos_token,)
+        self.control = {token: name for name, token in marks.items() if name in named}
+        for token in self.control:
+            self.tokens[token] = b""
 
-    @property
-    def vocab_size(self) -> int:
-        """Number of tokens."""
-        return len(self.ranks)
-
-    def encode(self, data: bytes) -> list[int]:
-        """The token ids of any bytes. Bytes that are not UTF-8 become one token each."""
+    def encode(self, data: bytes, follows: bool = False) -> list[int]:
+        """See `Tokenizer`; `decode` is the exact inverse."""
         try:
             return self._encode_text(data.decode())
         except UnicodeDecodeError:
             pass
         ids: list[int] = []
-        known: dict[str, list[int]] = {}  # of noise, the same short pieces come again and again
-        # "surrogateescape" turns each invalid byte into a character that valid text cannot have.
-        for piece in _INVALID.split(data.decode("utf-8", "surrogateescape")):
+        known: dict[str | bytes, list[int]] = {}  # of noise, short pieces come again and again
+        for piece in valid_pieces(data):
             if piece not in known:
                 known[piece] = (
-                    [self._byte_ids[ord(char) - 0xDC00] for char in piece]
-                    if _INVALID.match(piece)
+                    [self._byte_ids[byte] for byte in piece]
+                    if isinstance(piece, bytes)
                     else self._encode_text(piece)
                 )
             ids += known[piece]
         return ids
+
+    def encode_rendered(self, parts: list[str]) -> list[int]:
+        """See `Tokenizer`."""
+        ids = {name: token for token, name in self.control.items()}
+        names = re.compile(f"({'|'.join(map(re.escape, ids))})" if ids else "(?!)")
+        return [
+            token
+            for part in parts
+            for piece in names.split(part)
+            for token in ([ids[piece]] if piece in ids else self.encode(piece.encode()))
+        ]
+
+    def for_documents(self) -> "BytePairTokenizer":
+        """See `Tokenizer`."""
+        return BytePairTokenizer(self.ranks, self.pattern, self.name, OWN_DOCUMENTS)
+
+    def for_conversations(self) -> "BytePairTokenizer":
+        """See `Tokenizer`."""
+        return BytePairTokenizer(self.ranks, self.pattern, self.name, OWN_CHAT)
 
     def _encode_text(self, text: str) -> list[int]:
         if len(text) <= MAX_RUN:
@@ -114,22 +137,14 @@ class Tokenizer:
     def _encode_part(self, text: str) -> list[int]:
         try:
             return self._encoding.encode_ordinary(text)
-        except BaseException as error:  # panics of tiktoken's Rust code are no Exceptions
-            if type(error).__module__ != "pyo3_runtime":
-                raise
-            raise UserError(
-                f"the vocabulary {self.name} cannot encode the text ({error}): the pattern stored "
-                "with it is damaged or forged. Run `dvc repro` to make it again."
-            ) from error
-
-    def decode(self, ids: Iterable[int]) -> bytes:
-        """The bytes of token ids. The exact inverse of `encode`; ids must be in the vocabulary."""
-        return b"".join(self.tokens[token] for token in ids)
+        except BaseException as error:
+            raise_panic(error, self.name)
 
     def to_text(self) -> str:
         """The vocabulary in tiktoken's file format: each line a token in base64 and its id."""
         return "".join(
-            f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(self.tokens)
+            f"{base64.b64encode(token).decode()} {rank}\n"
+            for rank, token in enumerate(self.spelled)
         )
 
     def merges(self) -> list[tuple[int, int]]:
@@ -138,7 +153,7 @@ class Tokenizer:
         A single byte has its own id twice, and so has a token that no merges lead to: some
         published vocabularies have such tokens.
         """
-        return [self._last_merge(token) for token in self.tokens]
+        return [self._last_merge(token) for token in self.spelled]
 
     def _last_merge(self, token: bytes) -> tuple[int, int]:
         # Merges the token's bytes as tiktoken does, the lowest id first and the leftmost of equals,
@@ -153,7 +168,7 @@ class Tokenizer:
             if start < 0 or after[start] >= size:
                 return
             left, right = parts[start], parts[after[start]]
-            merged = self.ranks.get(self.tokens[left] + self.tokens[right], own)
+            merged = self.ranks.get(self.spelled[left] + self.spelled[right], own)
             if merged < own:
                 heappush(queue, (merged, start, left, right))
 
@@ -175,7 +190,9 @@ class Tokenizer:
         return (parts[0], parts[after[0]]) if count == 2 else (own, own)
 
     @classmethod
-    def from_text(cls, text: str, pattern: str, name: str) -> "Tokenizer":
+    def from_text(
+        cls, text: str, pattern: str, name: str, chat: Chat = NO_CHAT
+    ) -> "BytePairTokenizer":
         """The tokenizer that `to_text` wrote, or any `.tiktoken` file.
 
         Raises:
@@ -193,7 +210,7 @@ class Tokenizer:
                     f"line {number} of the vocabulary {name} is {line[:40]!r}, not a token in "
                     "base64 and its id; the file is damaged or not a .tiktoken file."
                 ) from None
-        return cls(ranks, pattern, name)
+        return cls(ranks, pattern, name, chat)
 
 
 def _bounded_runs(text: str) -> list[str]:
@@ -214,7 +231,7 @@ def _bounded_runs(text: str) -> list[str]:
     return [*parts, text[start:]]
 
 
-def train_bpe(texts: Iterator[str], vocab_size: int, pattern_name: str) -> Tokenizer:
+def train_bpe(texts: Iterator[str], vocab_size: int, pattern_name: str) -> BytePairTokenizer:
     """A byte-level BPE vocabulary of at most `vocab_size` tokens, learned from `texts`.
 
     Hugging Face `tokenizers` finds the merges (Sennrich et al. 2016, on bytes as in GPT-2). Ids are
@@ -242,10 +259,10 @@ def train_bpe(texts: Iterator[str], vocab_size: int, pattern_name: str) -> Token
     tokens = [bytes([byte]) for byte in range(256)]
     tokens += [bytes(alphabet[char] for char in token) for token in merged]
     ranks = {token: rank for rank, token in enumerate(tokens)}
-    return Tokenizer(ranks, PATTERNS[pattern_name], "bpe")
+    return BytePairTokenizer(ranks, PATTERNS[pattern_name], "bpe")
 
 
-def named_tokenizer(name: str) -> Tokenizer:
+def named_tokenizer(name: str) -> BytePairTokenizer:
     """A vocabulary that tiktoken knows by name, and downloads once.
 
     Raises:
@@ -260,4 +277,4 @@ def named_tokenizer(name: str) -> Tokenizer:
             "file into data/base/ and name it there."
         ) from error
     # tiktoken documents these two as the way to build on an existing encoding.
-    return Tokenizer(encoding._mergeable_ranks, encoding._pat_str, name)
+    return BytePairTokenizer(encoding._mergeable_ranks, encoding._pat_str, name)

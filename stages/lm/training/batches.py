@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..data.dataset import TokenData
 from ..data.document_rows import document_targets, gather_rows
-from ..data.sequence_packing import IGNORE_INDEX, targets_and_segments
+from ..data.sequence_packing import IGNORE_INDEX, ids_of, targets_and_segments
 from ..data.splits import SPLITS
 from ..data.windows import DocumentRowSampler, PackedRowSampler, WindowSampler, gather
 from ..settings.train import TrainSettings
@@ -110,14 +110,14 @@ class Batches:
     def _micro_batch(
         self, starts: np.ndarray, split_share: float, random: np.random.Generator
     ) -> MicroBatch:
-        ids = self._windows(starts)
+        rows = self._windows(starts)
         if split_share:
-            ids = split_tokens(ids, self._data.merges, split_share, random)
-        arrays, num_targets = [ids[:, :-1], ids[:, 1:]], ids[:, 1:].size
+            rows = split_tokens(rows, self._data.merges, split_share, random)
+        arrays, num_targets = [rows[:, :-1], rows[:, 1:]], rows[:, 1:].size
         if self._data.documents:
-            arrays[1:] = document_targets(ids, self._data.documents.end)
+            arrays[1:] = document_targets(rows, self._data.documents.end)
         if self._data.records:
-            arrays[1:] = targets_and_segments(ids, *self._data.record_ends)
+            arrays = [ids_of(rows[:, :-1]), *targets_and_segments(rows)]
         if len(arrays) > 2:
             num_targets = int((arrays[1] != IGNORE_INDEX).sum())
         tensors = (torch.from_numpy(each).to(self._device, non_blocking=True) for each in arrays)

@@ -35,6 +35,6 @@ def set_initial_weights(
     if init in FITTED:
         looking_back = init == "looking_back"
         reserved = reserved_dimensions(model.config) if looking_back else 0
-        fit_bigrams(model, data.train, machine, generator, reserved)
+        fit_bigrams(model, data.ids("train"), machine, generator, reserved)
         if looking_back:
             look_back(model, generator)

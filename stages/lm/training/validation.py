@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from ..data.dataset import TokenData
-from ..data.sequence_packing import targets_and_segments
+from ..data.sequence_packing import ids_of, targets_and_segments
 from ..data.windows import gather
 from ..model.metrics import loss_units
 from ..model.runtime import Machine
@@ -49,10 +49,10 @@ class Validator:
         was_training = self._model.training
         self._model.eval()
         states, targets = [], []
-        for ids in np.split(rows, range(step := max(1, BATCH_TOKENS // length), keep, step)):
-            arrays = [ids[:, :-1], ids[:, 1:]]
+        for some in np.split(rows, range(step := max(1, BATCH_TOKENS // length), keep, step)):
+            arrays = [some[:, :-1], some[:, 1:]]
             if self._data.records:
-                arrays[1:] = targets_and_segments(ids, *self._data.record_ends)
+                arrays = [ids_of(some[:, :-1]), *targets_and_segments(some)]
             inputs, wanted, *segments = (
                 torch.from_numpy(array).to(self._machine.device) for array in arrays
             )
