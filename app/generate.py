@@ -264,8 +264,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.reconfigure(encoding="utf-8", errors="replace")
     loaded = load_model(asked.model)
     if asked.chat:
-        more = (asked.length, sampling, asked.seed)
-        for piece in replies(loaded, sys.stdin, asked.prompt, *more):
+        for piece in replies(loaded, sys.stdin, asked.prompt, asked.length, sampling, asked.seed):
             print(piece, end="", flush=True)
         return 0
     start = WrittenText(loaded, sampling, asked.written).start

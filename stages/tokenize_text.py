@@ -119,8 +119,9 @@ def encode_texts(corpus: Corpus, tokenizer: Tokenizer) -> dict[str, Encoded]:
             split: stack.enter_context(token_file(paths.TOKENS / f"{split}.npy", dtype))
             for split in SPLITS
         }
-        for file in files.values():
-            file.append([] if end is None else [end])
+        files["train"].append(list(tokenizer.opening) if end is None else [end])
+        for split in SPLITS[1:]:
+            files[split].append([] if end is None else [end])
         for split, ids, bytes_done in encode_pieces(tokenizer, corpus.read(), end=end):
             if end is not None:
                 ends[split].append(files[split].count + np.flatnonzero(ids == end))

@@ -14,6 +14,7 @@ from stages.lm.inference.generation import (
     generate_text,
     sampled_logits,
     sequence_generator,
+    text_ids,
 )
 from stages.lm.inference.loading import LoadedModel
 from stages.lm.inference.samplers import draw as draw_one
@@ -389,6 +390,13 @@ def test_a_text_begins_as_documents_did_and_ends_by_itself(loaded, scripted, tok
     told = [step for (step,) in generate_steps(documents, prompt, 9, PLAIN, 1)]
     assert "".join(step.text for step in told) == "ab" and own.shown(told[-1].token) == b"<|end|>"
     assert tokenizer.decode(decoder.fed[: -len(told) + 1]) == b"\xff" + prompt.encode()
+
+
+def test_what_stands_before_every_text_of_a_base_stands_before_prompts(loaded, tokenizer):
+    own = tokenizer.for_documents()
+    own.opening = (5,)
+    assert text_ids(replace(loaded, tokenizer=own), "a") == [5, *own.encode(b"a")]
+    assert text_ids(replace(loaded, tokenizer=own), "") == [5]
 
 
 @pytest.mark.parametrize("data", [None, [], {"records": None, "documents": None}, {}])

@@ -1,13 +1,23 @@
 """Published vocabularies give the ids of `tokenizers`, make no control token, and cannot hang."""
 
 import json
-from itertools import chain
+import random
+from itertools import chain, pairwise
 
 import gguf
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 from tokenizers.trainers import BpeTrainer, UnigramTrainer
 
 from stages.lm.core.errors import UserError
@@ -19,6 +29,7 @@ from stages.lm.pretrained.gguf_tokenizer import chat_in, tokenizer_document
 from stages.lm.text import hf_tokenizer, tokenizer_json
 from stages.lm.text.chat import Chat
 from stages.lm.text.hf_tokenizer import HFTokenizer
+from stages.lm.text.parallel import encode_chunks
 from stages.lm.text.stored_tokenizer import load_tokenizer
 from stages.lm.text.tokenizer import PATTERNS
 from stages.lm.text.tokenizer_json import check_pattern
@@ -344,7 +355,8 @@ def test_a_tokenizer_comes_back_from_the_gguf_file_that_is_written_of_it(
     trained.add_tokens([AddedToken("<tool>", normalized=False)])
     found = ours(trained, chat=Chat(CHATML, "<s>", "<|im_end|>"))
     writer = gguf.GGUFWriter(tmp_path / "a.gguf", "llama")
-    add_tokenizer(writer, found, [])
+    begin = found.named("<s>")
+    add_tokenizer(writer, found, [begin])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
@@ -352,6 +364,7 @@ def test_a_tokenizer_comes_back_from_the_gguf_file_that_is_written_of_it(
     assert metadata["tokenizer.ggml.eos_token_id"] == found.named("<|im_end|>")
     again = HFTokenizer(json.dumps(tokenizer_document(metadata)), "x", chat_in(metadata))
     assert (again.tokens, again.control, again.chat) == (found.tokens, found.control, found.chat)
+    assert again.opening == (begin,)
     for piece in [text, *MIXED.splitlines(), "a <tool>b 12"]:
         ids = again.encode(piece.encode())
         if metadata["tokenizer.ggml.model"] != "llama":
@@ -384,3 +397,33 @@ def test_an_added_token_that_is_not_special_is_text(trained):
     found = ours(theirs)
     token = theirs.token_to_id("<tool>")
     assert found.encode(b"<tool>") == [token] and found.tokens[token] == b"<tool>"
+
+
+@EACH
+def test_encoding_in_pieces_gives_the_ids_of_the_whole_text(kind, trained, text):
+    """A token of several words spans cuts that our own patterns allow."""
+    document = json.loads(trained[kind].to_str())
+    if kind in ("llama 2", "gemma"):  # "g▁t", as no published vocabulary has
+        model, pair = document["model"], ["g", "\u2581"]
+        model["vocab"]["".join(pair)] = len(model["vocab"]) + len(document["added_tokens"])
+        model["merges"].insert(0, pair)
+    found = HFTokenizer(json.dumps(document), "theirs")
+    said = text.replace("\r", "")
+    whole = found.encode(said.encode())
+    draw = random.Random(0)
+    for _ in range(20):
+        cuts = [0, *sorted(draw.sample(range(1, len(said)), 5)), len(said)]
+        chunks = [said[a:b].encode() for a, b in pairwise(cuts)]
+        ids = [token for part, _ in encode_chunks(found, chunks, 1) for token in part.tolist()]
+        assert ids == whole
+
+
+@EACH
+def test_the_token_that_stands_before_every_text_is_known(kind, trained):
+    theirs = Tokenizer.from_str(trained[kind].to_str())
+    assert ours(theirs).opening == ()
+    first = theirs.token_to_id("<s>")
+    theirs.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", first)]
+    )
+    assert ours(theirs).opening == (first,) == tuple(theirs.encode("").ids)

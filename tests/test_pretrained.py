@@ -245,7 +245,7 @@ def adapter(base, rank=3, alpha=6, **config):
 
 
 @pytest.mark.parametrize(("kind", "config"), [("llama", {}), ("gpt2", {"use_rslora": True})])
-def test_adapters_of_peft_are_merged_on_reading(kind, config):
+def test_adapters_of_peft_are_merged_on_reading(kind, config, text):
     theirs = saved(kind)
     added = adapter(theirs.state_dict(), **config)
     before = PretrainedModel.open("theirs").digest()
@@ -258,6 +258,8 @@ def test_adapters_of_peft_are_merged_on_reading(kind, config):
     with torch.inference_mode():
         assert (model(tokens) - theirs(tokens).logits).abs().max() < 1e-5
     assert base.digest() != before and len(added) in (2, 4)
+    their_tokenizer(None, text).save(str(paths.BASE / "theirs" / "tokenizer.json"))
+    assert base_tokenizer("adapted").to_text() == base_tokenizer("theirs").to_text()
 
 
 ADAPTERS = {

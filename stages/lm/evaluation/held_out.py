@@ -105,7 +105,8 @@ def file_losses(
         size = min(path.stat().st_size, settings.max_bytes)
     tokenizer = models["float"].tokenizer
     chunks = encode_chunks(tokenizer, read_chunks(path, range(size)))
-    tokens = np.concatenate([ids for ids, _ in chunks])
+    opening = np.array(tokenizer.opening, np.uint32)
+    tokens = np.concatenate([opening, *(ids for ids, _ in chunks)])
     first, tokens = tokens[:1], tokens[1:]
     if not len(tokens):
         raise UserError(f"{shown(path)} is a single token; use a longer text as evaluate.also.")

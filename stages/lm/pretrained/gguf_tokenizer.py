@@ -24,6 +24,8 @@ PATTERN_OF_PRE = {
     **dict.fromkeys((SMOLLM, "starcoder", "refact", "command-r", "codeshell"), "gpt-2"),
 }
 """The key of `PATTERNS` for each value of `tokenizer.ggml.pre`."""
+LLAMA3 = ("llama-bpe", "llama3", "llama-v3")
+"""Of those, the ones that put a token before every text, if nothing else is said."""
 SINGLE_DIGITS = (SMOLLM, "starcoder", "refact", "command-r", "codeshell")
 """Of those, the ones that make every digit a piece before the pattern applies."""
 IGNORE_MERGES = "llama-bpe"
@@ -47,9 +49,11 @@ def tokenizer_document(metadata: dict[str, Any]) -> dict[str, Any]:
     if kind == "gpt2":
         merges = [merge.split(" ") for merge in metadata["tokenizer.ggml.merges"]]
         pre = metadata.get("tokenizer.ggml.pre", "default")
-        return byte_level_document(vocabulary, merges, pre, *named.values())
+        document = byte_level_document(vocabulary, merges, pre, *named.values())
+        return document | _opening(metadata, pre in LLAMA3)
     if kind == "llama":
-        return _document(vocabulary, *named.values()) | _sentencepiece(vocabulary, metadata)
+        document = _document(vocabulary, *named.values()) | _sentencepiece(vocabulary, metadata)
+        return document | _opening(metadata, True)
     raise ValueError(f"its tokenizer.ggml.model is {kind!r}, neither gpt2 nor llama")
 
 
@@ -106,6 +110,19 @@ def _document(
         for token in sorted([*special, *other], key=vocabulary.__getitem__)
     ]
     return {"version": "1.0", "added_tokens": added, "post_processor": None}
+
+
+def _opening(metadata: dict[str, Any], usual: bool) -> dict[str, Any]:
+    """What puts a token before every text, where llama.cpp does; `usual` if nothing says so."""
+    token = metadata.get("tokenizer.ggml.bos_token_id")
+    if token is None or not metadata.get("tokenizer.ggml.add_bos_token", usual):
+        return {}
+    name = metadata["tokenizer.ggml.tokens"][token]
+    first = {"SpecialToken": {"id": name, "type_id": 0}}
+    texts = [{"Sequence": {"id": each, "type_id": 0}} for each in "AB"]
+    special = {name: {"id": name, "ids": [int(token)], "tokens": [name]}}
+    how = {"single": [first, texts[0]], "pair": [first, *texts], "special_tokens": special}
+    return {"post_processor": {"type": "TemplateProcessing"} | how}
 
 
 def _sentencepiece(vocabulary: dict[str, int], metadata: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from ..text.hf_tokenizer import HFTokenizer
 from ..text.interface import Tokenizer
 from ..text.stored_tokenizer import load_tokenizer
 from ..text.tokenizer import PATTERNS
-from .files import COPY_AGAIN, OTHER_MODEL, base_json, find_base
+from .adapters import adapter_base
+from .files import ADAPTER_CONFIG, COPY_AGAIN, OTHER_MODEL, base_json, find_base
 from .gguf_reader import read_gguf
 from .gguf_tokenizer import byte_level_document, chat_in, tokenizer_document
 
@@ -32,6 +33,8 @@ def base_tokenizer(name: str) -> Tokenizer:
         UserError: it is missing, damaged, or of a kind that cannot be used.
     """
     path = find_base(name)
+    if (path / ADAPTER_CONFIG).is_file() and not (path / "tokenizer.json").exists():
+        path = adapter_base(path)
     if path.suffix == ".pt":
         return _checkpoint_tokenizer(path)
     try:
