@@ -151,7 +151,7 @@ def test_bits_per_weight_are_those_of_the_stream(checkpoint):
 def test_what_is_written_comes_back(checkpoint, tmp_path, scheme):
     quantized = replace(quantize_checkpoint(checkpoint, scheme), measured={"increase": 0.25})
     quantized.save(tmp_path / "quantized.pt")
-    _, content = read_artifact(tmp_path / "quantized.pt", {"quantized model": 2})
+    _, content = read_artifact(tmp_path / "quantized.pt", {"quantized model": 3})
     loaded = QuantizedModel.from_content(content)
     assert (loaded.config, loaded.scheme) == (checkpoint.config, scheme)
     assert loaded.measured == {"increase": 0.25} and loaded.tokenizer == checkpoint.tokenizer
