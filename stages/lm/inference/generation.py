@@ -228,13 +228,12 @@ def generate_steps(
     """For each step, the token of every sequence; up to `max_new_tokens` steps from `prompt` on.
 
     A model that was trained on records answers the prompt instead, and one that was trained on
-    documents begins one with the prompt; the prompt can also be token ids. Where nothing stands
-    before a text, an empty prompt is replaced by a new line. A control token ends the text.
+    documents begins one with it; it can also be token ids. Where nothing stands before a text, an
+    empty prompt is replaced by a new line. A control token ends the text.
     `written` has the ids of tokens that already follow the prompt: the steps are those of the call
-    that wrote them, had it gone on. A sequence depends on its index, not on the other sequences;
-    after its end or its stop string it gives None. With
-    `top_logprobs`, each step has the log-probabilities of its token and of this many of the
-    likeliest. Tokens that exceed the model's context are dropped as in `ContextWindow`.
+    that wrote them, had it gone on. A sequence depends on its index, not on the others; after its
+    end or its stop string it gives None. With `top_logprobs`, a step has the log-probabilities of
+    its token and of this many of the likeliest. Tokens beyond the context: see `ContextWindow`.
 
     Raises:
         UserError: an id is not in the vocabulary, no text can be written in it, or what the model

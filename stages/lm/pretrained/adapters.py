@@ -11,63 +11,26 @@ from typing import Any
 
 from torch import Tensor
 
-from ..core import paths
 from ..core.errors import UserError
 from ..core.paths import shown
 from ..model.config import ModelConfig
 from ..settings.loader import quoted
-from .files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, COPY_AGAIN, OTHER_MODEL, base_json, base_path
+from .files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    COPY_AGAIN,
+    OTHER_MODEL,
+    adapter_base,
+    adapter_config,
+)
 from .hf_weights import stored_tensors
-
-REQUIRED = {
-    "peft_type": "LORA",
-    "bias": "none",
-    "use_dora": False,
-    "lora_bias": False,
-    "rank_pattern": {},
-    "alpha_pattern": {},
-    "modules_to_save": None,
-    "trainable_token_indices": None,
-}
-"""Values that are merged here. A missing key has the same value, as these are PEFT's defaults."""
 
 _NAME = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 
 
-def adapter_base(folder: Path) -> Path:
-    """The folder of the model that an adapter belongs to, in `data/base/` too.
-
-    Raises:
-        UserError: it is not there.
-    """
-    name = _config(folder)["base_model_name_or_path"]
-    if isinstance(name, str) and name:
-        for path in (base_path(name), paths.BASE / name.rstrip("/").rsplit("/", 1)[-1]):
-            if path.name.strip(".") and path != folder and path.is_dir():
-                return path
-    raise UserError(
-        f"{shown(folder)} holds adapters of {quoted(name)}, but data/base/ does not hold that "
-        "model; put its folder there, under the last part of this name."
-    )
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    path = folder / ADAPTER_CONFIG
-    document = base_json(path)
-    if not isinstance(document, dict) or "base_model_name_or_path" not in document:
-        raise UserError(f"{shown(path)} does not describe adapters; {COPY_AGAIN}")
-    for key, needed in REQUIRED.items():
-        if (document.get(key) or needed) != needed:
-            raise UserError(
-                f"{shown(path)}: {key} is {quoted(document[key])}, but must be {quoted(needed)}; "
-                f"merge the adapters with PEFT, or {OTHER_MODEL}"
-            )
-    return document
-
-
 def _scale(folder: Path) -> float:
     """What B A is multiplied by."""
-    document = _config(folder)
+    document = adapter_config(folder)
     rank: Any = document.get("r")
     alpha: Any = document.get("lora_alpha")
     if type(rank) is not int or rank < 1 or type(alpha) not in (int, float):

@@ -13,6 +13,7 @@ from ..core import paths
 from ..core.errors import UserError
 from ..core.files import read_errors, read_json, sha256_file, write_errors
 from ..core.paths import shown
+from ..settings.loader import quoted
 
 CHECKPOINT, GGUF = ".pt", ".gguf"
 """How the names of a checkpoint and of a GGUF file end; other models are folders."""
@@ -32,6 +33,18 @@ OTHER_MODEL = "take another model, or set init_from to scratch."
 """The remedy for a model that cannot be used."""
 COPY_AGAIN = "copy it there again, or set init_from to scratch."
 """The remedy for a damaged file of it."""
+
+REQUIRED = {
+    "peft_type": "LORA",
+    "bias": "none",
+    "use_dora": False,
+    "lora_bias": False,
+    "rank_pattern": {},
+    "alpha_pattern": {},
+    "modules_to_save": None,
+    "trainable_token_indices": None,
+}
+"""Values that are merged here. A missing key has the same value, as these are PEFT's defaults."""
 
 _SHARD = re.compile(r"\w[\w.-]{,200}\.safetensors", re.ASCII)
 
@@ -144,3 +157,39 @@ def base_digest(path: Path, adapter: Path | None) -> str:
         files += [adapter / ADAPTER_CONFIG, adapter / ADAPTER_WEIGHTS]
     listed = "".join(f"{sha256_file(file)} {file.name}\n" for file in files)
     return hashlib.sha256(listed.encode()).hexdigest()
+
+
+def adapter_base(folder: Path) -> Path:
+    """The folder of the model that an adapter belongs to, in `data/base/` too.
+
+    Raises:
+        UserError: it is not there.
+    """
+    name = adapter_config(folder)["base_model_name_or_path"]
+    if isinstance(name, str) and name:
+        for path in (base_path(name), paths.BASE / name.rstrip("/").rsplit("/", 1)[-1]):
+            if path.name.strip(".") and path != folder and path.is_dir():
+                return path
+    raise UserError(
+        f"{shown(folder)} holds adapters of {quoted(name)}, but data/base/ does not hold that "
+        "model; put its folder there, under the last part of this name."
+    )
+
+
+def adapter_config(folder: Path) -> dict[str, Any]:
+    """What a folder of adapters says of them.
+
+    Raises:
+        UserError: they are of a kind that cannot be merged.
+    """
+    path = folder / ADAPTER_CONFIG
+    document = base_json(path)
+    if not isinstance(document, dict) or "base_model_name_or_path" not in document:
+        raise UserError(f"{shown(path)} does not describe adapters; {COPY_AGAIN}")
+    for key, needed in REQUIRED.items():
+        if (document.get(key) or needed) != needed:
+            raise UserError(
+                f"{shown(path)}: {key} is {quoted(document[key])}, but must be {quoted(needed)}; "
+                f"merge the adapters with PEFT, or {OTHER_MODEL}"
+            )
+    return document

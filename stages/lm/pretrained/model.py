@@ -17,7 +17,7 @@ from ..core.paths import shown
 from ..model.checkpoint import Checkpoint, check_config
 from ..model.config import ModelConfig
 from ..model.transformer import Transformer
-from .adapters import adapter_base, merged
+from .adapters import merged
 from .config import read_config
 from .files import (
     ADAPTER_CONFIG,
@@ -26,6 +26,7 @@ from .files import (
     COPY_AGAIN,
     GGUF,
     OTHER_MODEL,
+    adapter_base,
     base_digest,
     find_base,
     weight_files,

@@ -16,8 +16,7 @@ from ..text.hf_tokenizer import HFTokenizer
 from ..text.interface import Tokenizer
 from ..text.stored_tokenizer import load_tokenizer
 from ..text.tokenizer import PATTERNS
-from .adapters import adapter_base
-from .files import ADAPTER_CONFIG, COPY_AGAIN, OTHER_MODEL, base_json, find_base
+from .files import ADAPTER_CONFIG, COPY_AGAIN, OTHER_MODEL, adapter_base, base_json, find_base
 from .gguf_reader import read_gguf
 from .gguf_tokenizer import byte_level_document, chat_in, tokenizer_document
 
