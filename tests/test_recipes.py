@@ -259,6 +259,12 @@ def test_adapters_without_weights_to_adapt_are_one_sentence(write):
     assert message.startswith("params.yaml: train.adapt is lora, but init_from is scratch: there")
 
 
+def test_shared_spellings_on_given_weights_are_one_sentence(write):
+    path = write(**{"train.share_spellings": True})
+    message = refusal(automatic, 5000, path, {"model.context": 64, "model.width": 128})
+    assert "train.share_spellings is true" in message and "auto" in message
+
+
 def test_a_number_too_long_to_print_is_one_sentence(write):
     path = write()
     text = path.read_text("utf-8")

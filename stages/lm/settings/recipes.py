@@ -240,6 +240,11 @@ def refuse_contradictions(given: dict[str, Any], base: Mapping[str, Any], file: 
                 f"{file}: train.adapt is lora, but init_from is scratch: there is nothing to "
                 "adapt. Set train.adapt to full, or init_from to the weights to start from."
             )
+    elif given.get("train.share_spellings") is True:
+        raise UserError(
+            f"{file}: train.share_spellings is true, but init_from names weights that were trained "
+            "without it; set train.share_spellings to auto, or init_from to scratch."
+        )
     for key, fixed in base.items():
         value = given.get(key, "auto")
         try:
