@@ -97,7 +97,7 @@ def chosen_corpus(settings: CorpusSettings, splitting: TokenizeSettings) -> Corp
     if chosen is None:
         refuse_to_replace_own_data()
         check_source()
-        print(f"text: the embedded sample, {SAMPLE_BYTES:,} bytes; yours belongs into data/input/")
+        print(f"text: the embedded sample, {SAMPLE_BYTES:,} bytes; yours belongs in data/input/")
         return None
     corpus = corpus_of(chosen, settings, splitting.fractions())
     for line in corpus.lines:

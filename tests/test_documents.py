@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from stages import corpus, tokenize_text
 from stages.lm.core import paths
@@ -23,7 +24,7 @@ from stages.lm.data.meta import DocumentsMeta, SplitMeta, TokenizerMeta, TokensM
 from stages.lm.data.sequence_packing import IGNORE_INDEX
 from stages.lm.data.splits import SPLITS
 from stages.lm.data.token_text import TokenText
-from stages.lm.model.scoring import score, score_documents
+from stages.lm.model.scoring import final_states, score, score_documents, score_split
 from stages.lm.settings.corpus import AUTO
 from stages.lm.settings.recipes import automatic
 from stages.lm.text.records import TEXT_END
@@ -84,6 +85,21 @@ def data_of(train, val):
     )  # fmt: skip
     merges = np.arange(50).repeat(2).reshape(50, 2)
     return TokenData(train, val, val, merges, meta, vocabulary="")
+
+
+@pytest.mark.parametrize("documents", [True, False])
+def test_final_states_are_those_that_a_split_is_scored_by(make_model, machine, documents):
+    draw = random.Random(2)
+    data = data_of(drawn_tokens(draw), drawn_tokens(draw))
+    if not documents:
+        data = replace(data, meta=replace(data.meta, documents=None))
+    model = make_model(vocab_size=50, context=12)
+    states, targets = final_states(model, data, "val", machine, 10_000)
+    nats, count = score_split(model, data, "val", machine)
+    assert len(states) == len(targets) == count
+    loss = F.cross_entropy(model.logits(states), targets, reduction="sum")
+    assert loss.item() == pytest.approx(nats, rel=1e-5)
+    assert len(final_states(model, data, "val", machine, 15)[1]) < count
 
 
 @pytest.mark.parametrize("arch", ["qwen3", "gpt2"])

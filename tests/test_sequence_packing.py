@@ -24,7 +24,7 @@ from stages.lm.data.sequence_packing import (
     targets_and_segments,
 )
 from stages.lm.data.windows import PackedRowSampler
-from stages.lm.model.scoring import score_records
+from stages.lm.model.scoring import final_states, score_records
 from stages.lm.training.history import summary
 from stages.lm.training.token_splitting import split_tokens
 from stages.lm.training.trainer import Trainer
@@ -253,6 +253,9 @@ def test_the_score_is_that_of_every_record(make_model, machine, data):
     logits = model(ids[:, :-1])[:, 2:].flatten(0, 1)
     expected = F.cross_entropy(logits, ids[:, 3:].flatten(), reduction="sum").item()
     assert nats == pytest.approx(expected, rel=1e-5)
+    states, targets = final_states(model, data, "val", machine, 10_000)
+    loss = F.cross_entropy(model.logits(states), targets, reduction="sum")
+    assert len(targets) == count and loss.item() == pytest.approx(nats, rel=1e-5)
 
 
 def test_thinned_rows_score_about_as_much_as_asked(make_model, machine, data):

@@ -61,7 +61,7 @@ def unused() -> list[str]:
         for path in sorted(paths.DATA.iterdir())
         if path.name not in known and path.suffix != ".dvc" and not path.name.startswith(".")
     ]
-    return [f"not used: {name}: what is learned belongs into data/input/" for name in others]
+    return [f"not used: {name}: what is learned belongs in data/input/" for name in others]
 
 
 def corpus_of(chosen: Survey, settings: CorpusSettings, shares: dict[str, float]) -> Corpus:

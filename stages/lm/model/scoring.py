@@ -124,13 +124,7 @@ def score_records(
     An answer includes the token that ends it. With `max_tokens`, only so many rows, evenly spaced,
     are used that they hold about `max_tokens` tokens, prompts included.
     """
-
-    def batches() -> Iterator[RowBatch]:
-        length = rows.shape[1] - 1
-        for part in _row_batches(rows, length, model, max_tokens):
-            yield ids_of(part[:, :-1]).astype(np.int64), *targets_and_segments(part)
-
-    return _score_rows(model, batches(), machine, progress)
+    return _score_rows(model, _record_batches(model, rows, max_tokens), machine, progress)
 
 
 def score_documents(
@@ -148,22 +142,33 @@ def score_documents(
     The first of `tokens` is context only. Rows that go on with a long document repeat
     `min_context` tokens as context. `max_tokens` is that of `score_records`.
     """
-    context = model.config.context
-    rows = document_rows(tokens, end, context, overlap=min(min_context, context - 1))
-
-    def batches() -> Iterator[RowBatch]:
-        length = int((rows[:, 2] - rows[:, 0]).max())
-        for part in _row_batches(rows, length, model, max_tokens):
-            ids = gather_rows(tokens, part, length, end)
-            targets, segments = document_targets(ids, end)
-            targets[part[:, :1] + np.arange(length) < part[:, 1:2]] = IGNORE_INDEX
-            yield ids[:, :-1], targets, segments
-
-    return _score_rows(model, batches(), machine, progress)
+    batches = _document_batches(model, tokens, end, min_context, max_tokens)
+    return _score_rows(model, batches, machine, progress)
 
 
 RowBatch = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Inputs, targets and segments of some rows, (B, T) each."""
+
+
+def _record_batches(
+    model: Transformer, rows: np.ndarray, max_tokens: int | None
+) -> Iterator[RowBatch]:
+    length = rows.shape[1] - 1
+    for part in _row_batches(rows, length, model, max_tokens):
+        yield ids_of(part[:, :-1]).astype(np.int64), *targets_and_segments(part)
+
+
+def _document_batches(
+    model: Transformer, tokens: np.ndarray, end: int, min_context: int, max_tokens: int | None
+) -> Iterator[RowBatch]:
+    context = model.config.context
+    rows = document_rows(tokens, end, context, overlap=min(min_context, context - 1))
+    length = int((rows[:, 2] - rows[:, 0]).max())
+    for part in _row_batches(rows, length, model, max_tokens):
+        ids = gather_rows(tokens, part, length, end)
+        targets, segments = document_targets(ids, end)
+        targets[part[:, :1] + np.arange(length) < part[:, 1:2]] = IGNORE_INDEX
+        yield ids[:, :-1], targets, segments
 
 
 def _row_batches(
@@ -217,6 +222,41 @@ def score_split(
         return score_records(model, rows, machine, max_tokens=max_tokens)
     lead = data.preceding(split, context)
     return score(model, getattr(data, split), lead, machine, max_tokens=max_tokens)
+
+
+def final_states(
+    model: Transformer, data: TokenData, split: str, machine: Machine, max_tokens: int
+) -> tuple[Tensor, Tensor]:
+    """Final states (N, W), float32, of what `score_split` scores, and the tokens wanted (N,)."""
+    tokens, context = getattr(data, split), model.config.context
+    if not data.documents and not data.records:
+        lead = data.preceding(split, context)
+        windows = scored_batches(model, tokens, lead, machine, max_tokens=max_tokens)
+        parts = [(batch.states, batch.targets) for batch in windows]
+    else:
+        rows = (
+            _document_batches(model, tokens, data.documents.end, 0, max_tokens)
+            if data.documents
+            else _record_batches(model, data.packed(split, context)[0], max_tokens)
+        )
+        parts = list(_row_states(model, rows, machine))
+    states, targets = zip(*parts, strict=True)
+    return torch.cat(states), torch.cat(targets)
+
+
+@torch.no_grad()
+def _row_states(
+    model: Transformer, batches: Iterator[RowBatch], machine: Machine
+) -> Iterator[tuple[Tensor, Tensor]]:
+    was_training = model.training
+    model.eval()
+    for arrays in batches:
+        inputs, targets, segments = (torch.from_numpy(array).to(machine.device) for array in arrays)
+        with machine.autocast():
+            states = model.states(inputs, segments=segments)
+        scored = targets != IGNORE_INDEX
+        yield states[scored].float(), targets[scored]
+    model.train(was_training)
 
 
 def windows_at_once(length: int, model: Transformer, tokens: int) -> int:

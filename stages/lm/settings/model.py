@@ -52,10 +52,9 @@ class ModelSettings:
 
     init: Annotated[str, Choice(("looking_back", "bigrams", "random", "base"))]
     """The initial weights. `bigrams` fits embedding and head to the counts of token pairs before
-    the first step; needs `qwen3` with untied embeddings. `looking_back` also lets
-    some heads begin by attending to the tokens one, two and three places before, and to what
-    followed the last two tokens earlier. `base` takes the weights that
-    `init_from` names, and their head size."""
+    the first step; needs `qwen3` with untied embeddings. `looking_back` also lets some heads begin
+    by attending to the tokens one, two and three places before, and to what followed the last two
+    tokens earlier. `base` takes the weights that `init_from` names, and their head size."""
 
     def __post_init__(self) -> None:
         if self.init != "base" and self.width % self.heads:

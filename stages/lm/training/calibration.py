@@ -47,8 +47,7 @@ def fit_factors(states: Tensor, targets: Tensor, model: Transformer, start: Tens
     states (N, W) are the model's last vectors, float32, before the head; targets (N,) the tokens
     that followed. The search begins at `start` (W,) and never ends with a higher loss.
     """
-    head = model.token_embedding if model.config.tie_embeddings else model.head
-    weight, vocab_size = head.weight.detach(), model.config.vocab_size
+    weight, vocab_size = model.head_weight.detach(), model.config.vocab_size
     factors = start.clone().requires_grad_()
     optimizer = torch.optim.LBFGS([factors], max_iter=ITERATIONS, line_search_fn="strong_wolfe")
     size = max(1, LOGITS_PER_PASS // vocab_size)
