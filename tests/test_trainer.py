@@ -13,7 +13,7 @@ from stages.lm.core.artifact import read_artifact, write_artifact
 from stages.lm.model.runtime import can_compile
 from stages.lm.model.scoring import score
 from stages.lm.training import compilation, trainer
-from stages.lm.training.calibration import rescaled
+from stages.lm.training.calibration import RIDGE, rescaled
 from stages.lm.training.history import Progress, log_lines, summary
 from stages.lm.training.trainer import NotFiniteError, Trainer
 
@@ -287,9 +287,12 @@ def test_calibration_mends_a_model_that_is_too_sure_of_some_dimensions(trained, 
         lowest = run.validator.loss()
     with torch.no_grad():
         run.model.final_norm.weight[::2] *= surer
+    exact = right.clone()
+    exact[::2] /= surer  # would mend it wholly, but the ridge has its price
+    price = RIDGE * exact.var(correction=0).item()
     first = run.validator.calibrate(ones)  # of one epoch; the next goes on from there
     with rescaled(run.model, run.validator.calibrate(first)):
-        assert run.validator.loss() == pytest.approx(lowest, rel=0.02)
+        assert run.validator.loss() < lowest + price + 0.005
 
 
 @pytest.mark.parametrize("start", [0.01, 1.0, 100.0])
