@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -71,14 +70,7 @@ def main() -> None:
     else:
         tried = [trials.run(settings.scheme)]
         candidates = [settings.scheme]
-    # The loss on all of the validation split decides; the sample above may have been lucky.
-    before = val_bits_per_byte(checkpoint.build(), data, machine)
-    for scheme in candidates:
-        quantized = trials.quantized(scheme)
-        after = val_bits_per_byte(restored(quantized), data, machine)
-        increase = relative_increase(after, before)
-        if increase <= settings.max_increase:
-            break
+    quantized, before, after = trials.choose(candidates)
     measured = {
         "val_bits_per_byte": after,
         "delta_bits_per_byte": round(after - before, 6),
@@ -90,15 +82,16 @@ def main() -> None:
         "file_bytes": paths.QUANTIZED.stat().st_size,
         "checkpoint_bytes": paths.CHECKPOINT.stat().st_size,
     }
-    figures: dict[str, Any] = {
+    figures = {
         "model": artifact_id(paths.QUANTIZED),
         "checkpoint": artifact_id(paths.CHECKPOINT),
         "scheme": quantized.scheme,
         **measured,
         **sizes,
+        "tried": [asdict(one) for one in tried],
     }
-    figures["tried"] = [asdict(one) for one in tried]
     write_json(paths.QUANTIZE_METRICS, figures)
+    increase = relative_increase(after, before)
     print(
         f"{quantized.scheme}: {sizes['file_bytes']:,} B, checkpoint {sizes['checkpoint_bytes']:,} "
         f"B; all of val: {after:.4f} bits/byte, {100 * increase:+.2f} %"
@@ -149,6 +142,22 @@ class Trials:
         if self.best is None or (fits and size < len(self.best.packed)):
             self.best = quantized
         return Tried(scheme, size, bits, loss, increase)
+
+    def choose(self, candidates: list[str]) -> tuple[QuantizedModel, float, float]:
+        """The first scheme that fits on all of the validation split, or else the last.
+
+        The sample that `run` measures may have been lucky.
+
+        Returns:
+            The quantized model, and the loss before and after in bits per byte.
+        """
+        before = val_bits_per_byte(self.checkpoint.build(), self.data, self.machine)
+        for scheme in candidates:
+            quantized = self.quantized(scheme)
+            after = val_bits_per_byte(restored(quantized), self.data, self.machine)
+            if relative_increase(after, before) <= self.max_increase:
+                break
+        return quantized, before, after
 
 
 def affordable(tokens: int, model: Transformer) -> int:

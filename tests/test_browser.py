@@ -23,7 +23,10 @@ ROOT = Path(__file__).parents[1]
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium is installed here")
+pytestmark = [
+    pytest.mark.skipif(not CHROMIUM, reason="no Chromium is installed here"),
+    pytest.mark.slow,
+]
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +127,6 @@ def test_a_visit(visitor: Page) -> None:
     assert page.get_by_text("Traceback").count() == 0
 
 
-@pytest.mark.slow
 def test_foreign_text_is_text(
     visitor: Page, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -41,7 +41,7 @@ def results(tried, case, count):
 def test_any_damage_is_noticed_or_changes_nothing(readers, file):
     path, read = readers[file]
     assert path.stat().st_size < 20_000
-    assert "refused" in results(*damage.damaged(path, read), 120)
+    assert "refused" in results(*damage.damaged(path, read), 80)
 
 
 def test_the_forger_writes_what_the_reader_reads(tmp_path):
@@ -65,12 +65,12 @@ def test_a_forged_archive_or_pickle_runs_nothing_and_is_refused(readers, name):
 
 def test_forged_values_with_a_right_digest_are_refused_or_make_a_model(readers):
     tried, case = damage.forged_values(readers["checkpoint.pt"][0].parent)
-    assert {"refused", "another model that writes text"} <= results(tried, case, 250)
+    assert {"refused", "another model that writes text"} <= results(tried, case, 150)
 
 
 def test_mutated_files_are_refused_or_make_a_model(readers):
     folder = readers["checkpoint.pt"][0].parent
-    assert {"refused", "equal"} <= results(*damage.mutated(folder, 10**6, seed=2), 300)
+    assert {"refused", "equal"} <= results(*damage.mutated(folder, 10**6, seed=2), 200)
 
 
 @pytest.mark.parametrize("error", [None, UserError("refused, but too late")])

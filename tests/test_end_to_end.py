@@ -296,7 +296,10 @@ def wait_for_state(folder: Path, process: warm.Process, seconds: float) -> None:
     time.sleep(seconds)
 
 
-@pytest.mark.parametrize("end", ["SIGKILL", "SIGTERM", "SIGINT", "SIGHUP"])
+SLOW_ENDS = [pytest.param(end, marks=pytest.mark.slow) for end in ("SIGTERM", "SIGHUP")]
+
+
+@pytest.mark.parametrize("end", ["SIGKILL", "SIGINT", *SLOW_ENDS])
 def test_a_stopped_run_continues_to_the_same_bytes(built, tmp_path, end):
     end = signal.Signals[end]
     folder = tmp_path / "project"

@@ -243,6 +243,7 @@ def test_a_character_in_several_tokens_comes_whole(monkeypatch, loaded):
 
 
 def test_pieces_joined_are_the_text_of_the_tokens(monkeypatch, loaded, text):
+    text = text[:450]  # each of its scripts twice
     ids = loaded.tokenizer.encode(text.encode())
     assert "".join(spoken(monkeypatch, loaded, ids)) == text
 

@@ -100,7 +100,7 @@ def test_every_stage_notices_an_edit_of_its_settings_and_of_each_of_its_packages
 
 def test_a_setting_edited_while_training_runs_is_not_recorded(tmp_path):
     folder = new_project(tmp_path / "project")
-    set_params(folder, {"train": {"epochs": 8}})
+    set_params(folder, {"train": {"epochs": 5}})
     with (folder / "output").open("wb") as output:
         process = warm.start(folder, "-m", "dvc", "repro", "train", output=output)
         while not (folder / "models" / "resume" / "progress.json").exists():
@@ -109,9 +109,9 @@ def test_a_setting_edited_while_training_runs_is_not_recorded(tmp_path):
         set_params(folder, {"train": {"epochs": 2}})
         assert process.wait() != 0
     said = (folder / "output").read_text("utf-8")
-    assert "train.epochs in params.yaml was changed from 8 to 2 while this stage ran" in said
+    assert "train.epochs in params.yaml was changed from 5 to 2 while this stage ran" in said
     assert "train" in changed_stages(folder)
-    set_params(folder, {"train": {"epochs": 8}})  # the finished run is still there
+    set_params(folder, {"train": {"epochs": 5}})  # the finished run is still there
     assert "already finished" in dvc(folder, "repro", "train").stdout
     assert "train" not in changed_stages(folder)
 

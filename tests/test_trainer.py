@@ -100,7 +100,7 @@ def arch(request):
     return request.param
 
 
-@pytest.mark.parametrize("steps", [1, 6, 7, 8, 13, 20])
+@pytest.mark.parametrize("steps", [1, 8, 20])
 def test_a_stopped_run_continues_to_the_same_result(make_run, trained, tmp_path, arch, steps):
     straight = trained(arch)
     assert straight.total_steps == 20 and straight.progress.finished
@@ -118,8 +118,15 @@ def test_a_stopped_run_continues_to_the_same_result(make_run, trained, tmp_path,
     assert_equal(straight, continued)
 
 
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-@pytest.mark.parametrize("init", ["random", "looking_back"])
+@pytest.mark.parametrize(
+    ("optimizer", "init"),
+    [
+        ("muon", "looking_back"),
+        ("adamw", "random"),
+        pytest.param("muon", "random", marks=pytest.mark.slow),
+        pytest.param("adamw", "looking_back", marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_stopped_after_every_step_continues_to_the_same_result(
     begun, make_run, tmp_path, optimizer, init
 ):

@@ -37,7 +37,11 @@ SETTINGS = {
     "cache": SamplingSettings(temperature=1.0, cache=25),  # soon full
     "stops": SamplingSettings(temperature=3.0, stop=("e", "ab", "\x07\x05")),
 }
-CUTS = [(1, 14, 15, 16), (17, 39), tuple(range(2, LENGTH, 3))]
+CUTS = [
+    (1, 14, 15, 16),
+    (17, 39),
+    pytest.param(tuple(range(2, LENGTH, 3)), marks=pytest.mark.slow),
+]
 
 
 @pytest.fixture(scope="module", params=DECODERS)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
@@ -230,8 +231,9 @@ def plain_head_loss(x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int)
     return (nats * learned).sum() / learned.sum().clamp(min=1)
 
 
-# Compiled, the loop over chunks would be unrolled.
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+# Compiled, the loop over chunks would be unrolled. torch.compiler.disable does the same, but
+# imports the compiler at once, which takes longer than everything else a text needs to begin.
+@_disable_dynamo
 def _head_loss_in_chunks(
     x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, partial: bool
 ) -> Tensor:

@@ -164,14 +164,7 @@ def unpack_tensors(
     # Refused before anything of that size is allocated; `unpack` makes the exact check.
     if sum(shape.numel() for shape in shapes.values()) > MAX_SYMBOLS_PER_BYTE * len(stream):
         raise ValueError(f"so many weights cannot lie in {len(stream)} bytes")
-    coded = {}
-    for name, shape in shapes.items():
-        count = scales[name]
-        allowed = {0, 1, shape[-1] / GROUP_SIZE} if len(shape) == 2 else {0}
-        if type(count) is not int or count not in allowed:
-            raise ValueError(f"{name} cannot have {count!r} scales a row")
-        if count:
-            coded[name] = shape
+    coded = _coded(shapes, scales)
     plain = {name: shape for name, shape in shapes.items() if name not in coded}
     scaled = {name: torch.Size((shape[0], scales[name])) for name, shape in coded.items()}
     sizes = [
@@ -201,6 +194,19 @@ def unpack_tensors(
         else stored_values[name]
         for name in shapes
     }
+
+
+def _coded(shapes: dict[str, torch.Size], scales: dict[str, int]) -> dict[str, torch.Size]:
+    """The shapes of the weights that have scales; raises ValueError for an impossible number."""
+    coded = {}
+    for name, shape in shapes.items():
+        count = scales[name]
+        allowed = {0, 1, shape[-1] / GROUP_SIZE} if len(shape) == 2 else {0}
+        if type(count) is not int or count not in allowed:
+            raise ValueError(f"{name} cannot have {count!r} scales a row")
+        if count:
+            coded[name] = shape
+    return coded
 
 
 def _halves(shapes: dict[str, torch.Size], stored: np.ndarray) -> dict[str, Tensor]:

@@ -153,16 +153,7 @@ def build_optimizers(
             {"params": kept, "weight_decay": 0.0},
         ]
         return Optimizers([AdamW(groups, lr=lr, betas=betas, eps=ADAM_EPSILON, fused=True)])
-    by_rows: dict[tuple[int, ...], list[nn.Parameter]] = defaultdict(list)
-    for parameter, rows in matrices:
-        by_rows[tuple(rows)].append(parameter)
-    muon = Muon(
-        [{"params": members, "rows": list(rows)} for rows, members in by_rows.items()],
-        lr=lr,
-        momentum=settings.momentum,
-        weight_decay=decay,
-        dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
-    )
+    muon = _muon(matrices, settings, precision)
     groups = [
         {"params": embeddings, "lr": settings.embedding_lr},
         {"params": others, "lr": settings.head_lr},
@@ -179,6 +170,22 @@ def build_optimizers(
         # Before AdamW, which clears the gradients of the tables.
         return Optimizers([muon, SharedRowsAdam(tables, shared, **options), adamw])
     return Optimizers([muon, adamw])
+
+
+def _muon(
+    matrices: list[tuple[nn.Parameter, list[int]]], settings: TrainSettings, precision: str
+) -> Muon:
+    """Muon for these parameters, each with the rows of the matrices that it holds."""
+    by_rows: dict[tuple[int, ...], list[nn.Parameter]] = defaultdict(list)
+    for parameter, rows in matrices:
+        by_rows[tuple(rows)].append(parameter)
+    return Muon(
+        [{"params": members, "rows": list(rows)} for rows, members in by_rows.items()],
+        lr=settings.lr,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
+    )
 
 
 def lr_multiplier(step: int, total: int, settings: TrainSettings) -> float:
