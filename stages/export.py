@@ -25,6 +25,10 @@ GPT_4O_NOTE = (
     "note: llama.cpp's version of the pattern gpt-4o splits combining marks (of Hindi, of "
     "decomposed accents) from their letters, so text with such marks gets other token ids there."
 )
+UNIGRAM_NOTE = (
+    "note: for unigram vocabularies, llama.cpp puts a space more before text that begins with one, "
+    "and takes characters that the vocabulary spells in bytes for unknown ones."
+)
 TOLERANCE = 1e-3
 """Largest absolute difference of logits; float32 rounds to about a millionth of them."""
 
@@ -75,9 +79,12 @@ def main(arguments: list[str] | None = None) -> None:
             shutil.rmtree(partial, ignore_errors=True)
         for file in sorted(file for file in folder.rglob("*") if file.is_file()):
             print(f"{paths.shown(file)}: {file.stat().st_size:,} bytes")
-    cut_by_pattern = GGUF.keys() & asked.format and tokenizer_model(loaded.tokenizer) == "gpt2"
-    if cut_by_pattern and pattern_name(loaded.tokenizer) == "gpt-4o":
-        print(GPT_4O_NOTE)
+    if GGUF.keys() & asked.format:
+        kind = tokenizer_model(loaded.tokenizer)
+        if kind == "t5":
+            print(UNIGRAM_NOTE)
+        elif kind == "gpt2" and pattern_name(loaded.tokenizer) == "gpt-4o":
+            print(GPT_4O_NOTE)
 
 
 def write(loaded: LoadedModel, folder: Path, formats: list[str]) -> None:
