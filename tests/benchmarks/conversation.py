@@ -120,9 +120,8 @@ def main() -> None:
     asked = parser.parse_args()
     loaded, lines = load_model(asked.model), asked.lines
     expected = ours(asked.model, lines, asked.length)
-    print(
-        *(f"> {line}\n{answer!r}" for line, answer in zip(lines, expected, strict=True)), sep="\n"
-    )
+    for line, answer in zip(lines, expected, strict=True):
+        print(f"> {line}\n{answer!r}")
 
     def tell(name: str, answers: list[str]) -> None:
         same = [a == b for a, b in zip(answers, expected, strict=True)]

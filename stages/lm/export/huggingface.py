@@ -20,6 +20,7 @@ from ..inference.generation import DEFAULT_LENGTH, SamplingSettings
 from ..inference.loading import LoadedModel
 from ..model.config import ModelConfig
 from ..pretrained.hf_weights import huggingface_tensors, shift_norms
+from ..settings.init_from import SCRATCH
 from ..text.byte_level import printed_merges, printed_tokens
 from ..text.conversation import end_token
 from ..text.interface import Tokenizer
@@ -146,10 +147,13 @@ def with_opening(result: HFTokenizer, tokenizer: Tokenizer, opening: Sequence[in
 def card(loaded: LoadedModel) -> str:
     """The model card `README.md`: what the model is and how to use it."""
     config = loaded.config
+    start = loaded.provenance.get("init_from")
+    base = start if isinstance(start, str) and start != SCRATCH else ""
     lines = [
         "---",
         "library_name: transformers",
         "pipeline_tag: text-generation",
+        *([f"base_model: {base}"] if "/" in base else []),
         "---",
         "",
         "# A small language model",
@@ -161,6 +165,8 @@ def card(loaded: LoadedModel) -> str:
     if loaded.scheme != "float32":
         lines += ["", f"The weights were quantized ({loaded.scheme}) and are stored as float32."]
     lines += ["", training_data(loaded.provenance)]
+    if base:
+        lines += ["", f"It began with the weights of {base}, whose licence holds for it, too."]
     usage = "It continues text. It has no chat format."
     example = [
         'prompt = tokenizer("Once upon a time", return_tensors="pt")',
@@ -198,7 +204,10 @@ def training_data(provenance: dict[str, Any]) -> str:
     """A sentence about the training data, from the provenance in the model file."""
     try:
         train = provenance["data"]["splits"]["train"]
-        epochs = provenance["metrics"]["best_epoch"]
-        return f"Trained on {train['bytes']:,} bytes ({train['tokens']:,} tokens), {epochs} epochs."
+        epochs, loss = (provenance["metrics"][key] for key in ("best_epoch", "best_val_loss"))
+        return (
+            f"Trained on {train['bytes']:,} bytes ({train['tokens']:,} tokens), {epochs} epochs; "
+            f"{loss:.4f} nats per token on the validation split."
+        )
     except (LookupError, TypeError, ValueError):
         return "What it was trained on is not recorded."
