@@ -3,10 +3,10 @@ r"""The same greedy conversation here, in transformers and in llama.cpp's server
     python tests/benchmarks/conversation.py --python VENV/bin/python --model models/checkpoint.pt \
         "First prompt" "Second prompt" "Third prompt"
 
-Exports a checkpoint to a Hugging Face folder and GGUF files; each program reads its file, is asked
+Exports a model to a Hugging Face folder and GGUF files; each program reads its file, is asked
 line after line, and is given its own answers back. VENV is an environment with xllamacpp. For each
-file: the number of answers that are the same as those of the checkpoint here, and the first that
-is not.
+file: the number of answers that are the same as those of the model file here, and the first that is
+not. Beside a checkpoint, its weights in eight bits answer here, too.
 """
 
 import argparse
@@ -115,7 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("lines", nargs="+")
     parser.add_argument("--python", type=Path, required=True, help="of xllamacpp's environment")
-    parser.add_argument("--model", type=Path, required=True, help="a checkpoint")
+    parser.add_argument("--model", type=Path, required=True, help="a model file")
     parser.add_argument("--length", type=int, default=60)
     asked = parser.parse_args()
     loaded, lines = load_model(asked.model), asked.lines
@@ -130,8 +130,9 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        quantize_checkpoint(Checkpoint.load(asked.model), "int8").save(folder / "int8.pt")
-        tell("ours, int8", ours(folder / "int8.pt", lines, asked.length))
+        if loaded.scheme == "float32":
+            quantize_checkpoint(Checkpoint.load(asked.model), "int8").save(folder / "int8.pt")
+            tell("ours, int8", ours(folder / "int8.pt", lines, asked.length))
         write(loaded, folder, ["huggingface", *(f"gguf-{kind}" for kind in FILES)])
         tell("transformers", converse(lines, transformers_answers(folder, asked.length)))
         for kind, cache in FILES.items():
