@@ -122,7 +122,10 @@ REFUSED = {
     "nothing recorded": ({"train": None}, "no adapters to keep"),
     "base gone": ({"init_from": "gone"}, "gone is missing"),
     "other base": ({"base_sha256": "0" * 64}, "does not hold the plain weights"),
-    "more than they": ({"train": {"adapt": "lora", "lora_rank": 2}}, "by more than a rank"),
+    "more than they": (
+        {"train": {"adapt": "lora", "lora_rank": 2}},
+        "more than adapters of rank 2",
+    ),
 }
 
 
@@ -134,6 +137,14 @@ def test_what_cannot_be_told_apart_is_refused(case, adapted, tmp_path):
     with pytest.raises(UserError, match=words) as caught:
         write_adapter(loaded, tmp_path)
     assert "format huggingface" in str(caught.value)
+
+
+def test_weights_that_training_did_not_better_have_no_adapters(adapted, tmp_path):
+    loaded = adapted()
+    base = PretrainedModel.open("theirs")
+    model = build_model(loaded.config, base.state_dict(loaded.config))
+    with pytest.raises(UserError, match=r"best epoch is .* itself"):
+        write_adapter(replace(loaded, build=lambda: model), tmp_path)
 
 
 def test_a_quantized_model_has_no_adapters(adapted, tmp_path):

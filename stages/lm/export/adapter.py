@@ -38,6 +38,8 @@ def write_adapter(loaded: LoadedModel, folder: Path) -> None:
     after = huggingface_tensors(config, loaded.model.state_dict())
     norm = {name: after.pop(name) for name in list(after) if names_of(config)["final_norm"] in name}
     adapters = adapter_tensors(before, after, rank, gpt2)
+    if not adapters:
+        raise UserError(f"the best epoch is {shown(base.path)} itself, without adapters.")
     if all(torch.equal(tensor, before[name]) for name, tensor in norm.items()):
         norm = {}  # but `train.calibrate` changes it
     norm = {name: shift_norms(config, name, each, -1.0).clone() for name, each in norm.items()}
