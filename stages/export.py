@@ -88,7 +88,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def write(loaded: LoadedModel, folder: Path, formats: list[str]) -> None:
-    """Write each format into a folder: adapters into one inside it, as `transformers` wants."""
+    """Write each format into a folder.
+
+    Adapters get a folder inside it: transformers would load their base instead of what is beside.
+    """
     if "huggingface" in formats:
         write_huggingface(loaded, folder)
     if "adapter" in formats:

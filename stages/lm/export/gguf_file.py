@@ -149,9 +149,9 @@ def tokenizer_model(tokenizer: Tokenizer) -> str:
     """
     if not isinstance(tokenizer, HFTokenizer):
         return "gpt2"
-    if not tokenizer.printed_merges():
-        return "t5"
     kinds = {part["type"] for part in tokenizer.parts("decoder")}
+    if "ByteLevel" not in kinds and not tokenizer.printed_merges():
+        return "t5"
     return "llama" if "ByteFallback" in kinds else "gpt2"
 
 
