@@ -8,8 +8,6 @@ trained ones, but with the same product.
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..core.errors import UserError
@@ -19,6 +17,7 @@ from ..inference.loading import LoadedModel
 from ..pretrained.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, base_path
 from ..pretrained.hf_weights import huggingface_tensors, names_of, shift_norms
 from ..pretrained.model import PretrainedModel
+from .huggingface import save_tensors
 
 ROUNDING = 1e-5
 """How far a sum in float32 may be from W + B A, as a share of its largest number."""
@@ -44,10 +43,7 @@ def write_adapter(loaded: LoadedModel, folder: Path) -> None:
         norm = {}  # but `train.calibrate` changes it
     norm = {name: shift_norms(config, name, each, -1.0).clone() for name, each in norm.items()}
     tensors = {f"base_model.model.{name}": each for name, each in (adapters | norm).items()}
-    try:
-        save_file(tensors, folder / ADAPTER_WEIGHTS, {"format": "pt"})
-    except SafetensorError as error:  # it has no other errors than the system's
-        raise OSError(str(error)) from error
+    save_tensors(tensors, folder / ADAPTER_WEIGHTS)
     described = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

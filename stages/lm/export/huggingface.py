@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Regex, decoders, pre_tokenizers, processors
 from tokenizers import Tokenizer as HFTokenizer
 from tokenizers.models import BPE
+from torch import Tensor
 
 from ..core.files import write_json, write_text
 from ..inference.generation import DEFAULT_LENGTH, SamplingSettings
@@ -42,10 +43,7 @@ def write_huggingface(loaded: LoadedModel, folder: Path) -> None:
         for name, tensor in tensors.items()
     }
     vocabulary, chat = tokenizer_json(loaded.tokenizer, loaded.opening), loaded.tokenizer.chat
-    try:
-        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    except SafetensorError as error:  # it has no other errors than the system's
-        raise OSError(str(error)) from error
+    save_tensors(tensors, folder / "model.safetensors")
     write_text(folder / "tokenizer.json", vocabulary)
     end = end_token(loaded.tokenizer)
     named = {"bos_token": chat.bos_token, "eos_token": chat.eos_token}
@@ -76,6 +74,14 @@ def write_huggingface(loaded: LoadedModel, folder: Path) -> None:
         },
     )
     write_text(folder / "README.md", card(loaded))
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write tensors to a file in the format safetensors, as transformers and PEFT read it."""
+    try:
+        save_file(tensors, path, {"format": "pt"})
+    except SafetensorError as error:  # it has no other errors than the system's
+        raise OSError(str(error)) from error
 
 
 def config_json(config: ModelConfig, end: int | None) -> dict[str, Any]:
