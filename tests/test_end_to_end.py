@@ -250,7 +250,7 @@ def test_a_clone_without_its_own_text_refuses_instead_of_training_on_the_sample(
     git(tmp_path, "clone", "-q", str(built), "clone")
     done = dvc(tmp_path / "clone", "repro", check=False)
     assert done.returncode != 0
-    assert "data/input/ is empty" in done.stdout + done.stderr
+    assert "data/ holds nothing to learn from" in done.stdout + done.stderr
     assert not (tmp_path / "clone" / "data" / "input.txt").exists()
 
 

@@ -77,7 +77,7 @@ def load_sections(
     known = [cls.SECTION for cls in classes]
     for name in document:
         if name not in (*known, "recipe", "init_from"):
-            raise UserError(f"{path.name}: unknown section {name!r}{_nearest(name, known)}.")
+            raise UserError(f"{path.name}: unknown section {name!r}{_nearest(name, known)}")
     return {cls.SECTION: _section(cls, document, path.name, auto) for cls in classes}
 
 
@@ -109,7 +109,7 @@ def _section(cls: type[S], document: dict[str, Any], file: str, auto: Mapping[st
     names = [field.name for field in dataclasses.fields(cls)]
     for key in values:
         if key not in names:
-            raise UserError(f"{file}: unknown key {section}.{key}{_nearest(str(key), names)}.")
+            raise UserError(f"{file}: unknown key {section}.{key}{_nearest(str(key), names)}")
     converted = {}
     for name in names:
         key, hint = f"{section}.{name}", hints[name]
@@ -141,7 +141,7 @@ def quoted(value: Any) -> str:
 
 def _nearest(name: str, known: list[str]) -> str:
     match = difflib.get_close_matches(str(name), known, n=1)
-    return f"; did you mean {match[0]!r}?" if match else f"; known are {', '.join(known)}"
+    return f"; did you mean {match[0]!r}?" if match else f"; known are {', '.join(known)}."
 
 
 def _expected(hint: Any) -> str:
