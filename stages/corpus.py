@@ -126,8 +126,8 @@ def refuse_to_replace_own_data() -> None:
     source = recorded.get("source") if isinstance(recorded, dict) else SAMPLE
     if source != SAMPLE:
         raise UserError(
-            "data/ holds nothing to learn from, and metrics/corpus.json says that this project trains on "
-            f"{source} of its own ({recorded.get('bytes')} bytes, sha256 "
+            "data/ holds nothing to learn from, and metrics/corpus.json says that this project "
+            f"trains on {source} of its own ({recorded.get('bytes')} bytes, sha256 "
             f"{str(recorded.get('sha256'))[:12]}...). Put them back (`dvc pull`, if DVC has them), "
             "or others; to train on the embedded sample instead, remove metrics/corpus.json."
         )
