@@ -31,7 +31,15 @@ WORDS = [
     "eiusmod",
     "tempor",
 ]
-PROSE = [" ".join(random.Random(n).choices(WORDS, k=30)) + "." for n in range(40)]
+
+
+def prose(seed: int) -> list[str]:
+    """Forty sentences."""
+    draw = random.Random(seed)
+    return [" ".join(draw.choices(WORDS, k=30)) + "." for _ in range(40)]
+
+
+PROSE = prose(0)
 W = "http://schemas.openxmlformats.org/wordprocessingml/2006/main"
 MIB = 1 << 20
 Files = dict[str, bytes]
@@ -97,18 +105,19 @@ def parquet(table: pyarrow.Table, **options: object) -> bytes:
     return sink.getvalue()
 
 
-def sound() -> Files:
+def sound(seed: int = 0) -> Files:
     """A small sound file of every kind, with some 40 documents or records where it has rows."""
-    text = "\n".join(PROSE)
-    rows = [{"text": line, "n": n} for n, line in enumerate(PROSE)]
-    pairs = [{"prompt": line[:20], "completion": line[20:]} for line in PROSE]
+    sentences = prose(seed)
+    text = "\n".join(sentences)
+    rows = [{"text": line, "n": n} for n, line in enumerate(sentences)]
+    pairs = [{"prompt": line[:20], "completion": line[20:]} for line in sentences]
     chats = [
         {"messages": [{"role": "user", "content": p}, {"role": "assistant", "content": c}]}
-        for p, c in ((line[:30], line[30:]) for line in PROSE)
+        for p, c in ((line[:30], line[30:]) for line in sentences)
     ]
     lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    page = "<html><head><title>T</title></head><body>" + "".join(f"<p>{x}</p>" for x in PROSE)
-    operators = "BT /F 9 Tf " + " ".join(f"({line}) Tj T*" for line in PROSE) + " ET"
+    page = "<html><head><title>T</title></head><body>" + "".join(f"<p>{x}</p>" for x in sentences)
+    operators = "BT /F 9 Tf " + " ".join(f"({line}) Tj T*" for line in sentences) + " ET"
     return {
         "a.txt": text.encode(),
         "b.md": ("# Ünïcode\n" + text).encode(),
@@ -118,12 +127,16 @@ def sound() -> Files:
         "f.json": json.dumps(rows).encode(),
         "g.jsonl": "".join(json.dumps(row) + "\n" for row in pairs).encode(),
         "h.json": json.dumps(chats).encode(),
-        "i.csv": ("text,n\n" + "".join(f'"{line}",{n}\n' for n, line in enumerate(PROSE))).encode(),
-        "j.tsv": ("prompt\tcompletion\n" + "".join(f"{x[:9]}\t{x[9:]}\n" for x in PROSE)).encode(),
-        "k.parquet": parquet(pyarrow.table({"text": PROSE, "n": list(range(40))})),
+        "i.csv": (
+            "text,n\n" + "".join(f'"{line}",{n}\n' for n, line in enumerate(sentences))
+        ).encode(),
+        "j.tsv": (
+            "prompt\tcompletion\n" + "".join(f"{x[:9]}\t{x[9:]}\n" for x in sentences)
+        ).encode(),
+        "k.parquet": parquet(pyarrow.table({"text": sentences, "n": list(range(40))})),
         "l.parquet": parquet(pyarrow.Table.from_pylist(chats), compression="zstd"),
         "m.html": page.encode(),
-        "n.docx": docx("".join(map(said, PROSE))),
+        "n.docx": docx("".join(map(said, sentences))),
         "o.epub": zipped(epub(page)),
         "p.pdf": pdf(operators.encode()),
         "q.txt.gz": gzip.compress(text.encode(), mtime=0),
@@ -363,25 +376,25 @@ def _tables() -> Iterator[tuple[str, Callable[[], Files]]]:
 
 
 def _texts() -> Iterator[tuple[str, Callable[[], Files]]]:
-    prose = "\n".join(PROSE).encode()
+    text = "\n".join(PROSE).encode()
     yield "UTF-16 with half characters", lambda: {"a.txt": b"\xff\xfe" + b"\x00\xd8" * 500}
     yield "UTF-32 beyond all characters", lambda: {"a.txt": b"\xff\xfe\0\0" + b"\xff" * 400}
     yield "an odd number of bytes", lambda: {"a.txt": ("x" * 500).encode("utf-16")[:-1]}
     yield "zero bytes", lambda: {"a.txt": bytes(10 * MIB)}
     yield "noise", lambda: {"a.txt": random.Random(1).randbytes(MIB)}
-    yield "5,000 files", lambda: {f"{n}.txt": prose[n % 99 :] for n in range(5000)}
+    yield "5,000 files", lambda: {f"{n}.txt": text[n % 99 :] for n in range(5000)}
     yield (
         "names that turn text around",
         lambda: {
-            "\u202egnp.txt": prose,
+            "\u202egnp.txt": text,
             "a\nb\x1b[2J.jsonl": b"{",
-            "-rf.txt": prose,
-            "x" * 250 + ".txt": prose,
+            "-rf.txt": text,
+            "x" * 250 + ".txt": text,
         },
     )
     yield (
         "400 documents nearly alike",
-        lambda: {f"{n}.txt": prose * 20 + b"%d" % n for n in range(400)},
+        lambda: {f"{n}.txt": text * 20 + b"%d" % n for n in range(400)},
     )
 
 

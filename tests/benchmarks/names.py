@@ -7,10 +7,11 @@
 
 5,000 of the first names that the package `names` carries (US census of 1990) are a table with one
 column. This project makes of it what it makes of any table, with the committed settings and one
-thread. Both others then train on the names of its training split, for as many seconds as it took,
-with their own model, batches and optimizer: nanoGPT as its README does on a CPU, on one text with
-a name a line; makemore on each name with an end. They keep the weights that are best on the names
-of the validation split, as this project does, and their evaluations are not counted.
+thread. Both others then train on the names of its training split, for as many seconds of processor
+time as its stage `train` took in all, with their own model, batches and optimizer: nanoGPT as its
+README does on a CPU, on one text with a name a line; makemore on each name with an end. They keep
+the weights that are best on the names of the validation split, as this project does, and their
+evaluations are not counted.
 
 Bits per byte are those of all held-out names (validation and test), the end of each counted as a
 byte. nanoGPT reads them as one text and sees at least 32 characters before each. Then each writes
@@ -24,6 +25,7 @@ import importlib.util
 import json
 import math
 import random
+import resource
 import subprocess
 import sys
 import tempfile
@@ -35,7 +37,7 @@ from types import ModuleType, SimpleNamespace
 
 import torch
 import torch.nn.functional as F
-from nanogpt import ROOT, edit_params, run_command, training_seconds
+from nanogpt import ROOT, edit_params, run_command
 
 from stages.lm.data.dataset import TokenData
 from stages.lm.data.splits import SPLITS
@@ -128,11 +130,13 @@ def train_ours(every: list[str], seed: int, folder: Path) -> tuple[Names, list[R
     (folder / "metrics" / "corpus.json").unlink(missing_ok=True)
     (folder / "data" / "input" / "names.csv").write_text("\n".join(["name", *every]) + "\n")
     edit_params(folder / "params.yaml", {"runtime.threads": "1", "train.seed": str(seed)})
+    seconds = {}
     for stage in ("corpus", "tokenize_text", "train", "quantize", "evaluate"):
+        before = processor_seconds()
         run_command([sys.executable, "-m", f"stages.{stage}"], folder)
+        seconds[stage] = processor_seconds() - before
     names = names_of(TokenData.load(folder / "models" / "tokens"))
     evaluated = json.loads((folder / "metrics" / "evaluate.json").read_text("utf-8"))
-    seconds = training_seconds((folder / "metrics" / "training.log").read_text("utf-8"))
     sizes = {split: sum(len(n.encode()) + 1 for n in part) for split, part in names.items()}
     results = []
     for model, file, sampling in (
@@ -144,8 +148,14 @@ def train_ours(every: list[str], seed: int, folder: Path) -> tuple[Names, list[R
         nats = {split: losses[split]["nats_per_byte"] * sizes[split] for split in SPLITS[1:]}
         label = f"this project, {model}{'' if sampling is PLAIN else ', default sampling'}"
         written = ours_written(folder / "models" / file, sampling)
-        results.append(Result(label, seconds, nats, written))
+        results.append(Result(label, seconds["train"], nats, written))
     return names, results
+
+
+def processor_seconds() -> float:
+    """Those of all processes that this one has started and that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def names_of(data: TokenData) -> Names:
@@ -192,22 +202,23 @@ def train_for(
     batches: Iterator[tuple[torch.Tensor, torch.Tensor]],
     loss_on: Callable[[str], float],
     rate: Callable[[int, float], float],
+    limit: float = math.inf,
 ) -> float:
     """Train for so many seconds and keep the weights that are best on val; returns the seconds.
 
-    `rate` gives the learning rate by step and share of the time.
+    `rate` gives the learning rate by step and share of the time, `limit` is that of the gradient.
     """
     best, weights, spent, step = math.inf, model.state_dict(), 0.0, 0
     while spent < seconds:
-        began = time.perf_counter()
+        began = time.process_time()
         for group in optimizer.param_groups:
             group["lr"] = rate(step, spent / seconds)
         _, loss = model(*next(batches))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
         optimizer.step()
-        spent, step = spent + time.perf_counter() - began, step + 1
+        spent, step = spent + time.process_time() - began, step + 1
         if step % EVERY == 0 or spent >= seconds:
             model.eval()
             if (now := loss_on("val")) < best:
@@ -259,7 +270,7 @@ def nanogpt(names: Names, checkout: Path, seconds: float, dropout: float) -> Res
             else 1e-4 + 4.5e-4 * (1 + math.cos(math.pi * share))
         )
 
-    seconds = train_for(seconds, model, optimizer, batches(), nats, rate)
+    seconds = train_for(seconds, model, optimizer, batches(), nats, rate, 1.0)
     begin = torch.full((WRITTEN, 1), characters.index("\n"))
     rows = model.generate(begin, LONGEST + 1)[:, 1:].tolist()
     written = ["".join(characters[each] for each in row) for row in rows]
@@ -274,9 +285,9 @@ def makemore(names: Names, checkout: Path, seconds: float) -> Result:
     every = [name for part in names.values() for name in part]
     characters, longest = sorted(set("".join(every))), max(map(len, every))
     sets = {split: source.CharDataset(part, characters, longest) for split, part in names.items()}
-    config = source.GPTConfig(vocab_size=len(characters) + 1, block_size=longest + 1)
-    model = source.GPT(config)
-    settings = source.TrainConfig()
+    config = source.ModelConfig(vocab_size=len(characters) + 1, block_size=longest + 1)
+    model = source.Transformer(config)
+    settings = {"lr": 5e-4, "betas": (0.9, 0.99), "weight_decay": 0.01}
 
     def stacked(split: str, indices: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         inputs, targets = zip(*(sets[split][number] for number in indices), strict=True)
@@ -295,11 +306,10 @@ def makemore(names: Names, checkout: Path, seconds: float) -> Result:
         )
         return float(loss)
 
-    optimizer = model.configure_optimizers(settings)
-    seconds = train_for(
-        seconds, model, optimizer, batches(), nats, lambda step, share: settings.learning_rate
-    )
-    rows = model.generate(torch.zeros(WRITTEN, 1, dtype=torch.long), longest, do_sample=True)
+    optimizer = torch.optim.AdamW(model.parameters(), **settings)
+    seconds = train_for(seconds, model, optimizer, batches(), nats, lambda step, share: 5e-4)
+    begin = torch.zeros(WRITTEN, 1, dtype=torch.long)
+    rows = source.generate(model, begin, longest + 1, do_sample=True)
     written = []
     for row in rows[:, 1:].tolist():
         end = row.index(0) if 0 in row else len(row)

@@ -6,9 +6,9 @@
 
 `forged`: the stage `corpus` on one file after the other, of every format in FORMATS.md, mutated or
 made to do harm; each second one lies beside a sound text. Held is that it is read, left out in a
-line, or refused in a sentence; within two minutes and 1 GB beyond what the process had, its readers'
-processes included; and nothing is executed, connected to, or written but `corpus.json`, and nothing
-outside the folder is read. PDF is among them where `pypdf` is installed.
+line, or refused in a sentence; within two minutes and 1 GB beyond what the process had, those of
+its readers included; and nothing is executed, connected to, or written but `corpus.json`, and
+nothing outside the folder is read. PDF is among them where `pypdf` is installed.
 
 `killed`: SIGKILL of `corpus` and of `tokenize` at moments drawn over their whole time, on a folder
 with every format; then both run again. Held is that `corpus.json` and `models/tokens/` have the
@@ -19,6 +19,7 @@ on one file with the same bytes; then of a minute of training. Linux only.
 """
 
 import argparse
+import io
 import os
 import random
 import shutil
@@ -29,11 +30,11 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
-import psutil
 from forged_sources import Files, bombs, mutated, sound, special
-from fuzz import project, silently, write_large
+from fuzz import project, write_large
 from isolation import held
 
 from stages import corpus
@@ -48,8 +49,8 @@ import os, sys
 
 ACTS = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "os.remove", "os.rename", "os.mkdir")
 ACTS += ("socket.connect", "socket.bind", "socket.getaddrinfo", "os.symlink", "os.link")
-READ = [os.path.realpath(each) for each in ({own!r}, {root!r}, sys.prefix, sys.base_prefix)]
-READ += ["/proc", "/sys", "/dev/null", "/usr", "/lib", "/etc/ssl", {packages!r}]
+READ = [{own!r}, {root!r}, sys.prefix, sys.base_prefix, *filter(None, sys.path)]
+READ = [os.path.realpath(each) for each in READ] + ["/proc", "/sys", "/dev/null", "/usr"]
 
 def outside(path):
     real = os.path.realpath(os.fsdecode(path))
@@ -93,9 +94,10 @@ def forged(work: Path, count: int, seed: int) -> None:
     own, log = work / "project", work / "acts"
     (work / "watch").mkdir()
     values = {"own": str(own), "root": str(ROOT), "log": str(log)}
-    watch = WATCH.format(packages=os.environ.get("PYTHONPATH", "-"), **values)
+    watch = WATCH.format(**values)
     (work / "watch" / "sitecustomize.py").write_text(watch)
-    os.environ["PYTHONPATH"] = str(work / "watch")
+    os.environ |= {"PYTHONPATH": str(work / "watch"), "PYTHONDONTWRITEBYTECODE": "1"}
+    sys.dont_write_bytecode = True
     files = sound()
     beside = files.pop("p.pdf") if not has_pypdf() else b""
     print(f"{'with' if not beside else 'without'} PDF", flush=True)
@@ -160,13 +162,12 @@ def outcome(own: Path, watch: str) -> tuple[str, float, int]:
             os.write(writer, told(own).encode("utf-8", "replace"))
         os._exit(0)
     os.close(writer)
-    child, first, peak = psutil.Process(pid), 0, 0
+    first, peak = 0, 0
     while not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-        now = memory_of(child)
+        now = memory_of(pid)
         first, peak = first or now, max(peak, now)
         if time.monotonic() - began > SECONDS:
-            for each in [*child.children(recursive=True), child]:
-                each.kill()
+            os.kill(pid, signal.SIGKILL)  # the readers' processes end with it
         time.sleep(0.01)
     os.waitpid(pid, 0)
     with os.fdopen(reader, errors="replace") as pipe:
@@ -179,16 +180,9 @@ def outcome(own: Path, watch: str) -> tuple[str, float, int]:
 
 def told(own: Path) -> str:
     """Run the stage; returns how it went."""
-    lines: list[str] = []
-
-    def run() -> None:
-        from unittest import mock
-
-        with mock.patch("builtins.print", lambda *words, **_: lines.append(" ".join(words))):
-            corpus.main()
-
     try:
-        silently(run)
+        with redirect_stdout(io.StringIO()) as output:
+            corpus.main()
     except UserError as error:
         if "SECRET" in str(error):
             return f"FAILED: told what is outside: {error}"
@@ -197,19 +191,19 @@ def told(own: Path) -> str:
         return f"FAILED: {type(error).__name__} {error!s:.200}"
     finally:
         stop()
-    left_out = [line for line in lines if line.startswith("not used")]
+    left_out = [line for line in output.getvalue().split("\n") if line.startswith("not used")]
     return f"left out: {left_out[0]}" if left_out else "read"
 
 
-def memory_of(process: psutil.Process) -> int:
-    """Bytes that a process and its children have in memory, what is mapped from files left out."""
+def memory_of(process: int, mapped: bool = False) -> int:
+    """Bytes that a process and its children have in memory; `mapped` from files is as you say."""
     total = 0
-    try:
-        for each in [process, *process.children(recursive=True)]:
-            lines = Path(f"/proc/{each.pid}/status").read_text().splitlines()
-            total += sum(1024 * int(x.split()[1]) for x in lines if x.startswith("RssAnon:"))
-    except (psutil.Error, OSError):
-        pass
+    with suppress(OSError):
+        children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+        for each in (process, *children):
+            lines = Path(f"/proc/{each}/status").read_text().splitlines()
+            name = "VmRSS:" if mapped else "RssAnon:"
+            total += sum(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
     return total
 
 
@@ -246,10 +240,10 @@ def made(own: Path) -> dict[str, bytes]:
 def killed(work: Path, moments: int, seed: int) -> None:
     """Print for each stage how many kills left no trace."""
     own = copied(work)
-    files = {name: data for name, data in sound().items() if name[0] not in "ghjlp"}
-    for number in range(30):
-        for name, data in files.items():
-            (own / "data" / "input" / f"{number}{name}").write_bytes(data)
+    for number in range(40):
+        for name, data in sound(number).items():
+            if name[0] not in "ghjlp":  # records, and what needs a package
+                (own / "data" / "input" / f"{number}{name}").write_bytes(data)
     seconds = {}
     for stage in ("corpus", "tokenize_text"):
         began = time.monotonic()
@@ -269,7 +263,7 @@ def killed(work: Path, moments: int, seed: int) -> None:
             process.kill()
             ended = process.wait() != -signal.SIGKILL
             time.sleep(0.2)
-            left = [each for each in psutil.process_iter() if runs_in(each, own)]
+            left = running_in(own)
             codes = [start(own, name).wait() for name in seconds]
             wrong = [
                 name for name in made(own).keys() | whole if made(own).get(name) != whole.get(name)
@@ -283,12 +277,13 @@ def killed(work: Path, moments: int, seed: int) -> None:
         print(f"{stage} of {taken:.1f} s: {held(results)}", flush=True)
 
 
-def runs_in(process: psutil.Process, folder: Path) -> bool:
-    """Whether a process works in a folder."""
-    try:
-        return Path(process.cwd()) == folder
-    except (psutil.Error, OSError):
-        return False
+def running_in(folder: Path) -> list[str]:
+    """The processes that work in a folder."""
+    found = []
+    for link in Path("/proc").glob("[0-9]*/cwd"):
+        with suppress(OSError):
+            found += [link.parent.name] if link.readlink() == folder else []
+    return found
 
 
 def large(work: Path, sizes: list[int]) -> None:
@@ -318,14 +313,10 @@ def measured(own: Path, stage: str, limit: float) -> str:
     """Seconds, memory and disk of a stage, which Ctrl-C stops after `limit` seconds unless 0."""
     before = shutil.disk_usage(own).used
     process, began = start(own, stage), time.monotonic()
-    child, private, resident, disk = psutil.Process(process.pid), 0, 0, 0
+    private, resident, disk = 0, 0, 0
     while process.poll() is None:
-        try:
-            processes = [child, *child.children(recursive=True)]
-            resident = max(resident, sum(each.memory_info().rss for each in processes))
-        except psutil.Error:
-            pass
-        private = max(private, memory_of(child))
+        resident = max(resident, memory_of(process.pid, mapped=True))
+        private = max(private, memory_of(process.pid))
         disk = max(disk, shutil.disk_usage(own).used - before)
         if limit and time.monotonic() - began > limit:
             process.send_signal(signal.SIGINT)
