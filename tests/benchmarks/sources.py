@@ -19,6 +19,7 @@ on one file with the same bytes; then of a minute of training. Linux only.
 """
 
 import argparse
+import importlib.util
 import io
 import os
 import random
@@ -144,8 +145,6 @@ def forged(work: Path, count: int, seed: int) -> None:
 
 def has_pypdf() -> bool:
     """Whether PDF can be read."""
-    import importlib.util
-
     return importlib.util.find_spec("pypdf") is not None
 
 
@@ -210,7 +209,7 @@ def memory_of(process: int, mapped: bool = False) -> int:
 # Stages as commands -------------------------------------------------------------------------------
 
 
-def copied(work: Path, settings: str = "") -> Path:
+def copied(work: Path) -> Path:
     """A project with the committed code and nothing to learn from."""
     own = Path(tempfile.mkdtemp(dir=work))
     archive = ["git", "archive", "HEAD"]
@@ -262,7 +261,7 @@ def killed(work: Path, moments: int, seed: int) -> None:
             time.sleep(moment)
             process.kill()
             ended = process.wait() != -signal.SIGKILL
-            time.sleep(0.2)
+            time.sleep(0.5)
             left = running_in(own)
             codes = [start(own, name).wait() for name in seconds]
             wrong = [
