@@ -15,7 +15,7 @@ with every format; then both run again. Held is that `corpus.json` and `models/t
 bytes of an undisturbed run, no temporary file is left, and no process.
 
 `large`: seconds and memory (the largest sum over all processes) of both stages on 2,000 files, and
-on one file with the same bytes; then of a minute of training. Linux only.
+on one file with the same bytes; of the largest folder, of a minute of training, too. Linux only.
 """
 
 import argparse
@@ -37,6 +37,7 @@ from pathlib import Path
 from forged_sources import Files, bombs, mutated, sound, special
 from fuzz import project, write_large
 from isolation import held
+from names import processor_seconds
 
 from stages import corpus
 from stages.lm.core.errors import UserError
@@ -299,7 +300,8 @@ def large(work: Path, sizes: list[int]) -> None:
                     for number in range(2000):
                         part = source.read(size // 2000)
                         (own / "data" / "input" / f"{number}.txt").write_bytes(part)
-            for stage in ("corpus", "tokenize_text", "train"):
+            trained = kind == "folder" and size == max(sizes)
+            for stage in ("corpus", "tokenize_text", *["train"] * trained):
                 figures = measured(own, stage, 60 if stage == "train" else 0)
                 print(f"{size:,} bytes, {kind}, {stage}: {figures}", flush=True)
             tokens = sum(path.stat().st_size for path in (own / "models" / "tokens").glob("*"))
@@ -311,7 +313,8 @@ def large(work: Path, sizes: list[int]) -> None:
 def measured(own: Path, stage: str, limit: float) -> str:
     """Seconds, memory and disk of a stage, which Ctrl-C stops after `limit` seconds unless 0."""
     before = shutil.disk_usage(own).used
-    process, began = start(own, stage), time.monotonic()
+    processor, began = processor_seconds(), time.monotonic()
+    process = start(own, stage)
     private, resident, disk = 0, 0, 0
     while process.poll() is None:
         resident = max(resident, memory_of(process.pid, mapped=True))
@@ -322,7 +325,7 @@ def measured(own: Path, stage: str, limit: float) -> str:
             limit = 0
         time.sleep(0.05)
     return (
-        f"{time.monotonic() - began:.1f} s, exit {process.returncode}, at most "
+        f"{time.monotonic() - began:.1f} s, {processor_seconds() - processor:.1f} s of processors, exit {process.returncode}, at most "
         f"{resident / 1e6:,.0f} MB of memory ({private / 1e6:,.0f} MB not mapped from files), "
         f"{disk / 1e6:,.0f} MB of disk"
     )
