@@ -324,8 +324,9 @@ def measured(own: Path, stage: str, limit: float) -> str:
             process.send_signal(signal.SIGINT)
             limit = 0
         time.sleep(0.05)
+    seconds, used = time.monotonic() - began, processor_seconds() - processor
     return (
-        f"{time.monotonic() - began:.1f} s, {processor_seconds() - processor:.1f} s of processors, exit {process.returncode}, at most "
+        f"{seconds:.1f} s, {used:.1f} s of processors, exit {process.returncode}, at most "
         f"{resident / 1e6:,.0f} MB of memory ({private / 1e6:,.0f} MB not mapped from files), "
         f"{disk / 1e6:,.0f} MB of disk"
     )
