@@ -35,7 +35,7 @@ from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
 from forged_sources import Files, bombs, mutated, sound, special
-from fuzz import project, write_large
+from fuzz import project
 from isolation import held
 from names import processor_seconds
 
@@ -290,7 +290,7 @@ def large(work: Path, sizes: list[int]) -> None:
     """Print seconds, memory and disk for each size, of a folder and of one file."""
     for size in sizes:
         text = work / "text"
-        write_large(text, size, "\n")
+        write_sentences(text, size)
         for kind in ("folder", "file"):
             own = copied(work)
             if kind == "file":
@@ -308,6 +308,19 @@ def large(work: Path, sizes: list[int]) -> None:
             print(f"{size:,} bytes, {kind}: tokens take {tokens:,} bytes", flush=True)
             print((own / "output").read_text()[-600:], flush=True)
             shutil.rmtree(own)
+
+
+def write_sentences(path: Path, size: int) -> None:
+    """A text of `size` bytes, a sentence a line, drawn from 200,000 sentences of made-up words."""
+    draw = random.Random(1)
+    words = [
+        "".join(draw.choices("etaoinshrdlucmfw", k=draw.randrange(2, 10))) for _ in range(50_000)
+    ]
+    sentences = [" ".join(draw.choices(words, k=15)).capitalize() + ".\n" for _ in range(200_000)]
+    with path.open("w") as file:
+        while file.tell() < size:
+            file.writelines(draw.choices(sentences, k=10_000))
+        file.truncate(size)
 
 
 def measured(own: Path, stage: str, limit: float) -> str:
