@@ -6,8 +6,8 @@
 
 `forged`: the stage `corpus` on one file after the other, of every format in FORMATS.md, mutated or
 made to do harm; each second one lies beside a sound text. Held is that it is read, left out in a
-line, or refused in a sentence; within two minutes and 1 GB beyond what the process had, those of
-its readers included; and nothing is executed, connected to, or written but `corpus.json`, and
+line, or refused in a sentence; within 90 seconds of processors and 1 GB beyond what the process
+had, those of its readers included; and nothing is executed, connected to, or written but `corpus.json`, and
 nothing outside the folder is read. PDF is among them where `pypdf` is installed.
 
 `killed`: SIGKILL of `corpus` and of `tokenize` at moments drawn over their whole time, on a folder
@@ -36,7 +36,7 @@ from pathlib import Path
 
 from forged_sources import Files, bombs, mutated, sound, special
 from fuzz import project
-from isolation import held
+from isolation import cpu_seconds, held
 from names import processor_seconds
 
 from stages import corpus
@@ -44,7 +44,8 @@ from stages.lm.core.errors import UserError
 from stages.lm.sources.isolation import stop
 
 ROOT = Path(__file__).resolve().parents[2]
-SECONDS = 120
+SECONDS = 90
+"""Of processors, for a file. A reader may take 60 for a part."""
 MEMORY = 1_000_000_000
 WATCH = """
 import os, sys
@@ -162,19 +163,20 @@ def outcome(own: Path, watch: str) -> tuple[str, float, int]:
             os.write(writer, told(own).encode("utf-8", "replace"))
         os._exit(0)
     os.close(writer)
-    first, peak = 0, 0
+    first, peak, late = 0, 0, []
     while not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
         now = memory_of(pid)
         first, peak = first or now, max(peak, now)
-        if time.monotonic() - began > SECONDS:
-            os.kill(pid, signal.SIGKILL)  # the readers' processes end with it
+        with suppress(OSError):
+            if sum(map(cpu_seconds, family(pid))) > SECONDS:
+                late = [os.kill(int(each), signal.SIGKILL) for each in family(pid)]
         time.sleep(0.01)
     os.waitpid(pid, 0)
     with os.fdopen(reader, errors="replace") as pipe:
         result = pipe.read()
     seconds = time.monotonic() - began
     if not result:
-        result = f"FAILED: {'it never ended' if seconds > SECONDS else 'it crashed'}"
+        result = f"FAILED: {'it never ended' if late else 'it crashed'}"
     return result, seconds, peak - first
 
 
@@ -195,12 +197,20 @@ def told(own: Path) -> str:
     return f"left out: {left_out[0]}" if left_out else "read"
 
 
+def family(process: int) -> list[int | str]:
+    """A process and its children.
+
+    Raises:
+        OSError: it has ended.
+    """
+    return [process, *Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
 def memory_of(process: int, mapped: bool = False) -> int:
     """Bytes that a process and its children have in memory; `mapped` from files is as you say."""
     total = 0
     with suppress(OSError):
-        children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
-        for each in (process, *children):
+        for each in family(process):
             lines = Path(f"/proc/{each}/status").read_text().splitlines()
             name = "VmRSS:" if mapped else "RssAnon:"
             total += sum(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
