@@ -7,8 +7,8 @@
 `forged`: the stage `corpus` on one file after the other, of every format in FORMATS.md, mutated or
 made to do harm; each second one lies beside a sound text. Held is that it is read, left out in a
 line, or refused in a sentence; within 90 seconds of processors and 1 GB beyond what the process
-had, those of its readers included; and nothing is executed, connected to, or written but `corpus.json`, and
-nothing outside the folder is read. PDF is among them where `pypdf` is installed.
+had, those of its readers included; and nothing is executed, connected to, or written but
+`corpus.json`, and nothing outside the folder is read. PDF is among them where `pypdf` is there.
 
 `killed`: SIGKILL of `corpus` and of `tokenize` at moments drawn over their whole time, on a folder
 with every format; then both run again. Held is that `corpus.json` and `models/tokens/` have the
