@@ -5,6 +5,7 @@ survive a click is kept in `st.session_state`. Loading and decoding are done by 
 """
 
 import gc
+import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from chat_tab import chat_tab
 from compare_tab import compare_tab
 from progress import training_progress
 from read_tab import read_tab
+from streamlit import runtime
 from write_tab import write_tab
 from writing import Request
 
@@ -44,6 +46,12 @@ PRESETS = {
 
 def main() -> None:
     """The whole page."""
+    if not runtime.exists():
+        # Also where `python -m app.generate` in this folder finds the page instead of the package.
+        sys.exit(
+            "error: app/app.py is the page; start it with `streamlit run app/app.py`. That and "
+            "`python -m app.generate` are run in the project's folder."
+        )
     # No icon: the browser would fetch it from another server.
     st.set_page_config("Write with your model", layout="wide")
     st.title("Write with your model")

@@ -53,12 +53,14 @@ def number(kind: type[int] | type[float], low: int, high: int) -> Callable[[str]
 
 
 class PromptParser(Parser):
-    """Says how to give a prompt that looks like an option."""
+    """Says how to give a prompt of several words, or one that looks like an option."""
 
     def error(self, message: str) -> NoReturn:
         """Raise a `UserError`."""
         if "unrecognized arguments: -" in message or "ignored explicit argument" in message:
             message += f". A prompt with a dash in front comes after --: `{self.prog} -- -x`"
+        elif "unrecognized arguments" in message:
+            message += f'. A prompt of several words stands in quotes: `{self.prog} "a b"`'
         super().error(message)
 
 

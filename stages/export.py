@@ -1,4 +1,4 @@
-"""`python -m stages.export FOLDER`: a model as files for other programs (Hugging Face, GGUF)."""
+"""`python -m stages.export FOLDER`: a model as files for other programs."""
 
 import importlib.util
 import shutil
@@ -10,17 +10,24 @@ from stages.lm.core import paths
 from stages.lm.core.errors import UserError
 from stages.lm.core.files import dangling_link, temporary_name, write_errors
 from stages.lm.core.stage import Parser, run_stage
-from stages.lm.export.gguf_file import KINDS, write_gguf
+from stages.lm.export.adapter import write_adapter
+from stages.lm.export.gguf_file import KINDS, tokenizer_model, write_gguf
 from stages.lm.export.huggingface import write_huggingface
+from stages.lm.export.modelfile import write_modelfile
 from stages.lm.export.pattern_names import pattern_name
 from stages.lm.inference.loading import LoadedModel, load_model
 
-FORMATS = ("huggingface", *(f"gguf-{kind}" for kind in KINDS))
+GGUF = {f"gguf-{kind}": kind for kind in KINDS}
+FORMATS = ("huggingface", "adapter", *GGUF)
 CHECK_TEXT = "It's a test: 12345 Wölfe, привет, 我们 🙂\n\n\t  the end ... "
 """Default text for the comparison of logits with transformers."""
 GPT_4O_NOTE = (
     "note: llama.cpp's version of the pattern gpt-4o splits combining marks (of Hindi, of "
     "decomposed accents) from their letters, so text with such marks gets other token ids there."
+)
+UNIGRAM_NOTE = (
+    "note: for unigram vocabularies, llama.cpp puts a space more before text that begins with one, "
+    "and takes characters that the vocabulary spells in bytes for unknown ones."
 )
 TOLERANCE = 1e-3
 """Largest absolute difference of logits; float32 rounds to about a millionth of them."""
@@ -70,20 +77,31 @@ def main(arguments: list[str] | None = None) -> None:
             partial.replace(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-        for file in sorted(folder.iterdir()):
+        for file in sorted(file for file in folder.rglob("*") if file.is_file()):
             print(f"{paths.shown(file)}: {file.stat().st_size:,} bytes")
-    if asked.format != ["huggingface"] and pattern_name(loaded.tokenizer) == "gpt-4o":
-        print(GPT_4O_NOTE)
+    if GGUF.keys() & asked.format:
+        kind = tokenizer_model(loaded.tokenizer)
+        if kind == "t5":
+            print(UNIGRAM_NOTE)
+        elif kind == "gpt2" and pattern_name(loaded.tokenizer) == "gpt-4o":
+            print(GPT_4O_NOTE)
 
 
 def write(loaded: LoadedModel, folder: Path, formats: list[str]) -> None:
-    """Write each format into a folder."""
-    for name in dict.fromkeys(formats):
-        if name == "huggingface":
-            write_huggingface(loaded, folder)
-        else:
-            kind = name.removeprefix("gguf-")
-            write_gguf(loaded, folder / f"model-{kind}.gguf", kind)
+    """Write each format into a folder.
+
+    Adapters get a folder inside it: transformers would load their base instead of what is beside.
+    """
+    if "huggingface" in formats:
+        write_huggingface(loaded, folder)
+    if "adapter" in formats:
+        (folder / "adapter").mkdir()
+        write_adapter(loaded, folder / "adapter")
+    kinds = [GGUF[name] for name in dict.fromkeys(formats) if name in GGUF]
+    for kind in kinds:
+        write_gguf(loaded, folder / f"model-{kind}.gguf", kind)
+    if kinds:
+        write_modelfile(loaded, folder, [f"model-{kind}.gguf" for kind in kinds])
 
 
 @torch.inference_mode()

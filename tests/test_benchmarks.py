@@ -9,7 +9,8 @@ FOLDER = Path(__file__).with_name("benchmarks")
 
 
 @pytest.mark.parametrize(
-    "name", ["llamacpp", "nanogpt", "pretrained", "quantizers", "throughput", "tokenizing"]
+    "name",
+    ["conversation", "llamacpp", "nanogpt", "pretrained", "quantizers", "throughput", "tokenizing"],
 )
 def test_a_benchmark_loads(name):
     assert "main" in runpy.run_path(str(FOLDER / f"{name}.py"), run_name=name)

@@ -32,6 +32,27 @@ def test_the_record_names_the_text(record):
     assert found["sha256"] == hashlib.sha256(text).hexdigest()
 
 
+@pytest.mark.parametrize("name", ["input.txt", "input/a.txt"])
+def test_what_is_not_utf8_in_a_single_text_is_told(workspace, capsys, name):
+    text = "Die Bären mögen süßen Honig, und zwar täglich.\n".encode("latin-1") * 20
+    (paths.DATA / name).write_bytes(text)
+    corpus.main()
+    assert "% of the text is not UTF-8" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "reason"),
+    [
+        ("a.docx", b"PK\3\4", "damaged, or of a kind that cannot be read"),
+        ("a.html", b"<p></p>" * 50, "nothing but white space"),
+    ],
+)
+def test_a_single_file_without_text_is_refused_with_the_reason(workspace, name, data, reason):
+    (paths.INPUT / name).write_bytes(data)
+    with pytest.raises(UserError, match=f"{name} holds .*{reason}"):
+        corpus.main()
+
+
 def test_an_empty_folder_means_the_sample_which_is_not_written_there(workspace, sample):
     (paths.INPUT / ".DS_Store").write_bytes(b"hidden")
     corpus.main()

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from stages import corpus, tokenize_text
 from stages.lm.core import paths
 from stages.lm.core.errors import UserError
+from stages.lm.corpus import documents
 from stages.lm.corpus.assignment import given_split, split_by_hash
 from stages.lm.corpus.chosen import chosen_survey, corpus_of
 from stages.lm.corpus.duplicates import SIMILAR, DuplicateFinder, common_share, smaller_hashes
@@ -384,6 +385,13 @@ def test_the_context_of_auto_holds_nearly_all(kind, long, context):
 def test_too_few_documents_are_refused(workspace):
     files = {f"{n}.txt": "the same in all of them" for n in range(30)}
     with pytest.raises(UserError, match="1 different document cannot be split"):
+        run(files)
+
+
+def test_too_many_documents_are_refused(workspace, monkeypatch):
+    monkeypatch.setattr(documents, "MAX_DOCUMENTS", 30)
+    files = {"names.csv": "name\n" + "".join(f"{n}\n" for n in range(31))}
+    with pytest.raises(UserError, match="more than 30 documents"):
         run(files)
 
 

@@ -142,15 +142,18 @@ def test_the_card_tells_the_training_and_the_scheme(make_loaded, tmp_path):
     loaded = make_loaded(SHAPES["qwen3"])
     provenance = {
         "data": {"splits": {"train": {"bytes": 1234567, "tokens": 4321}}},
-        "metrics": {"best_epoch": 7},
+        "metrics": {"best_epoch": 7, "best_val_loss": 1.25},
+        "init_from": "owner/theirs",
     }
     told = of(loaded.model, loaded.tokenizer, "int8", provenance)
     write_huggingface(told, tmp_path)
     card = (tmp_path / "README.md").read_text("utf-8")
-    assert "1,234,567 bytes (4,321 tokens), 7 epochs" in card and "quantized (int8)" in card
+    assert "1,234,567 bytes (4,321 tokens), 7 epochs; 1.2500 nats" in card
+    assert "quantized (int8)" in card and "base_model: owner/theirs\n" in card
+    assert "weights of owner/theirs, whose licence" in card
     write_huggingface(loaded, tmp_path)
     card = (tmp_path / "README.md").read_text("utf-8")
-    assert "not recorded" in card and "quantized" not in card
+    assert "not recorded" in card and "quantized" not in card and "licence" not in card
 
 
 # Tokens as text -----------------------------------------------------------------------------------
@@ -367,7 +370,7 @@ def test_the_command_writes_all_it_is_asked_for_and_compares(model_file, tmp_pat
     assert apart < 1e-5
     names = {"model.safetensors", "config.json", "generation_config.json", "README.md"}
     names |= {"tokenizer.json", "tokenizer_config.json"}
-    names |= {f"model-{kind}.gguf" for kind in ("f32", "f16", "q8_0", "q4_0")}
+    names |= {f"model-{kind}.gguf" for kind in ("f32", "f16", "q8_0", "q4_0")} | {"Modelfile"}
     assert {file.name for file in folder.iterdir()} == names
     assert [file.name for file in folder.parent.iterdir()] == ["out"]
 
@@ -405,7 +408,7 @@ def test_an_empty_folder_is_taken_and_a_full_one_refused(model_file, tmp_path):
     before = (folder / "model-f32.gguf").read_bytes()
     with pytest.raises(UserError, match="is not empty"):
         export.main([str(folder), "--model", str(model_file)])
-    assert [file.name for file in folder.iterdir()] == ["model-f32.gguf"]
+    assert {file.name for file in folder.iterdir()} == {"model-f32.gguf", "Modelfile"}
     assert (folder / "model-f32.gguf").read_bytes() == before
 
 

@@ -230,6 +230,11 @@ def test_a_prompt_with_a_dash_in_front_is_told_its_place(prompt: str) -> None:
         generate.main([prompt])
 
 
+def test_a_prompt_without_quotes_is_told_its_quotes() -> None:
+    with pytest.raises(UserError, match=r"several words stands in quotes: `.* \"a b\"`"):
+        generate.main(["The", "graph"])
+
+
 def test_a_prompt_that_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
     file = tmp_path / "prompt"
     flags = ["--prompt-file", str(file)]

@@ -2,9 +2,11 @@
 
 import json
 import random
+from base64 import b64encode
 from itertools import chain, pairwise
 
 import gguf
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -370,6 +372,32 @@ def test_a_tokenizer_comes_back_from_the_gguf_file_that_is_written_of_it(
         if metadata["tokenizer.ggml.model"] != "llama":
             assert ids == found.encode(piece.encode())
         assert found.decode(ids) == found.decode(found.encode(piece.encode()))
+
+
+def test_a_unigram_vocabulary_is_written_with_its_scores(trained, tmp_path):
+    document = json.loads(trained["unigram"].to_str())
+
+    def written(normalizer):
+        found = HFTokenizer(json.dumps(document | {"normalizer": normalizer}), "theirs")
+        writer = gguf.GGUFWriter(tmp_path / "a.gguf", "llama")
+        add_tokenizer(writer, found, [])
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.close()
+        prefix = "tokenizer.ggml."
+        metadata = read_gguf(tmp_path / "a.gguf").metadata
+        return {k.removeprefix(prefix): v for k, v in metadata.items() if k.startswith(prefix)}
+
+    charsmap = bytes([4, 0, 0, 0, 0, 0, 0, 0, 0])
+    told = written({"type": "Precompiled", "precompiled_charsmap": b64encode(charsmap).decode()})
+    assert (told["model"], told["unknown_token_id"], told["add_space_prefix"]) == ("t5", 0, True)
+    assert bytes(told["precompiled_charsmap"]) == charsmap
+    pieces, scores = zip(*document["model"]["vocab"], strict=True)
+    assert tuple(told["tokens"]) == pieces and np.allclose(told["scores"], scores)
+    kinds = {token: told["token_type"][pieces.index(token)] for token in ("<s>", "<0x41>", "a")}
+    assert kinds == {"<s>": 3, "<0x41>": 6, "a": 1}
+    with pytest.raises(UserError, match=r"changes text by NFKC.*format huggingface"):
+        written({"type": "NFKC"})
 
 
 def test_a_damaged_gguf_file_is_refused_in_a_sentence(trained, tmp_path):

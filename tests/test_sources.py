@@ -486,6 +486,7 @@ def last_answer(path):
         ("a.parquet", parquet(text=["x" * 1000] * 10_000), "expands to far more"),
         ("a.docx", docx("<a>" * 2000), "elements in elements"),
         ("a.html", b"x" * 1_000_001, "a page of more than"),
+        ("a.epub", epub("x" * 1_000_001), "a page of more than"),
     ],
 )
 def test_books_that_expand_or_reach_out_are_refused(tmp_path, monkeypatch, name, data, refusal):

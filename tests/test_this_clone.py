@@ -74,3 +74,9 @@ def test_code_of_another_clone_that_is_imported_already_is_refused(
     monkeypatch.setattr(sys, "path", list(sys.path))
     with pytest.raises(ImportError, match="another clone, /other clone/stages"):
         runpy.run_path(str(ROOT / "app" / "this_clone.py"))
+
+
+def test_the_page_run_as_a_program_says_how_it_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "app"))
+    with pytest.raises(SystemExit, match=r"start it with `streamlit run app/app.py`"):
+        runpy.run_path(str(ROOT / "app" / "app.py"))

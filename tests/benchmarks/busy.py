@@ -158,6 +158,7 @@ def write(quantized: bool) -> Step:
     """Text from a model of random weights."""
     import throughput
 
+    from stages.lm.data.meta import TokenizerMeta
     from stages.lm.inference.generation import SamplingSettings, generate_text
     from stages.lm.inference.loading import load_model
     from stages.lm.model.checkpoint import Checkpoint
@@ -168,10 +169,8 @@ def write(quantized: bool) -> Step:
     config, _ = throughput.of_recipe("quick")
     tokenizer = train_bpe(iter(["a text of few words, said again and again. " * 40]), 300, "gpt-2")
     config = replace(config, vocab_size=tokenizer.vocab_size)
-    kept = {"name": tokenizer.name, "pattern": tokenizer.pattern}
-    checkpoint = Checkpoint(
-        config, Transformer(config).state_dict(), kept | {"vocabulary": tokenizer.to_text()}, {}
-    )
+    kept = TokenizerMeta(tokenizer.name, tokenizer.pattern).stored(tokenizer.to_text())
+    checkpoint = Checkpoint(config, Transformer(config).state_dict(), kept, {})
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.pt")
         (quantize_checkpoint(checkpoint, "int4") if quantized else checkpoint).save(path)

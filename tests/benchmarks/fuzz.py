@@ -217,6 +217,10 @@ ABSURD = [
 ]
 
 
+ANY_TEXT = {"evaluate.prompt", "evaluate.also", "corpus.text", "corpus.completion"}
+"""Settings that may be any text. `corpus.prompt` needs `corpus.completion` beside it."""
+
+
 def settings_cases() -> list[tuple[str, str, str | None]]:
     """Sections, keys and what stands there in YAML; None removes the key."""
     cases: list[tuple[str, str, str | None]] = []
@@ -268,7 +272,7 @@ def settings_case(folder: Path, cases: list[tuple[str, str, str | None]], number
         except UserError as error:
             message = str(error)
         else:
-            free = (section, key) in (("evaluate", "prompt"), ("evaluate", "also"))  # any text
+            free = f"{section}.{key}" in ANY_TEXT
             return "any text" if free else f"FAILED: {section}.{key} may be {raw!r:.40}"
     if "\n" in message or len(message) > 2200 or "params.yaml" not in message:
         return f"FAILED: {message:.200} is no sentence"

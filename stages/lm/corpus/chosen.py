@@ -1,5 +1,6 @@
 """Which of the user's files are learned from."""
 
+from collections import deque
 from pathlib import Path
 
 from ..core import paths
@@ -7,6 +8,7 @@ from ..core.errors import UserError
 from ..core.files import is_there, read_errors
 from ..data.splits import SPLITS
 from ..settings.corpus import CorpusSettings
+from ..sources.files import SourceFile
 from ..sources.reading import read_documents
 from ..sources.survey import Survey, survey
 from ..sources.tables import TABLES
@@ -72,23 +74,38 @@ def corpus_of(chosen: Survey, settings: CorpusSettings, shares: dict[str, float]
     """
     if chosen.kind == "records":
         return record_corpus(chosen, shares)
-    texts = single_texts(chosen)
+    texts, lines = single_texts(chosen)
     if texts:
-        return text_corpus(texts, shares)
+        return text_corpus(texts, shares, tuple(lines))
     return document_corpus(chosen, shares, settings.duplicates == "drop")
 
 
-def single_texts(chosen: Survey) -> dict[str, Text]:
-    """The text for each split, where there is one file, or one for each; else empty."""
-    texts: dict[str, Text] = {}
+def single_texts(chosen: Survey) -> tuple[dict[str, Text], list[str]]:
+    """The text for each split, where there is one file, or one for each; else empty.
+
+    And what the user should know about them.
+
+    Raises:
+        UserError: nothing can be read of one.
+    """
+    files: dict[str, SourceFile] = {}
     for file in chosen.files:
-        split = given_split(file.name) if len(chosen.files) > 1 else None
-        split = split or "train"
-        if file.format in TABLES or split in texts:
-            return {}
+        split = (given_split(file.name) if len(chosen.files) > 1 else None) or "train"
+        if file.format in TABLES or split in files:
+            return {}, []
+        files[split] = file
+    texts: dict[str, Text] = {}
+    lines: list[str] = []
+    if "train" not in files:
+        return texts, lines
+    for split in filter(files.get, SPLITS):
+        file = files[split]
+        alone = Survey(chosen.folder, (file,), (), chosen.settings)
+        pieces = (document.text for document in read_documents(alone, lines.append))
         content: Path | bytes = file.path
-        if file.format != "plain" or file.packing or file.encoding:
-            alone = Survey(chosen.folder, (file,), (), chosen.settings)
-            content = b"".join(document.text for document in read_documents(alone))
-        texts[split] = Text(paths.shown(file.path), content)
-    return {split: texts[split] for split in SPLITS if split in texts} if "train" in texts else {}
+        if alone.plain_text:
+            deque(pieces, maxlen=0)  # only for the lines
+        elif not (content := b"".join(pieces)):
+            raise UserError(f"{file.shown} holds no text to learn from: {'; '.join(lines)}.")
+        texts[split] = Text(file.shown, content)
+    return texts, lines

@@ -19,6 +19,8 @@ from .duplicates import DuplicateFinder
 
 MANY = 20
 """From so many documents on, whole documents are held out; else the end of all of them."""
+MAX_DOCUMENTS = 10_000_000
+"""More are refused: each takes some 60 bytes of memory while equal ones are searched."""
 NOT_END = "\ufffd".encode()
 """In place of the byte that ends documents, which no text in UTF-8 has."""
 
@@ -37,7 +39,11 @@ class Listing:
 
     @classmethod
     def of(cls, survey: Survey) -> "Listing":
-        """Read all documents of a survey."""
+        """Read all documents of a survey.
+
+        Raises:
+            UserError: a file cannot be read, or there are more than `MAX_DOCUMENTS`.
+        """
         listing, digest, size = cls(), sha256(), 0
         for document in without_ends(read_documents(survey, listing.lines.append)):
             size += len(document.text)
@@ -47,6 +53,11 @@ class Listing:
                 split = given_split(document.name)
                 listing.given.append(SPLITS.index(split) if split else -1)
                 listing.sizes.append(size)
+                if len(listing.sizes) > MAX_DOCUMENTS:
+                    raise UserError(
+                        f"{shown(survey.folder)} holds more than {MAX_DOCUMENTS:,} documents; "
+                        "learn from a part of them, or from all as one text, in a .txt file."
+                    )
                 digest.update(TEXT_END)
                 size = 0
         listing.sha256 = digest.hexdigest()

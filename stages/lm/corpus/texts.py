@@ -47,10 +47,12 @@ class Text:
         return sha256_file(self.content)
 
 
-def text_corpus(texts: dict[str, Text], shares: dict[str, float]) -> Corpus:
+def text_corpus(
+    texts: dict[str, Text], shares: dict[str, float], lines: tuple[str, ...] = ()
+) -> Corpus:
     """A corpus of the text for `train`, from whose end the splits are cut that have no text.
 
-    `shares` are those of val and test.
+    `shares` are those of val and test, `lines` what the user should know.
 
     Raises:
         UserError: a text is blank, or too short to be split.
@@ -85,4 +87,5 @@ def text_corpus(texts: dict[str, Text], shares: dict[str, float]) -> Corpus:
             for split, (text, part) in parts.items()
             for chunk in text.chunks(part)
         ),
+        lines=lines,
     )

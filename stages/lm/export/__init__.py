@@ -1,1 +1,1 @@
-"""Writers of other programs' model formats: Hugging Face folders and GGUF files."""
+"""Writers of other programs' model formats: Hugging Face, PEFT, GGUF, Ollama."""

@@ -5,8 +5,9 @@ specified in `docs/gguf.md` of ggml; the `gguf` package of llama.cpp does the en
 and tensor names are those of its `gguf/constants.py`.
 """
 
+import base64
+import json
 from pathlib import Path
-from typing import TypeGuard
 
 import gguf
 import numpy as np
@@ -14,6 +15,7 @@ from gguf import GGMLQuantizationType as Kind
 from gguf.quants import quantize
 from torch import Tensor
 
+from ..core.errors import UserError
 from ..inference.loading import LoadedModel
 from ..model.config import ModelConfig
 from ..model.rope import yarn_attention
@@ -21,7 +23,7 @@ from ..pretrained.gguf_weights import ROPE_FREQUENCIES, gguf_tensors, interleave
 from ..quantization.schemes import to_f16
 from ..text.byte_level import printed_merges, printed_tokens
 from ..text.conversation import end_token
-from ..text.hf_tokenizer import BYTE_NAME, HFTokenizer
+from ..text.hf_tokenizer import BYTE_NAME, SPACE, HFTokenizer
 from ..text.interface import Tokenizer
 from ..text.tokenizer import BytePairTokenizer
 from .pattern_names import pattern_name
@@ -112,16 +114,19 @@ def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, opening: list[i
             printed[token] = name
     # llama.cpp wants a name for gaps too.
     writer.add_token_list([name or f"[UNUSED{token}]" for token, name in enumerate(printed)])
-    writer.add_token_types(
-        [token_type(tokenizer, token, name) for token, name in enumerate(printed)]
-    )
-    if is_sentencepiece(tokenizer):
-        add_scores(writer, printed, merges, tokenizer)
-    else:
-        writer.add_tokenizer_model("gpt2")
+    kind = tokenizer_model(tokenizer)
+    writer.add_tokenizer_model(kind)
+    writer.add_token_types(token_types(tokenizer, printed, kind))
+    if kind == "gpt2":
         writer.add_tokenizer_pre(pattern_name(tokenizer))
         writer.add_token_merges([" ".join(pair) for pair in merges])
         writer.add_add_space_prefix(False)
+    else:
+        assert isinstance(tokenizer, HFTokenizer)
+        writer.add_token_scores(
+            merge_scores(printed, merges) if kind == "llama" else add_unigram(writer, tokenizer)
+        )
+        writer.add_add_space_prefix(puts_space_first(tokenizer))
     if tokenizer.chat.template:
         writer.add_chat_template(tokenizer.chat.template)
     end = end_token(tokenizer)
@@ -136,43 +141,72 @@ def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, opening: list[i
     writer.add_add_eos_token(False)
 
 
-def is_sentencepiece(tokenizer: Tokenizer) -> TypeGuard[HFTokenizer]:
-    """Whether it merges characters instead of bytes, as SentencePiece's BPE does."""
+def tokenizer_model(tokenizer: Tokenizer) -> str:
+    """llama.cpp's name for what makes tokens of text.
+
+    `gpt2` merges bytes, `llama` merges characters (SentencePiece's BPE), and `t5` takes the tokens
+    with the highest sum of scores (its unigram models).
+    """
     if not isinstance(tokenizer, HFTokenizer):
-        return False
+        return "gpt2"
     kinds = {part["type"] for part in tokenizer.parts("decoder")}
-    return "ByteFallback" in kinds and bool(tokenizer.printed_merges())
+    if "ByteLevel" not in kinds and not tokenizer.printed_merges():
+        return "t5"
+    return "llama" if "ByteFallback" in kinds else "gpt2"
 
 
-def add_scores(
-    writer: gguf.GGUFWriter,
-    printed: list[str],
-    merges: list[tuple[str, str]],
-    tokenizer: HFTokenizer,
-) -> None:
-    """Add a SentencePiece vocabulary, in which the token with the highest score is merged first."""
+def merge_scores(printed: list[str], merges: list[tuple[str, str]]) -> list[float]:
+    """Scores of tokens of which the one with the highest is merged first."""
     ranks = {"".join(pair): rank for rank, pair in reversed([*enumerate(merges)])}
-    writer.add_tokenizer_model("llama")
-    writer.add_token_scores([-float(ranks.get(token, len(merges))) for token in printed])
+    return [-float(ranks.get(token, len(merges))) for token in printed]
+
+
+def add_unigram(writer: gguf.GGUFWriter, tokenizer: HFTokenizer) -> list[float]:
+    """Add what a unigram vocabulary needs besides its scores, which are returned.
+
+    Raises:
+        UserError: llama.cpp would make other tokens of some texts.
+    """
+    model = json.loads(tokenizer.to_text())["model"]
     parts = [*tokenizer.parts("normalizer"), *tokenizer.parts("pre_tokenizer")]
-    writer.add_add_space_prefix(
-        any(
-            part["type"] == "Prepend" or part.get("prepend_scheme", "never") != "never"
-            for part in parts
-        )
+    for part in parts:
+        if part["type"] == "Precompiled":
+            writer.add_precompiled_charsmap(base64.b64decode(part["precompiled_charsmap"]))
+        elif part["type"] not in ("Metaspace", "Prepend") and part.get("content") != SPACE:
+            raise UserError(
+                f"the model's vocabulary {tokenizer.name} changes text by {part['type']}, which "
+                "llama.cpp does not do for unigram vocabularies; ask for the format huggingface."
+            )
+    writer.add_unk_token_id(model["unk_id"])
+    writer.add_remove_extra_whitespaces(False)
+    scores = [float(score) for _, score in model["vocab"]]
+    return scores + [0.0] * (tokenizer.vocab_size - len(scores))
+
+
+def puts_space_first(tokenizer: HFTokenizer) -> bool:
+    """Whether a space is put before a text."""
+    parts = [*tokenizer.parts("normalizer"), *tokenizer.parts("pre_tokenizer")]
+    return any(
+        part["type"] == "Prepend" or part.get("prepend_scheme", "never") != "never"
+        for part in parts
     )
 
 
-def token_type(tokenizer: Tokenizer, token: int, printed: str) -> gguf.TokenType:
-    """llama.cpp's type of a token: control tokens have one of their own, and so have gaps."""
-    if token in tokenizer.control:
-        return gguf.TokenType.CONTROL
-    if not tokenizer.tokens[token]:
-        return gguf.TokenType.UNUSED
-    if isinstance(tokenizer, HFTokenizer) and token in tokenizer.added:
-        return gguf.TokenType.USER_DEFINED
-    is_byte = is_sentencepiece(tokenizer) and BYTE_NAME.fullmatch(printed)
-    return gguf.TokenType.BYTE if is_byte else gguf.TokenType.NORMAL
+def token_types(tokenizer: Tokenizer, printed: list[str], kind: str) -> list[gguf.TokenType]:
+    """llama.cpp's types of all tokens: control tokens have one of their own, and so have gaps."""
+    added = tokenizer.added if isinstance(tokenizer, HFTokenizer) else ()
+
+    def type_of(token: int, name: str) -> gguf.TokenType:
+        if token in tokenizer.control:
+            return gguf.TokenType.CONTROL
+        if not tokenizer.tokens[token]:
+            return gguf.TokenType.UNUSED
+        if token in added:
+            return gguf.TokenType.USER_DEFINED
+        is_byte = kind != "gpt2" and BYTE_NAME.fullmatch(name)
+        return gguf.TokenType.BYTE if is_byte else gguf.TokenType.NORMAL
+
+    return [type_of(token, name) for token, name in enumerate(printed)]
 
 
 def stored_kind(name: str, tensor: Tensor, kind: str, config: ModelConfig) -> Kind:

@@ -14,12 +14,14 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Regex, decoders, pre_tokenizers, processors
 from tokenizers import Tokenizer as HFTokenizer
 from tokenizers.models import BPE
+from torch import Tensor
 
 from ..core.files import write_json, write_text
 from ..inference.generation import DEFAULT_LENGTH, SamplingSettings
 from ..inference.loading import LoadedModel
 from ..model.config import ModelConfig
 from ..pretrained.hf_weights import huggingface_tensors, shift_norms
+from ..settings.init_from import SCRATCH
 from ..text.byte_level import printed_merges, printed_tokens
 from ..text.conversation import end_token
 from ..text.interface import Tokenizer
@@ -41,10 +43,7 @@ def write_huggingface(loaded: LoadedModel, folder: Path) -> None:
         for name, tensor in tensors.items()
     }
     vocabulary, chat = tokenizer_json(loaded.tokenizer, loaded.opening), loaded.tokenizer.chat
-    try:
-        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    except SafetensorError as error:  # it has no other errors than the system's
-        raise OSError(str(error)) from error
+    save_tensors(tensors, folder / "model.safetensors")
     write_text(folder / "tokenizer.json", vocabulary)
     end = end_token(loaded.tokenizer)
     named = {"bos_token": chat.bos_token, "eos_token": chat.eos_token}
@@ -75,6 +74,14 @@ def write_huggingface(loaded: LoadedModel, folder: Path) -> None:
         },
     )
     write_text(folder / "README.md", card(loaded))
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write tensors to a file in the format safetensors, as transformers and PEFT read it."""
+    try:
+        save_file(tensors, path, {"format": "pt"})
+    except SafetensorError as error:  # it has no other errors than the system's
+        raise OSError(str(error)) from error
 
 
 def config_json(config: ModelConfig, end: int | None) -> dict[str, Any]:
@@ -146,10 +153,13 @@ def with_opening(result: HFTokenizer, tokenizer: Tokenizer, opening: Sequence[in
 def card(loaded: LoadedModel) -> str:
     """The model card `README.md`: what the model is and how to use it."""
     config = loaded.config
+    start = loaded.provenance.get("init_from")
+    base = start if isinstance(start, str) and start != SCRATCH else ""
     lines = [
         "---",
         "library_name: transformers",
         "pipeline_tag: text-generation",
+        *([f"base_model: {base}"] if "/" in base else []),
         "---",
         "",
         "# A small language model",
@@ -161,6 +171,8 @@ def card(loaded: LoadedModel) -> str:
     if loaded.scheme != "float32":
         lines += ["", f"The weights were quantized ({loaded.scheme}) and are stored as float32."]
     lines += ["", training_data(loaded.provenance)]
+    if base:
+        lines += ["", f"It began with the weights of {base}, whose licence holds for it, too."]
     usage = "It continues text. It has no chat format."
     example = [
         'prompt = tokenizer("Once upon a time", return_tensors="pt")',
@@ -198,7 +210,10 @@ def training_data(provenance: dict[str, Any]) -> str:
     """A sentence about the training data, from the provenance in the model file."""
     try:
         train = provenance["data"]["splits"]["train"]
-        epochs = provenance["metrics"]["best_epoch"]
-        return f"Trained on {train['bytes']:,} bytes ({train['tokens']:,} tokens), {epochs} epochs."
+        epochs, loss = (provenance["metrics"][key] for key in ("best_epoch", "best_val_loss"))
+        return (
+            f"Trained on {train['bytes']:,} bytes ({train['tokens']:,} tokens), {epochs} epochs; "
+            f"{loss:.4f} nats per token on the validation split."
+        )
     except (LookupError, TypeError, ValueError):
         return "What it was trained on is not recorded."

@@ -5,7 +5,7 @@ import re
 import urllib.parse
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
-from typing import BinaryIO
+from typing import IO, BinaryIO
 from xml.parsers import expat
 from zipfile import ZipFile
 
@@ -132,7 +132,7 @@ def html_text(data: bytes) -> str:
     return page.text()
 
 
-def read_html(source: BinaryIO) -> Iterator[str]:
+def read_html(source: IO[bytes]) -> Iterator[str]:
     """The text of a page, at once."""
     data = source.read(MAX_HTML + 1)
     if len(data) > MAX_HTML:
@@ -239,9 +239,9 @@ def read_epub(source: BinaryIO) -> Iterator[str]:
                 name = urllib.parse.unquote(items[chapter["idref"]])
                 inside = posixpath.normpath(posixpath.join(posixpath.dirname(package), name))
                 with archive.open(inside) as page:
-                    text = html_text(page.read(MAX_HTML))
-                if text:
-                    yield text + "\n\n"
+                    (text,) = read_html(page)
+                if text.strip():
+                    yield text + "\n"
 
 
 def read_pdf(source: BinaryIO) -> Iterator[str]:
