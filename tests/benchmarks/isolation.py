@@ -71,7 +71,7 @@ def run_isolated(
             lines += _read(reader)
             if done:
                 break
-            used = _cpu_seconds(worker)
+            used = cpu_seconds(worker)
             if now != int.from_bytes(place[:], "little"):
                 now, since = int.from_bytes(place[:], "little"), used
             if used - since > seconds:
@@ -97,7 +97,8 @@ def held(results: Counter) -> str:
     return f"{results.total():>9,} tried {sum(good.values()):>9,} held   ({how})"
 
 
-def _cpu_seconds(process: int) -> float:
+def cpu_seconds(process: int | str) -> float:
+    """Seconds of processor time that a process has used."""
     fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
 
