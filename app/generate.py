@@ -10,6 +10,7 @@ import re
 import stat
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import tee
 from operator import itemgetter
 from pathlib import Path
@@ -41,11 +42,9 @@ def number(kind: type[int] | type[float], low: int, high: int) -> Callable[[str]
     """A reader of numbers from `low` to `high`."""
 
     def read(text: str) -> float:
-        try:
+        with suppress(ValueError):
             if low <= (value := kind(text)) <= high:
                 return value
-        except ValueError:
-            pass
         noun = "a whole number" if kind is int else "a number"
         raise argparse.ArgumentTypeError(f"{text!r} must be {noun} from {low:,} to {high:,}")
 
@@ -230,9 +229,7 @@ def warn_of_dropped(loaded: LoadedModel, prompt: str) -> None:
 def sequences(
     loaded: LoadedModel, asked: argparse.Namespace, sampling: SamplingSettings
 ) -> Iterator[tuple[int, Iterator[GeneratedToken]]]:
-    """Each sequence's number and steps. The first of a batch comes as it is written, the others,
-    which are written beside it, once it is done.
-    """
+    """Each sequence's number and steps: the first of a batch as it is written, the others after it."""
     every = range(asked.first - 1, asked.first - 1 + asked.sequences)
     for start in range(0, asked.sequences, BATCH):
         indices = every[start : start + BATCH]

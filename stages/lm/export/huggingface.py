@@ -173,6 +173,24 @@ def card(loaded: LoadedModel) -> str:
     lines += ["", training_data(loaded.provenance)]
     if base:
         lines += ["", f"It began with the weights of {base}, whose licence holds for it, too."]
+    usage, example = how_to_use(loaded)
+    lines += [
+        "",
+        usage,
+        "",
+        "```python",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        'model = AutoModelForCausalLM.from_pretrained("FOLDER")',
+        'tokenizer = AutoTokenizer.from_pretrained("FOLDER")',
+        *example,
+        "```",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def how_to_use(loaded: LoadedModel) -> tuple[str, list[str]]:
+    """A sentence about what the model does, and lines of Python that do it."""
     usage = "It continues text. It has no chat format."
     example = [
         'prompt = tokenizer("Once upon a time", return_tensors="pt")',
@@ -191,19 +209,7 @@ def card(loaded: LoadedModel) -> str:
             'answer = model.generate(**prompt)[0, prompt["input_ids"].size(1) :]',
             "print(tokenizer.decode(answer, skip_special_tokens=True))",
         ]
-    lines += [
-        "",
-        usage,
-        "",
-        "```python",
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        "",
-        'model = AutoModelForCausalLM.from_pretrained("FOLDER")',
-        'tokenizer = AutoTokenizer.from_pretrained("FOLDER")',
-        *example,
-        "```",
-    ]
-    return "\n".join(lines) + "\n"
+    return usage, example
 
 
 def training_data(provenance: dict[str, Any]) -> str:
