@@ -229,7 +229,7 @@ def warn_of_dropped(loaded: LoadedModel, prompt: str) -> None:
 def sequences(
     loaded: LoadedModel, asked: argparse.Namespace, sampling: SamplingSettings
 ) -> Iterator[tuple[int, Iterator[GeneratedToken]]]:
-    """Each sequence's number and steps: the first of a batch as it is written, the others after it."""
+    """Each sequence's number and steps: the first of a batch as it comes, the others after it."""
     every = range(asked.first - 1, asked.first - 1 + asked.sequences)
     for start in range(0, asked.sequences, BATCH):
         indices = every[start : start + BATCH]
