@@ -3,6 +3,9 @@
 The same prompt, settings and seed give the same text as the page, to the last character.
 """
 
+if not __package__:
+    raise SystemExit("error: start it in the project's folder, as `python -m app.generate`")
+
 import argparse
 import io
 import os
@@ -83,11 +86,8 @@ def parser() -> Parser:
         help="a file that holds the prompt instead, or - for standard input; as it is, but without "
         "one new line at its end",
     )
-    made.add_argument(
-        "--chat",
-        action="store_true",
-        help="answer line by line; the prompt is the system message, an empty line begins anew",
-    )
+    chat = "answer line by line; the prompt is the system message, an empty line begins anew"
+    made.add_argument("--chat", action="store_true", help=chat)
     made.add_argument(
         "--written",
         type=token_ids,

@@ -5,6 +5,9 @@ sections of `params.yaml` are checked here, because DVC deletes a stage's output
 stage: a bad setting must stop the pipeline before any model is deleted.
 """
 
+if not __package__:
+    raise SystemExit("error: start it in the project's folder, as `python -m stages.corpus`")
+
 import os
 import shutil
 from itertools import chain

@@ -5,6 +5,9 @@ is copied from the training text. Models of records: loss of the completions, an
 answers.
 """
 
+if not __package__:
+    raise SystemExit("error: start it in the project's folder, as `python -m stages.evaluate`")
+
 from dataclasses import replace
 from typing import Any
 

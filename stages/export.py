@@ -1,5 +1,8 @@
 """`python -m stages.export FOLDER`: a model as files for other programs."""
 
+if not __package__:
+    raise SystemExit("error: start it in the project's folder, as `python -m stages.export`")
+
 import importlib.util
 import shutil
 from pathlib import Path

@@ -1,5 +1,8 @@
 """Stage `quantize`: `checkpoint.pt` -> `trained_model_quantized.pt`, and what it cost."""
 
+if not __package__:
+    raise SystemExit("error: start it in the project's folder, as `python -m stages.quantize`")
+
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 

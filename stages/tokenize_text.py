@@ -4,6 +4,9 @@ Text and documents are read in pieces; records are held in memory. Not called `t
 module of the standard library.
 """
 
+if not __package__:
+    raise SystemExit("error: start it in the project's folder, as `python -m stages.tokenize_text`")
+
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import astuple, dataclass

@@ -3,6 +3,9 @@
 Continues an unfinished run with the same settings, text and code.
 """
 
+if not __package__:
+    raise SystemExit("error: start it in the project's folder, as `python -m stages.train`")
+
 import signal
 import time
 from contextlib import suppress

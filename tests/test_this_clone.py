@@ -80,3 +80,16 @@ def test_the_page_run_as_a_program_says_how_it_is_started(monkeypatch: pytest.Mo
     monkeypatch.syspath_prepend(str(ROOT / "app"))
     with pytest.raises(SystemExit, match=r"start it with `streamlit run app/app.py`"):
         runpy.run_path(str(ROOT / "app" / "app.py"))
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["app.generate", *(f"stages.{path.stem}" for path in ROOT.glob("stages/[!_s]*.py"))],
+)
+def test_a_script_run_as_a_file_says_how_to_start_it(
+    environment: dict[str, str], module: str
+) -> None:
+    command = [sys.executable, str(ROOT / (module.replace(".", "/") + ".py"))]
+    told = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True)
+    assert told.returncode == 1
+    assert told.stderr == f"error: start it in the project's folder, as `python -m {module}`\n"
