@@ -16,7 +16,7 @@ NUMBERS = random.Random(0).sample(range(300, 2000), 12)
 
 
 @pytest.mark.parametrize(
-    "numbers", [[0, 1, 2, 100, NUMBERS[0]], pytest.param(NUMBERS[1:], marks=pytest.mark.slow)]
+    "numbers", [[1, 2, 100, NUMBERS[0]], pytest.param([0, *NUMBERS[1:]], marks=pytest.mark.slow)]
 )
 def test_any_text_trains_or_is_refused_in_a_sentence(tmp_path, numbers):
     assert_each_held(partial(fuzz.text_case, tmp_path / "project", 1), numbers)
