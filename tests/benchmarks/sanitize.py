@@ -31,11 +31,10 @@ from isolation import held, run_isolated
 from stages.lm.core.artifact import read_artifact, write_artifact
 from stages.lm.core.errors import UserError
 from stages.lm.data.meta import TokenizerMeta
-from stages.lm.inference import engine
+from stages.lm.inference import engine, native
 from stages.lm.inference.decoder import make_decoder
 from stages.lm.inference.generation import SamplingSettings, generate_text
 from stages.lm.inference.loading import load_model
-from stages.lm.inference.native import library
 from stages.lm.model.config import ModelConfig
 from stages.lm.quantization.quantized_model import QuantizedModel, shapes_of
 from stages.lm.quantization.schemes import GROUP_SIZE, QuantizedWeight, StoredWeight
@@ -272,7 +271,8 @@ def main() -> None:
                 in_sanitized_process([*sys.argv[1:], "--within", task], Path(name))
         return
     torch.set_num_threads(1)
-    assert library() is not None, "there is no engine to watch"
+    native.TIMEOUT = 900  # for a loaded machine; the checks take ten times as long to compile
+    assert native.library() is not None, "there is no engine to watch"
     engine.large_pages = WatchedPages
     if asked.within == "tests":
         sys.exit(pytest.main(["-q", "-n", "0", "-p", "no:cacheprovider", *TESTS]))
