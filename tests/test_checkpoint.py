@@ -75,6 +75,13 @@ def test_numbers_whose_sum_is_too_large_are_numbers(checkpoint):
     build_model(checkpoint.config, checkpoint.tensors | {"head.weight": weight})
 
 
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16, torch.int8])
+def test_weights_of_another_type_are_refused(checkpoint, kind):
+    weight = checkpoint.tensors["head.weight"].to(kind)
+    with pytest.raises(TypeError, match="not all float32"):
+        replace(checkpoint, tensors=checkpoint.tensors | {"head.weight": weight})
+
+
 @pytest.mark.parametrize("part", ["config", "tensors", "tokenizer", "provenance"])
 def test_a_checkpoint_without_a_part_is_refused(checkpoint, tmp_path, part):
     content = {
